@@ -1,0 +1,19 @@
+"""The exceptions of this package that are more than a TypeError or ValueError."""
+
+__all__ = ["CaptureError", "DataLost"]
+
+
+class CaptureError(ValueError):
+    """A source that is no capture, or one of a kind that is not read here. The text names the source and what was found."""
+
+
+class DataLost(OSError):
+    """Raised by `ReaderStream` once for each gap, if asked to; reading can go on behind it.
+
+    Attributes:
+        skip: number of missing bytes, -1 where the start of the stream was never seen.
+    """
+
+    def __init__(self, skip: int) -> None:
+        super().__init__("the start of the stream was not captured" if skip < 0 else f"{skip} bytes are missing here")
+        self.skip = skip
