@@ -1,0 +1,154 @@
+"""What all tests share: the package on each of its two cores, the corpus, and a summary that says what was skipped.
+
+Lives here: fixtures only, no test. `tcpreasm` runs a test once per core. The compiled core is the plain package `tcpreasm`; the pure one is the
+same files loaded a second time as `tcpreasm_pure`, so that both are there in one process and can be compared call by call. A
+core that is missing fails every test that needs it: it never skips.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY / "tests" / "data"
+IMPLEMENTATIONS = ("compiled", "pure")
+NAMES = {"compiled": "tcpreasm", "pure": "tcpreasm_pure"}
+
+
+@contextmanager
+def _demand(implementation: str) -> Iterator[None]:
+    """TCPREASM_IMPLEMENTATION as given, for as long as the block runs: child processes must not inherit it."""
+    before = os.environ.get("TCPREASM_IMPLEMENTATION")
+    os.environ["TCPREASM_IMPLEMENTATION"] = implementation
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TCPREASM_IMPLEMENTATION"]
+        else:
+            os.environ["TCPREASM_IMPLEMENTATION"] = before
+
+
+def load(implementation: str) -> ModuleType:
+    """The package on the core `implementation`, imported once a process. Fails the test where that core is not to be had."""
+    name = NAMES[implementation]
+    package = sys.modules.get(name)
+    if package is None:
+        try:
+            with _demand(implementation):
+                package = _import_as(name)
+        except ImportError as error:
+            for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                del sys.modules[loaded]  # the next test must see the same error, not a half-made package
+            pytest.fail(f"the {implementation} core cannot be loaded, and a missing core is a failure: {error!r}", pytrace=False)
+    if package.implementation != implementation:
+        pytest.fail(f"{name} runs on the {package.implementation} core, not on the {implementation} one", pytrace=False)
+    return package
+
+
+def _import_as(name: str) -> ModuleType:
+    if name == "tcpreasm":
+        return importlib.import_module(name)
+    installed = importlib.util.find_spec("tcpreasm")
+    if installed is None or installed.origin is None:
+        raise ModuleNotFoundError("tcpreasm is not installed", name="tcpreasm")
+    spec = importlib.util.spec_from_file_location(name, installed.origin, submodule_search_locations=[str(Path(installed.origin).parent)])
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    spec.loader.exec_module(package)
+    return package
+
+
+def submodule(package: ModuleType, path: str) -> ModuleType:
+    """A module of the given package: `submodule(tcpreasm, "capture.pcap")`."""
+    return importlib.import_module(f"{package.__name__}.{path}")
+
+
+def core_module(package: ModuleType, path: str) -> ModuleType:
+    """A module of the package's own core: `core_module(tcpreasm, "pages")` is `_compiled.pages` or `_pure.pages`."""
+    return submodule(package, f"_{package.implementation}.{path}")
+
+
+def corpus_folder() -> Path | None:
+    """Where the corpus is: TCPREASM_CORPUS, or ../shared/corpus seen from the repository. None where there is none."""
+    named = os.environ.get("TCPREASM_CORPUS")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "corpus"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def tcpreasm(request: pytest.FixtureRequest) -> ModuleType:
+    """The package, once on each core."""
+    return load(request.param)
+
+
+@pytest.fixture(scope="session")
+def both() -> tuple[ModuleType, ModuleType]:
+    """The package on the compiled and on the pure core, to be compared."""
+    return load("compiled"), load("pure")
+
+
+@pytest.fixture(scope="session", name="submodule")
+def _submodule() -> Callable[[ModuleType, str], ModuleType]:
+    """The function `submodule` above, for tests that would rather not import conftest."""
+    return submodule
+
+
+@pytest.fixture(scope="session")
+def core(tcpreasm: ModuleType) -> Callable[[str], ModuleType]:
+    """`core("pages")`: that module of the core at hand."""
+    return lambda path: core_module(tcpreasm, path)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """tests/data, the captures that the repository holds."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The corpus of real captures. It is too big for the repository: without it the test is skipped, and the summary says so."""
+    folder = corpus_folder()
+    if folder is None:
+        pytest.skip("THE CORPUS IS ABSENT: neither TCPREASM_CORPUS nor ../shared/corpus is a folder")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "corpus" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.corpus)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were skipped, each reason once, and whether the corpus was read."""
+    counts: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        longrepr = report.longrepr
+        reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        counts[reason] = counts.get(reason, 0) + 1
+    terminalreporter.section("skipped tests and the corpus")
+    terminalreporter.line(f"skipped: {sum(counts.values())} tests, {len(counts)} different reasons")
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        terminalreporter.line(f"  {count} x {reason}")
+    ran = sum(
+        1
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.stats.get(outcome, [])
+        if "corpus" in getattr(report, "keywords", ()) and report.when == "call"
+    )
+    folder = corpus_folder()
+    terminalreporter.line(f"corpus tests run: {ran}" + (", corpus present" if folder else ", CORPUS ABSENT"))
