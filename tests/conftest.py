@@ -1,8 +1,8 @@
 """What all tests share: the package on each of its two cores, the corpus, and a summary that says what was skipped.
 
-Lives here: fixtures only, no test. `tcpreasm` runs a test once per core. The compiled core is the plain package `tcpreasm`; the pure one is the
-same files loaded a second time as `tcpreasm_pure`, so that both are there in one process and can be compared call by call. A
-core that is missing fails every test that needs it: it never skips.
+Lives here: fixtures only, no test. `tcpreasm` runs a test once per core. The compiled core is the plain package `tcpreasm`; the
+pure one is the same files loaded a second time as `tcpreasm_pure`, so that both are there in one process and can be compared
+call by call. A core that is missing fails every test that needs it: it never skips.
 """
 
 from __future__ import annotations
