@@ -1,0 +1,715 @@
+"""`AssemblerBase`: the conductor. Takes segments, finds their connection, brings them into order, serves the stream.
+
+Called once a packet. Everything else in this core answers; only this one asks. State is committed before user code runs, so that a
+callback that raises, or another thread that comes in meanwhile, finds everything consistent.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from ..clock import Timestamp, to_ns
+from ..flow import Flow
+from ..segment import ACK, FIN, RST, SYN, TCPSegment
+from ..stats import COUNTERS, DROP_REASONS
+from ..verdict import Verdict
+from .connection import Connection, RawKey, Successor
+from .decode import decode_frame
+from .pages import PAGE_BYTES, Page, PageCache, PageList
+from .pool import StreamPoolBase
+from .reassembly import Reassembly
+from .sequence import add, difference
+
+__all__ = ["AssemblerBase"]
+
+SYN_REACH = 1 << 24  # a SYN that comes late lies at most so many bytes before the data that overtook it
+CONTINUES_WITHIN = 1 << 20  # what continues from a SYN lies at most so many bytes behind it
+CLOCK_STEP_NS = 60_000_000_000  # a packet that is further from the last one's time needs a second one to be believed
+CLOCK_CHANGE_NS = 3_600_000_000_000  # further ahead than this is a changed clock, not a quiet hour
+START_REACH = 1 << 30  # without a start, data within so many bytes of the first belongs together
+ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
+NEVER_NS = -ALWAYS_NS  # and none before this one
+
+_log = logging.getLogger("tcpreasm.assembly")
+
+
+class AssemblerBase:
+    """The engine beneath `Assembler`; see there for what the calls do."""
+
+    def _setup(
+        self,
+        pool: StreamPoolBase,
+        *,
+        max_buffered_pages_total: int,
+        max_buffered_pages_per_connection: int,
+        verify_checksums: bool,
+        start_wait_segments: int,
+        start_wait_ns: int,
+        max_gap: int,
+        hole_timeout_ns: int,
+        idle_timeout_ns: int,
+        closed_timeout_ns: int,
+    ) -> None:
+        """Numbers only; -1 stands for: never, no limit."""
+        self._pool = pool
+        self._cache = PageCache()
+        self._limit_total = max_buffered_pages_total
+        self._limit_connection = max_buffered_pages_per_connection
+        self._verify = verify_checksums
+        self._start_wait_segments = start_wait_segments
+        self._start_wait_ns = start_wait_ns
+        self._max_gap = max_gap
+        self._hole_timeout_ns = hole_timeout_ns
+        self._idle_timeout_ns = idle_timeout_ns
+        self._closed_timeout_ns = closed_timeout_ns
+        self._counts = dict.fromkeys(COUNTERS + DROP_REASONS, 0)
+        self._verdicts = [0] * len(Verdict)
+        self._out: list[Reassembly] = []  # pieces for the connection at hand
+        self._late_error: Exception | None = None
+        self._now_ns: int | None = None  # capture time, as far as it is believed
+        self._suspect_ns: int | None = None  # a time far from it, seen once
+        self._changed_ns: int | None = None  # when the clock was last set ahead
+        self._closed = False
+        self._busy = threading.Lock()
+        self._debug = _log.isEnabledFor(logging.DEBUG)
+
+    # -- the ways in ------------------------------------------------------------------------------------------------
+
+    def assemble(self, net_flow: Flow, tcp: TCPSegment, timestamp: Timestamp | None = None, *, timestamp_ns: int | None = None) -> None:
+        """Take in one segment.
+
+        Args:
+            net_flow: the packet's addresses.
+            tcp: the segment.
+            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
+            timestamp_ns: the same in integer nanoseconds.
+
+        Results in, in this order: zero or one call of the factory, zero or one call of `reassembled` on one stream, zero or one call of
+        `reassembly_complete` on the same stream. A segment that shows that the connection was opened anew (RFC 9293 3.6.1) ends
+        the old stream first: zero or one `reassembled` and one `reassembly_complete` on that.
+        """
+        if not isinstance(net_flow, Flow) or not isinstance(net_flow.raw_src, bytes) or not isinstance(net_flow.raw_dst, bytes):
+            raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
+        if not isinstance(tcp, TCPSegment):
+            raise TypeError(f"tcp is a TCPSegment, not {type(tcp).__name__}: {tcp!r}")
+        seen_ns = to_ns(timestamp, timestamp_ns)
+        key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port)
+        self._enter()
+        try:
+            self._observe(seen_ns)
+            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns)
+        finally:
+            self._busy.release()
+
+    def assemble_with_timestamp(self, net_flow: Flow, tcp: TCPSegment, timestamp: Timestamp) -> None:
+        """`assemble` with the time as a third argument, as in the model."""
+        self.assemble(net_flow, tcp, timestamp)
+
+    def assemble_frame(
+        self,
+        frame: bytes | bytearray | memoryview,
+        timestamp: Timestamp | None = None,
+        *,
+        timestamp_ns: int | None = None,
+        linktype: int = 1,
+        wire_length: int | None = None,
+    ) -> Verdict:
+        """Decode one captured frame and take in the segment that it carries.
+
+        Args:
+            frame: the captured bytes. Payload is delivered from where it lies in a bytes object; a writable buffer is copied first.
+            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
+            timestamp_ns: the same in integer nanoseconds.
+            linktype: LINKTYPE_ number of the capture, 1 for Ethernet.
+            wire_length: bytes that the frame had on the wire, where the capture cut it. None: as captured.
+
+        Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
+        """
+        seen_ns = to_ns(timestamp, timestamp_ns)
+        if wire_length is not None and wire_length < 0:
+            raise ValueError(f"wire_length is 0 or more, not {wire_length}")
+        data = frame if isinstance(frame, bytes) else bytes(memoryview(frame))
+        self._enter()
+        try:
+            self._observe(seen_ns)
+            verdict, segment = decode_frame(data, linktype, wire_length, self._verify)
+            self._verdicts[verdict] += 1
+            if segment is not None:
+                offset = segment.payload_offset
+                self._segment(
+                    (segment.src, segment.dst, segment.src_port, segment.dst_port),
+                    segment.seq,
+                    segment.flags,
+                    memoryview(data)[offset : offset + segment.payload_length],
+                    segment.wire_payload_length,
+                    seen_ns,
+                )
+            return verdict
+        finally:
+            self._busy.release()
+
+    def flush_ns(self, t_ns: int | None, close_all: bool) -> tuple[int, int]:
+        """Give out what was held since before t_ns (None: all), and close what is idle since then if close_all."""
+        before = ALWAYS_NS if t_ns is None else t_ns
+        self._enter()
+        try:
+            return self._walk(before, before if close_all else NEVER_NS, NEVER_NS)
+        finally:
+            self._cache.shrink()
+            self._busy.release()
+
+    def expire(self) -> tuple[int, int]:
+        """Flush by the time-outs of the options, on capture time as far as it is believed."""
+        self._enter()
+        try:
+            self._pool.forget_closed(self._forget_before())
+            return self._walk(
+                self._expiry(self._hole_timeout_ns), self._expiry(self._idle_timeout_ns), self._expiry(self._start_wait_ns)
+            )
+        finally:
+            self._cache.shrink()
+            self._busy.release()
+
+    def finish(self) -> int:
+        """Give out everything held and close everything. Returns the number of connections closed."""
+        try:
+            return self.flush_ns(None, True)[1]
+        finally:
+            self._pool.forget_closed(ALWAYS_NS)
+
+    @property
+    def closed(self) -> bool:
+        """close() was called."""
+        return self._closed
+
+    def shut(self) -> None:
+        """No more calls from now on."""
+        self._closed = True
+
+    def now_ns(self) -> int | None:
+        """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
+        return self._now_ns
+
+    def advance_clock(self, now_ns: int) -> None:
+        """Time goes on without packets (live captures)."""
+        self._observe(now_ns)
+
+    def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
+        """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
+        return (
+            tuple(self._counts.values()),
+            tuple(self._verdicts),
+            {
+                "bytes_held": self._cache.held_bytes,
+                "connections": len(self._pool),
+                "pages_used": self._cache.used,
+                "pages_allocated": self._cache.size,
+                "page_requests": self._cache.requests,
+            },
+        )
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this Assembler is at work already: called from a callback, or from two threads at once")
+        if self._closed:
+            self._busy.release()
+            raise ValueError("this Assembler is closed")
+
+    def _observe(self, seen_ns: int) -> None:
+        """Let the clock follow the packets, but believe a far step only when a second packet confirms it."""
+        now = self._now_ns
+        if now is None:
+            self._now_ns = seen_ns
+        elif 0 <= seen_ns - now <= CLOCK_STEP_NS:
+            self._now_ns = seen_ns
+            self._suspect_ns = None
+        elif -CLOCK_STEP_NS <= seen_ns - now < 0:
+            self._suspect_ns = None
+        elif self._suspect_ns is not None and abs(seen_ns - self._suspect_ns) <= CLOCK_STEP_NS:
+            if seen_ns - now > CLOCK_CHANGE_NS:
+                self._changed_ns = seen_ns
+            self._now_ns = seen_ns
+            self._suspect_ns = None
+        else:
+            self._suspect_ns = seen_ns
+
+    def _expiry(self, timeout_ns: int) -> int:
+        """The time before which something is too old. Nothing expires by the setting of a clock."""
+        now = self._now_ns
+        if now is None or timeout_ns < 0 or (self._changed_ns is not None and 0 <= now - self._changed_ns < timeout_ns):
+            return NEVER_NS
+        return now - timeout_ns
+
+    def _forget_before(self) -> int:
+        return NEVER_NS if self._now_ns is None else self._now_ns - self._closed_timeout_ns
+
+    # -- one segment ------------------------------------------------------------------------------------------------
+
+    def _segment(self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        counts = self._counts
+        counts["segments"] += 1
+        counts["bytes_captured"] += len(payload)
+        opens = bool(flags & SYN or wire) and not flags & RST
+        if not flags & (SYN | RST | ACK) and (wire or flags & FIN):
+            counts["no_ack_flag"] += len(payload)
+            return
+        connection = self._pool.acquire(key, opens, seen_ns, self._forget_before())
+        if connection is None:
+            if flags & RST:
+                counts["rst_ignored"] += 1
+                counts["rst_text"] += len(payload)
+            if self._debug:
+                _log.debug("%s: nothing to open a stream with", key)
+            return
+        try:
+            if connection.closed:
+                if not flags & SYN or flags & RST or self._is_own_syn(connection, seq):
+                    counts["after_close"] += len(payload)
+                    return
+                self._drop_successor(connection)
+                self._pool.reopen(connection, seen_ns)
+            if connection.stream is None:
+                self._open_stream(connection, len(payload))
+            connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
+            if flags & RST:
+                self._reset(connection, seq, len(payload), seen_ns)
+            elif flags & SYN:
+                self._syn(connection, seq, flags, payload, wire, seen_ns)
+            elif wire or flags & FIN:
+                self._continue(connection, seq, flags, payload, wire, seen_ns)
+            self._serve(connection)
+            if self._late_error is not None:
+                raise self._late_error
+        finally:
+            self._late_error = None
+            self._out = []
+            self._pool.release(connection)
+
+    def _open_stream(self, connection: Connection, at_stake: int) -> None:
+        net_flow, transport_flow = connection.key
+        try:
+            stream = self._pool._new(net_flow, transport_flow)
+            reassembled, complete = stream.reassembled, stream.reassembly_complete
+        except BaseException:
+            self._counts["factory_error"] += at_stake
+            self._drop(connection.pages, "factory_error")
+            self._pool.remove(connection)
+            raise
+        self._counts["streams_opened"] += 1
+        connection.stream, connection.reassembled, connection.reassembly_complete = stream, reassembled, complete
+
+    def _reset(self, connection: Connection, seq: int, text: int, seen_ns: int) -> None:
+        """RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream."""
+        self._counts["rst_text"] += text
+        expected = connection.next_seq
+        if expected is None:
+            expected = connection.pages.last.end if connection.pages.last is not None else None
+        if seq != expected:
+            self._counts["rst_ignored"] += 1
+            return
+        connection.end_seq, connection.end_seen_ns = seq, seen_ns
+        if connection.next_seq is None:
+            self._skip(connection)
+
+    def _is_own_syn(self, connection: Connection, seq: int) -> bool:
+        """This SYN began the connection: the same again, or late where it was missed."""
+        if connection.isn is not None:
+            return seq == connection.isn
+        return 0 <= difference(add(seq, 1), connection.first_seq) <= SYN_REACH
+
+    def _syn(self, connection: Connection, isn: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        text_seq = add(isn, 1)
+        if connection.next_seq is None:
+            first = connection.pages.first
+            if first is not None and not 0 <= difference(text_seq, first.seq) <= SYN_REACH:
+                self._begin_anew(connection, None, len(payload), seen_ns)
+            if self._debug:
+                _log.debug("%s: starts at %d", connection.key, isn)
+            self._start(connection, isn)
+            self._text(connection, text_seq, flags, payload, wire, seen_ns, True)
+        elif self._is_own_syn(connection, isn):
+            if connection.isn is None:
+                connection.isn = isn
+                self._counts["late_syn"] += 1
+            self._text(connection, text_seq, flags, payload, wire, seen_ns, False)
+        else:
+            self._drop_successor(connection)
+            self._counts["unconfirmed_syn"] += 1
+            connection.successor = Successor(isn, PageList())
+            if len(payload):
+                self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
+
+    def _continue(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        if connection.successor is not None and self._confirms(connection, connection.successor.isn, seq):
+            successor = connection.successor
+            connection.successor = None
+            self._begin_anew(connection, successor, len(payload), seen_ns)
+            self._start(connection, successor.isn)
+            self._emit(connection, b"", seen_ns, True)
+            self._advance(connection)
+        self._text(connection, seq, flags, payload, wire, seen_ns, False)
+
+    def _start(self, connection: Connection, isn: int) -> None:
+        connection.isn = isn
+        connection.next_seq = connection.first_seq = connection.cut_end = add(isn, 1)
+
+    def _confirms(self, connection: Connection, isn: int, seq: int) -> bool:
+        """A segment continues from another SYN, and not from what is open."""
+        if connection.next_seq is None or seq == connection.next_seq:
+            return False
+        ahead = difference(add(isn, 1), seq)
+        if ahead == 0:
+            return True
+        return 0 < ahead <= CONTINUES_WITHIN and abs(difference(connection.next_seq, seq)) > CONTINUES_WITHIN
+
+    def _begin_anew(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
+        """The stream at hand is over, with all that it holds; the same connection begins again."""
+        reassembled, complete = connection.reassembled, connection.reassembly_complete
+        self._finish_pieces(connection)
+        pieces, self._out = self._out, []
+        self._pool.reopen(connection, seen_ns)
+        if successor is not None:
+            connection.pages = successor.pages
+        try:
+            self._call(reassembled, complete, pieces)
+        except Exception as raised:
+            self._late_error = raised  # raised once the segment at hand is taken in
+        self._open_stream(connection, at_stake)
+
+    def _text(
+        self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, start: bool
+    ) -> None:
+        """Text and FIN of one segment, seq being its first byte's."""
+        if flags & FIN:
+            self._note_end(connection, add(seq, wire), seen_ns)
+        if connection.end_seq is not None:
+            room = difference(seq, connection.end_seq)
+            if wire > room:
+                keep = max(0, min(room, len(payload)))
+                self._counts["after_end"] += len(payload) - keep
+                payload = payload[:keep]
+                wire = max(0, room)
+        missing = wire - len(payload)
+        if connection.next_seq is None:
+            self._wait_for_start(connection, seq, payload, missing, seen_ns)
+            return
+        ahead = difference(connection.next_seq, seq)
+        if ahead <= 0:
+            self._deliver(connection, seq, payload, missing, seen_ns, start)
+        elif wire:
+            if ahead > self._max_gap and self._is_wild(connection, seq, wire):
+                self._counts["out_of_window"] += len(payload)
+                return
+            self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
+            if self._debug:
+                _log.debug("%s: %d bytes ahead, held", connection.key, ahead)
+            self._keep_limits(connection)
+
+    def _is_wild(self, connection: Connection, seq: int, wire: int) -> bool:
+        """Further ahead than max_gap, and the last one that was so lay somewhere else."""
+        wild = connection.far_next is None or abs(difference(connection.far_next, seq)) > CONTINUES_WITHIN
+        connection.far_next = add(seq, wire)
+        return wild
+
+    def _note_end(self, connection: Connection, end_seq: int, seen_ns: int) -> None:
+        """FIN counts when the stream reaches its place (RFC 9293 3.10.7.4, eighth check). The first one seen stays."""
+        base = connection.next_seq
+        if base is None and connection.pages.first is not None:
+            base = connection.pages.first.seq
+        if base is not None and not 0 <= difference(base, end_seq) <= self._max_gap or connection.end_seq not in (None, end_seq):
+            self._counts["fin_ignored"] += 1
+            return
+        if connection.end_seq is None:
+            connection.end_seq, connection.end_seen_ns = end_seq, seen_ns
+            self._cut_pages(connection, end_seq)
+
+    def _cut_pages(self, connection: Connection, end_seq: int) -> None:
+        """Nothing is held beyond the end."""
+        pages = connection.pages
+        while (page := pages.last) is not None:
+            room = difference(page.seq, end_seq)
+            page.missing = max(0, min(page.missing, room - len(page)))
+            if room >= len(page) and (len(page) or page.missing):
+                break
+            if room > 0:
+                self._counts["after_end"] += len(page) - room
+                page.hold(page.bytes[:room])
+                break
+            self._counts["after_end"] += len(page)
+            self._cache.give_back(pages.pop_last())
+
+    def _wait_for_start(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int) -> None:
+        first = connection.pages.first
+        if len(payload) or missing:
+            if first is not None and abs(difference(first.seq, seq)) > min(self._max_gap, START_REACH):
+                self._counts["out_of_window"] += len(payload)
+                return
+            self._hold_in(connection.pages, seq, payload, missing, seen_ns, True)
+        if not connection.waits():
+            return
+        connection.early_segments += 1
+        if 0 <= self._start_wait_segments <= connection.early_segments or 0 <= self._start_wait_ns <= seen_ns - connection.created_ns:
+            self._skip(connection)
+        self._keep_limits(connection)
+
+    # -- what arrives in order --------------------------------------------------------------------------------------
+
+    def _deliver(
+        self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, start: bool
+    ) -> None:
+        """A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already."""
+        assert connection.next_seq is not None
+        size = len(payload)
+        position = min(difference(seq, connection.next_seq), size)
+        if position:
+            early = 0
+            if connection.isn is None:
+                early = max(0, min(position, difference(seq, connection.first_seq)))
+            self._counts["before_start"] += early
+            self._counts["retransmitted"] += position - early
+        page = connection.pages.first
+        if start and page is not None and page.seq == seq:
+            self._emit(connection, b"", seen_ns, True)
+            start = False
+        while page is not None and position < size and (at := difference(seq, page.seq)) < size:
+            if position < at:
+                self._emit(connection, payload[position:at], seen_ns, start)
+                start = False
+            self._compare(page, 0, payload[at : at + len(page)], False)
+            position = max(position, at + len(page))
+            connection.next_seq = page.seq
+            self._emit_page(connection)
+            page = connection.pages.first
+        if position < size or start:
+            self._emit(connection, payload[position:], seen_ns, start)
+        if difference(connection.next_seq, add(seq, size)) > 0:
+            connection.next_seq = add(seq, size)
+        if missing:
+            self._note_cut(connection, add(seq, size + missing))
+        self._advance(connection)
+
+    def _note_cut(self, connection: Connection, cut_end: int) -> None:
+        assert connection.next_seq is not None
+        if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
+            connection.cut_end = cut_end
+
+    def _advance(self, connection: Connection) -> None:
+        """Everything that is contiguous with next_seq now, and over what the capture cut off."""
+        assert connection.next_seq is not None
+        while True:
+            page = connection.pages.first
+            if page is not None and difference(connection.next_seq, page.seq) <= 0:
+                self._emit_page(connection)
+                continue
+            cut = difference(connection.next_seq, connection.cut_end)
+            if cut <= 0:
+                break
+            if page is not None:
+                cut = min(cut, difference(connection.next_seq, page.seq))
+            self._jump(connection, cut)
+        connection.cut_end = connection.next_seq
+
+    def _jump(self, connection: Connection, missing: int) -> None:
+        """next_seq goes on over bytes that are missing."""
+        assert connection.next_seq is not None
+        connection.next_seq = add(connection.next_seq, missing)
+        self._counts["bytes_skipped"] += missing
+        if connection.skip >= 0:
+            connection.skip += missing
+
+    def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool) -> None:
+        self._out.append(Reassembly(data, connection.skip, start, False, seen_ns))
+        self._counts["bytes_delivered"] += len(data)
+        connection.skip = 0
+
+    def _emit_page(self, connection: Connection) -> None:
+        """The first page goes out; it begins at or before next_seq."""
+        assert connection.next_seq is not None
+        page = connection.pages.pop_first()
+        if len(page):
+            self._emit(connection, page.bytes, page.seen_ns, False)
+        connection.next_seq = page.end
+        if page.missing:
+            self._note_cut(connection, add(page.end, page.missing))
+        self._cache.give_back(page)
+
+    # -- what arrives early -----------------------------------------------------------------------------------------
+
+    def _hold_in(self, pages: PageList, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, unsure: bool) -> None:
+        """Copy into pages what they do not hold yet: the bytes captured first win, one by one."""
+        size = len(payload)
+        prev, next_ = pages.find(seq)
+        position = 0
+        if prev is not None:
+            held = difference(seq, prev.end)
+            if held > 0:
+                position = min(held, size)
+                self._compare(prev, len(prev) - held, payload[:position], unsure)
+        while True:
+            at = size if next_ is None else min(size, difference(seq, next_.seq))
+            if position < at:
+                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns)
+            if next_ is None or at >= size:
+                break
+            position = min(size, at + len(next_))
+            self._compare(next_, 0, payload[at:position], unsure)
+            prev, next_ = next_, next_.next
+        if missing:
+            self._hold_cut(pages, prev, next_, seq, size, missing, seen_ns)
+
+    def _push(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, data: bytes | memoryview, seen_ns: int) -> Page:
+        """A chain of pages for data goes in between two neighbours. Returns its last page."""
+        first = last = None
+        for offset in range(0, max(len(data), 1), PAGE_BYTES):
+            page = self._cache.take(seen_ns)
+            page.seq = add(seq, offset)
+            page.hold(data[offset : offset + PAGE_BYTES])
+            if last is None:
+                first = page
+            else:
+                last.next, page.prev = page, last
+            last = page
+        assert first is not None and last is not None
+        pages.push_between(prev, next_, first, last)
+        return last
+
+    def _hold_cut(
+        self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int
+    ) -> None:
+        """Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one."""
+        if prev is None or (not size and difference(prev.end, seq) > 0):
+            prev = self._push(pages, prev, next_, seq, b"", seen_ns)
+        prev.missing = max(prev.missing, difference(prev.end, add(seq, size + missing)))
+
+    def _compare(self, page: Page, offset: int, copy: bytes | memoryview, unsure: bool) -> None:
+        """Count a copy of bytes that a page holds, and those of them that differ."""
+        if not len(copy):
+            return
+        self._counts["overlapping"] += len(copy)
+        held = page.bytes[offset : offset + len(copy)]
+        if held == copy:
+            return
+        self._counts["conflicting"] += sum(a != b for a, b in zip(held, copy))
+        if unsure and len(page) == 1 and page.prev is None:
+            # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+            page.hold(copy)
+
+    def _keep_limits(self, connection: Connection) -> None:
+        while connection.pages.count and (
+            0 < self._limit_connection <= connection.pages.count or 0 < self._limit_total <= self._cache.used
+        ):
+            if self._debug:
+                _log.debug("%s: page limit reached with %d pages", connection.key, connection.pages.count)
+            self._skip(connection)
+
+    def _skip(self, connection: Connection) -> None:
+        """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""
+        first = connection.pages.first
+        target = first.seq if first is not None else connection.end_seq
+        assert target is not None
+        if connection.next_seq is None:
+            connection.next_seq = connection.first_seq = connection.cut_end = target
+            connection.skip = -1
+        else:
+            self._jump(connection, difference(connection.next_seq, target))
+            connection.cut_end = connection.next_seq
+        self._advance(connection)
+
+    def _drop_successor(self, connection: Connection) -> None:
+        if connection.successor is not None:
+            self._drop(connection.successor.pages, "unconfirmed_syn")
+            connection.successor = None
+
+    def _drop(self, pages: PageList, reason: str) -> None:
+        while pages.count:
+            page = pages.pop_first()
+            self._counts[reason] += len(page)
+            self._cache.give_back(page)
+
+    # -- serving the stream -----------------------------------------------------------------------------------------
+
+    def _serve(self, connection: Connection) -> None:
+        """Commit what this call has led to, then tell the stream."""
+        reassembled, complete = connection.reassembled, None
+        if connection.ended():
+            complete = connection.reassembly_complete
+            if connection.skip or not self._out:
+                self._emit(connection, b"", connection.end_seen_ns, False)
+            self._out[-1].end = True
+            self._drop(connection.pages, "after_end")
+            self._counts["streams_closed"] += 1
+            assert self._now_ns is not None
+            self._pool.close(connection, self._now_ns)
+            if self._debug:
+                _log.debug("%s: ended", connection.key)
+        self._call(reassembled, complete, self._out)
+
+    def _close(self, connection: Connection) -> None:
+        """The end of a connection that nobody closed."""
+        reassembled, complete = connection.reassembled, connection.reassembly_complete
+        self._finish_pieces(connection)
+        self._pool.remove(connection)
+        self._call(reassembled, complete, self._out)
+
+    def _finish_pieces(self, connection: Connection) -> None:
+        """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
+        while connection.waits():
+            self._skip(connection)
+        if connection.skip:
+            self._emit(connection, b"", connection.last_seen_ns, False)
+        self._drop_successor(connection)
+        self._counts["streams_closed"] += 1
+
+    def _call(self, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
+        try:
+            if pieces:
+                reassembled(pieces)
+        finally:
+            if complete is not None:
+                complete()
+
+    # -- all connections --------------------------------------------------------------------------------------------
+
+    def _walk(self, held_ns: int, idle_ns: int, start_ns: int) -> tuple[int, int]:
+        """Every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
+        before start_ns, close what has seen nothing since idle_ns.
+
+        An exception of user code does not keep the other connections from being served; the first one is raised at the end.
+        """
+        flushed = closed = 0
+        error: Exception | None = None
+        for connection, key in self._pool.walk():
+            if not self._pool.acquire_open(connection, key):
+                continue
+            try:
+                gave_out = self._give_out(connection, held_ns, start_ns)
+                idle = connection.last_seen_ns < idle_ns and not connection.ended()
+                flushed += gave_out or idle
+                closed += idle or connection.ended()
+                if idle:
+                    self._close(connection)
+                elif gave_out:
+                    self._serve(connection)
+            except Exception as raised:
+                error = error or raised
+            finally:
+                self._out = []
+                self._pool.release(connection)
+        if error is not None:
+            raise error
+        return flushed, closed
+
+    def _give_out(self, connection: Connection, held_ns: int, start_ns: int) -> bool:
+        target = connection.waits_until(held_ns)
+        if target is None:
+            if connection.next_seq is not None or connection.created_ns >= start_ns or not connection.waits():
+                return False
+            self._skip(connection)
+            return True
+        while connection.waits() and connection.is_ahead(target):
+            self._skip(connection)
+        return True

@@ -1,0 +1,117 @@
+"""`Connection`: what is remembered of one direction of one TCP connection. Touched by every packet.
+
+Holds state and answers questions about it; the assembler alone changes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+from ..flow import ConnectionKey, Flow
+from .pages import PageList
+from .sequence import difference
+
+__all__ = ["Connection", "RawKey", "Successor"]
+
+RawKey = tuple[bytes, bytes, int, int]  # packed source and destination address, source and destination port
+
+
+class Successor(NamedTuple):
+    """A SYN with another initial sequence number, seen while the connection is open: its next stream, if packets continue from it."""
+
+    isn: int
+    pages: PageList  # the data that came with the SYN
+
+
+class Connection:
+    """One direction of one connection. Made in advance, reset for each use.
+
+    The lock is held by whoever serves the stream, so that a stream is always served serially.
+    """
+
+    __slots__ = (
+        "_key",
+        "created_ns",
+        "cut_end",
+        "early_segments",
+        "end_seen_ns",
+        "end_seq",
+        "far_next",
+        "first_seq",
+        "isn",
+        "last_seen_ns",
+        "lock",
+        "next_seq",
+        "owner",
+        "pages",
+        "reassembled",
+        "reassembly_complete",
+        "skip",
+        "state",
+        "stream",
+        "successor",
+    )
+
+    FREE, OPEN, CLOSED, REMOVED = range(4)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner = 0  # identity of the thread that holds the lock
+        self.pages = PageList()
+        self.state = self.FREE
+        self.reset((b"", b"", 0, 0), 0)
+
+    def reset(self, key: RawKey, seen_ns: int) -> None:
+        """Forget everything, last_seen_ns too. The page list must be empty, as closing leaves it."""
+        assert not self.pages.count
+        self._key = key
+        self.next_seq: int | None = None  # sequence number expected next; None until the stream has started
+        self.isn: int | None = None  # sequence number of the SYN, where one was seen
+        self.first_seq = 0  # sequence number of the stream's first byte, once it has started
+        self.end_seq: int | None = None  # sequence number at which the FIN stands, once one was seen
+        self.end_seen_ns = 0
+        self.cut_end = 0  # up to here the capture cut bytes off, where that is ahead of next_seq: no use waiting for them
+        self.far_next: int | None = None  # where the last segment ended that was further ahead than max_gap
+        self.skip = 0  # missing bytes that the next piece will report; -1 for an unknown number
+        self.early_segments = 0  # segments since the connection was made that wait for its start
+        self.created_ns = seen_ns
+        self.last_seen_ns = seen_ns
+        self.successor: Successor | None = None
+        self.stream: Any = None
+        self.reassembled: Any = None  # the stream's methods, looked up once
+        self.reassembly_complete: Any = None
+
+    @property
+    def key(self) -> ConnectionKey:
+        """Both flows."""
+        src, dst, src_port, dst_port = self._key
+        return ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
+
+    @property
+    def closed(self) -> bool:
+        """Ended by FIN or RST, and remembered for a while."""
+        return self.state == self.CLOSED
+
+    def waits(self) -> bool:
+        """There is something to come that a hole holds back."""
+        return self.pages.count > 0 or (self.end_seq is not None and self.end_seq != self.next_seq)
+
+    def ended(self) -> bool:
+        """The stream has reached its FIN or RST."""
+        return self.end_seq is not None and self.end_seq == self.next_seq
+
+    def waits_until(self, t_ns: int) -> int | None:
+        """The sequence number of the last thing held that was seen before t_ns, or None. Looks at every page: flushes only."""
+        if self.end_seq is not None and self.end_seq != self.next_seq and self.end_seen_ns < t_ns:
+            return self.end_seq
+        page = self.pages.last
+        while page is not None:
+            if page.seen_ns < t_ns:
+                return page.seq
+            page = page.prev
+        return None
+
+    def is_ahead(self, seq: int) -> bool:
+        """seq has not been reached."""
+        return self.next_seq is None or difference(self.next_seq, seq) >= 0

@@ -1,0 +1,265 @@
+"""Pages hold what arrived early: `Page`, the `PageCache` they come from, the `PageList` of one connection.
+
+Runs for packets that are out of order only. In-order payload never sees a page.
+
+Why a treap: nearly all early segments belong at the end, where the search begins, but whoever sends the packets chooses the order. The
+pages of a list are at the same time the nodes of a search tree with random priorities (Seidel and Aragon, "Randomized Search Trees",
+1996), so that a place is found in O(log n) in any order, while first, last, next and prev stay what the model has.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+
+from .sequence import add, difference
+
+__all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
+
+PAGE_BYTES = 1900
+INITIAL_PAGES = 1024
+_STEPS_FROM_END = 4  # nearly in order is found within so many steps, and without the tree
+
+_memory_log = logging.getLogger("tcpreasm.memory")
+
+
+class Page:
+    """Up to PAGE_BYTES bytes of one segment that arrived early.
+
+    A node of the list (prev, next) and of the search tree beside it (parent, left, right, priority).
+    """
+
+    __slots__ = ("_cache", "_chunk", "bytes", "left", "missing", "next", "parent", "prev", "priority", "right", "seen_ns", "seq")
+
+    def __init__(self, cache: PageCache, chunk: int) -> None:
+        self._cache = cache
+        self._chunk = chunk
+        self._clear(0)
+
+    def _clear(self, seen_ns: int) -> None:
+        self.seq = 0
+        self.bytes = b""
+        self.missing = 0  # bytes right behind these that the capture cut off: no use waiting for them
+        self.seen_ns = seen_ns
+        self.priority = 0
+        self.prev: Page | None = None
+        self.next: Page | None = None
+        self.parent: Page | None = None
+        self.left: Page | None = None
+        self.right: Page | None = None
+
+    def hold(self, data: bytes | memoryview) -> None:
+        """Keep a copy of data instead of what the page held."""
+        self._cache.held_bytes += len(data) - len(self.bytes)
+        self.bytes = bytes(data)
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    @property
+    def end(self) -> int:
+        """Sequence number of the byte behind the last one."""
+        return add(self.seq, len(self.bytes))
+
+
+class PageCache:
+    """All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
+    added as there were twice at the last time, beginning with 1024.
+    """
+
+    def __init__(self, initial: int = INITIAL_PAGES) -> None:
+        if initial < 1:
+            raise ValueError(f"a cache begins with 1 page or more, not {initial}")
+        self._free: list[Page] = []
+        self._chunk_pages: list[int] = []  # pages of each chunk, oldest chunk first
+        self._next_grow = initial
+        self.size = 0  # pages that are allocated
+        self.used = 0  # pages that are taken
+        self.requests = 0  # pages taken so far
+        self.held_bytes = 0  # payload in the taken pages
+        self._log = _memory_log.isEnabledFor(logging.DEBUG)
+        self._grow()
+
+    def _grow(self) -> None:
+        count, chunk = self._next_grow, len(self._chunk_pages)
+        self._free.extend([Page(self, chunk) for _ in range(count)])
+        self._chunk_pages.append(count)
+        self.size += count
+        self._next_grow = count * 2
+        if self._log:
+            _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
+
+    def take(self, seen_ns: int) -> Page:
+        """An empty page that stands in no list."""
+        if not self._free:
+            self._grow()
+        page = self._free.pop()
+        page._clear(seen_ns)
+        page.priority = random.getrandbits(32)
+        self.used += 1
+        self.requests += 1
+        if self._log and not self.requests & 0xFFFF:
+            _memory_log.debug("page cache: %d requests, %d used, %d free", self.requests, self.used, len(self._free))
+        return page
+
+    def give_back(self, page: Page) -> None:
+        """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
+        owner = page._cache
+        owner.held_bytes -= len(page.bytes)
+        page.bytes = b""
+        owner._free.append(page)
+        owner.used -= 1
+
+    def shrink(self) -> int:
+        """Let go of the newest chunks, as long as all their pages are free and less than a quarter of what stays is used.
+
+        Returns the number of pages let go. Never goes below the first chunk.
+        """
+        before = self.size
+        while len(self._chunk_pages) > 1:
+            chunk = len(self._chunk_pages) - 1
+            count = self._chunk_pages[chunk]
+            if self.used * 4 > self.size - count or sum(page._chunk == chunk for page in self._free) != count:
+                break
+            self._free = [page for page in self._free if page._chunk != chunk]
+            self._chunk_pages.pop()
+            self.size -= count
+            self._next_grow = count
+        if self._log and self.size != before:
+            _memory_log.debug("page cache: %d pages let go, %d in all", before - self.size, self.size)
+        return before - self.size
+
+
+class PageList:
+    """The early pages of one connection, ordered by sequence number, no two overlapping.
+
+    All of them lie within 2**31 bytes, so that comparing any two is exact.
+    """
+
+    __slots__ = ("_root", "count", "first", "last")
+
+    def __init__(self) -> None:
+        self.first: Page | None = None
+        self.last: Page | None = None
+        self.count = 0
+        self._root: Page | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Page]:
+        page = self.first
+        while page is not None:
+            yield page
+            page = page.next
+
+    def find(self, seq: int) -> tuple[Page | None, Page | None]:
+        """The place of a sequence number: the last page that begins at or before it, and the page after that."""
+        prev = self.last
+        for _ in range(_STEPS_FROM_END):
+            if prev is None or difference(prev.seq, seq) >= 0:
+                return prev, self.first if prev is None else prev.next
+            prev = prev.prev
+        node, prev = self._root, None
+        while node is not None:
+            if difference(node.seq, seq) >= 0:
+                prev, node = node, node.right
+            else:
+                node = node.left
+        return prev, self.first if prev is None else prev.next
+
+    def push_between(self, prev: Page | None, next_: Page | None, first: Page, last: Page) -> None:
+        """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
+        if prev is None:
+            self.first = first
+        else:
+            prev.next = first
+        first.prev = prev
+        if next_ is None:
+            self.last = last
+        else:
+            next_.prev = last
+        last.next = next_
+        page: Page = first
+        while True:
+            self._plant(page, next_)
+            self.count += 1
+            if page is last or page.next is None:
+                break
+            page = page.next
+
+    def pop_first(self) -> Page:
+        """Unlink the first page. IndexError where there is none."""
+        page = self.first
+        if page is None:
+            raise IndexError("the page list is empty")
+        self._cut(page, page.right)
+        self.first = page.next
+        if self.first is None:
+            self.last = None
+        else:
+            self.first.prev = None
+        page.next = None
+        self.count -= 1
+        return page
+
+    def pop_last(self) -> Page:
+        """Unlink the last page. IndexError where there is none."""
+        page = self.last
+        if page is None:
+            raise IndexError("the page list is empty")
+        self._cut(page, page.left)
+        self.last = page.prev
+        if self.last is None:
+            self.first = None
+        else:
+            self.last.next = None
+        page.prev = None
+        self.count -= 1
+        return page
+
+    def _plant(self, page: Page, next_: Page | None) -> None:
+        """Hang a page into the tree, between its prev and next_: of two neighbours exactly one has room on the inner side."""
+        prev = page.prev
+        if prev is not None and prev.right is None:
+            prev.right = page
+            page.parent = prev
+        elif next_ is not None:
+            next_.left = page
+            page.parent = next_
+        else:
+            self._root = page
+            page.parent = None
+        while page.parent is not None and page.priority < page.parent.priority:
+            self._rotate_up(page, page.parent)
+
+    def _rotate_up(self, page: Page, parent: Page) -> None:
+        if parent.left is page:
+            parent.left = page.right
+            if page.right is not None:
+                page.right.parent = parent
+            page.right = parent
+        else:
+            parent.right = page.left
+            if page.left is not None:
+                page.left.parent = parent
+            page.left = parent
+        self._replace_child(parent, page)
+        parent.parent = page
+
+    def _cut(self, page: Page, child: Page | None) -> None:
+        """Take the first or last page out of the tree; it has no more than the one child."""
+        self._replace_child(page, child)
+        page.parent = page.left = page.right = None
+
+    def _replace_child(self, old: Page, new: Page | None) -> None:
+        above = old.parent
+        if above is None:
+            self._root = new
+        elif above.left is old:
+            above.left = new
+        else:
+            above.right = new
+        if new is not None:
+            new.parent = above

@@ -1,0 +1,174 @@
+"""`StreamPoolBase`: finds the connection of a key, makes new ones, remembers closed ones. Called once for each packet that counts.
+
+One lock guards the tables and is never held while user code runs. Each connection has its own lock, taken after it was found; who gets
+the lock looks again whether the connection is still the one of that key, since it may have been closed in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from ..flow import ConnectionKey
+from .connection import Connection, RawKey
+
+__all__ = ["StreamPoolBase"]
+
+INITIAL_CONNECTIONS = 1024
+
+_memory_log = logging.getLogger("tcpreasm.memory")
+
+
+class StreamPoolBase:
+    """The connections that one or several assemblers serve. Keeps 1024 ready, doubles when they run out."""
+
+    def __init__(self, factory: Any) -> None:
+        new = getattr(factory, "new", factory)
+        if not callable(new):
+            raise TypeError(f"a stream factory has a method new(net_flow, transport_flow) or is callable, not {factory!r}")
+        self.factory = factory
+        self._new = new
+        self._lock = threading.Lock()
+        self._open: dict[RawKey, Connection] = {}  # in order of creation
+        self._closed: dict[RawKey, Connection] = {}  # in order of closing
+        self._closed_at: dict[RawKey, int] = {}
+        self._free: list[Connection] = []
+        self._next_grow = INITIAL_CONNECTIONS
+        self._requests = 0
+        self._log = _memory_log.isEnabledFor(logging.DEBUG)
+        self._grow()
+
+    def __len__(self) -> int:
+        """Open connections."""
+        return len(self._open)
+
+    def keys(self) -> list[ConnectionKey]:
+        """The keys of the open connections, oldest first."""
+        with self._lock:
+            connections = list(self._open.values())
+        return [connection.key for connection in connections]
+
+    def _grow(self) -> None:
+        self._free.extend([Connection() for _ in range(self._next_grow)])
+        if self._log:
+            _memory_log.debug("stream pool: %d connections added", self._next_grow)
+        self._next_grow *= 2
+
+    def acquire(self, key: RawKey, create: bool, seen_ns: int, forget_ns: int) -> Connection | None:
+        """The connection of the key, locked; a new one without a stream where there is none and create says so.
+
+        A connection that was closed before forget_ns counts as none.
+        """
+        me = threading.get_ident()
+        while True:
+            with self._lock:
+                connection = self._open.get(key)
+                if connection is None and key in self._closed and not self._forget(key, forget_ns):
+                    connection = self._closed[key]
+                if connection is None:
+                    if not create:
+                        return None
+                    self._forget_closed(forget_ns)
+                    connection = self._take(key, seen_ns)
+                    connection.lock.acquire()  # never waits: nobody has it
+                    connection.owner = me
+                    return connection
+            if self._lock_found(connection, key, me):
+                return connection
+
+    def acquire_open(self, connection: Connection, key: RawKey) -> bool:
+        """Lock a connection met in a walk; False if it is no longer open under that key."""
+        if not self._lock_found(connection, key, threading.get_ident()):
+            return False
+        if connection.state == Connection.OPEN:
+            return True
+        self.release(connection)
+        return False
+
+    def _lock_found(self, connection: Connection, key: RawKey, me: int) -> bool:
+        if connection.owner == me:
+            raise RuntimeError("a stream's callback called back into its own connection")
+        connection.lock.acquire()
+        if connection.state in (Connection.OPEN, Connection.CLOSED) and connection._key == key:
+            connection.owner = me
+            return True
+        connection.lock.release()
+        return False
+
+    def release(self, connection: Connection) -> None:
+        """The opposite of acquire. A removed connection becomes a free one only now, when nobody serves it any more."""
+        connection.owner = 0
+        if connection.state == Connection.REMOVED:
+            with self._lock:
+                self._set_free(connection)
+                connection.lock.release()
+        else:
+            connection.lock.release()
+
+    def _take(self, key: RawKey, seen_ns: int) -> Connection:
+        self._requests += 1
+        if self._log and not self._requests & 0x7FFF:
+            _memory_log.debug("stream pool: %d requests, %d open, %d free", self._requests, len(self._open), len(self._free))
+        if not self._free:
+            self._grow()
+        connection = self._free.pop()
+        connection.reset(key, seen_ns)
+        connection.state = Connection.OPEN
+        self._open[key] = connection
+        return connection
+
+    def walk(self) -> list[tuple[Connection, RawKey]]:
+        """The connections that are open now, oldest first."""
+        with self._lock:
+            return [(connection, key) for key, connection in self._open.items()]
+
+    def reopen(self, connection: Connection, seen_ns: int) -> None:
+        """Begin anew under the same key: the newest connection now. The caller holds its lock and has emptied it."""
+        key = connection._key
+        with self._lock:
+            self._open.pop(key, None)
+            if self._closed.pop(key, None) is not None:
+                del self._closed_at[key]
+            connection.reset(key, seen_ns)
+            connection.state = Connection.OPEN
+            self._open[key] = connection
+
+    def close(self, connection: Connection, now_ns: int) -> None:
+        """From open to closed, and remembered."""
+        key = connection._key
+        with self._lock:
+            del self._open[key]
+            self._closed[key] = connection
+            self._closed_at[key] = now_ns
+            connection.state = Connection.CLOSED
+            connection.stream = connection.reassembled = connection.reassembly_complete = None
+
+    def remove(self, connection: Connection) -> None:
+        """From open to forgotten."""
+        with self._lock:
+            del self._open[connection._key]
+            connection.state = Connection.REMOVED
+
+    def forget_closed(self, before_ns: int) -> None:
+        """Connections that were closed before before_ns are forgotten. Looks at the oldest only."""
+        with self._lock:
+            self._forget_closed(before_ns)
+
+    def _forget_closed(self, before_ns: int) -> None:
+        while self._closed and self._forget(next(iter(self._closed)), before_ns):
+            pass
+
+    def _forget(self, key: RawKey, before_ns: int) -> bool:
+        connection = self._closed[key]
+        if self._closed_at[key] >= before_ns or not connection.lock.acquire(blocking=False):
+            return False
+        del self._closed[key], self._closed_at[key]
+        self._set_free(connection)
+        connection.lock.release()
+        return True
+
+    def _set_free(self, connection: Connection) -> None:
+        connection.reset((b"", b"", 0, 0), 0)
+        connection.state = Connection.FREE
+        self._free.append(connection)

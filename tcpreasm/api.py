@@ -1,0 +1,295 @@
+"""`StreamPool` and `Assembler`: the thin layer that callers see, over whichever core was picked. Written once.
+
+Lives here: constructors, options, seconds, whole captures, with-blocks. Everything that runs once a packet is in the core.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ._select import core
+from .capture import Capture, Frame, LiveCapture, open_capture
+from .clock import NS, Timestamp, seconds_to_ns, to_ns
+from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
+from .stats import AssemblerStats, build_stats
+from .streams import Stream, StreamFactory
+
+__all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
+
+CaptureSource = (
+    str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Capture | LiveCapture | Iterable[Any]
+)
+"""What `assemble_capture` and `follow` read: see `Assembler.assemble_capture`."""
+
+Progress = Callable[[Capture | LiveCapture], None]
+"""Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
+
+STEP_FRAMES = 64  # frames between two looks at the clock
+PROGRESS_STEPS = 64  # such steps between two calls of progress
+EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
+LIVE_POLL = 0.25  # seconds
+
+
+class StreamPool(core.StreamPoolBase):
+    """The connections, each with its stream. Shared by all assemblers that are to see the same connections, in any thread.
+
+    Args:
+        factory: makes the stream of each new connection (one direction): an object with `new(net_flow, transport_flow)`, or a
+            callable of those two, such as the class of the streams itself. Both are `Flow` objects. TypeError for anything else.
+
+    `len(pool)` is the number of open connections, `pool.keys()` lists them.
+    """
+
+    def __init__(self, factory: StreamFactory | Callable[[Any, Any], Stream]) -> None:
+        super().__init__(factory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureSummary:
+    """What `assemble_capture` did with one source."""
+
+    packets: int
+    """Frames read."""
+    segments: int
+    """TCP segments among them."""
+    streams: int
+    """Streams opened."""
+    bytes_delivered: int
+    """Payload bytes given to streams."""
+    bytes_skipped: int
+    """Bytes of the streams that the source does not hold."""
+    complete: bool
+    """Every file was read to its end and no record was cut."""
+    problems: tuple[str, ...]
+    """What was wrong with files that were not complete, a sentence each."""
+
+
+class Assembler(core.AssemblerBase):
+    """Brings the segments of TCP connections into order and hands them to streams.
+
+    Args:
+        pool: the StreamPool to serve.
+        options: AssemblerOptions; the defaults where None.
+
+    For one thread at a time; several assemblers in several threads may share a pool. Calling back into the same assembler from a
+    stream's callback raises RuntimeError. An exception of a stream or of the factory passes through unchanged, after the state
+    was brought up to date: the assembler goes on working, and bytes that were handed over count as delivered.
+
+    As a context manager it gives out everything and closes everything at the end.
+    """
+
+    def __init__(self, pool: StreamPool, options: AssemblerOptions | None = None) -> None:
+        if not isinstance(pool, core.StreamPoolBase):
+            raise TypeError(f"pool is a StreamPool, not {type(pool).__name__}: {pool!r}")
+        options = DEFAULT_ASSEMBLER_OPTIONS if options is None else options
+        if not isinstance(options, AssemblerOptions):
+            raise TypeError(f"options are AssemblerOptions, not {type(options).__name__}: {options!r}")
+        self.pool = pool
+        self.options = options
+        self._setup(
+            pool,
+            max_buffered_pages_total=max(options.max_buffered_pages_total, 0),
+            max_buffered_pages_per_connection=max(options.max_buffered_pages_per_connection, 0),
+            verify_checksums=options.verify_checksums,
+            start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
+            start_wait_ns=_wait_ns(options.start_wait),
+            max_gap=2**31 - 1 if options.max_gap is None else options.max_gap,
+            hole_timeout_ns=_wait_ns(options.hole_timeout),
+            idle_timeout_ns=_wait_ns(options.idle_timeout),
+            closed_timeout_ns=_wait_ns(options.closed_timeout),
+        )
+
+    def assemble_capture(
+        self, source: CaptureSource, *, linktype: int = 1, flush: bool = True, progress: Progress | None = None
+    ) -> CaptureSummary:
+        """Take in a whole capture, flushing on capture time by itself (`hole_timeout`, `idle_timeout`).
+
+        Args:
+            source: a path; "-" for standard input; a binary file object; the bytes of a capture file; an open capture
+                (`open_capture`, `open_live`); an iterable of `Frame` objects or of `(seconds, frame)` pairs as pypcap and dpkt give
+                them; or a list of any of these, read one after the other with the state kept in between.
+            linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.
+            flush: give out and close everything at the end. False keeps the state for what comes next.
+            progress: called now and then with the capture at hand.
+
+        A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
+        that is no capture. A live capture goes on until it is stopped; Ctrl-C gives out everything, then raises KeyboardInterrupt.
+        """
+        before = self.stats
+        problems: list[str] = []
+        for _ in self.assemble_steps(source, linktype=linktype, flush=flush, progress=progress, problems=problems):
+            pass
+        after = self.stats
+        return CaptureSummary(
+            packets=after.frames - before.frames,
+            segments=after.segments - before.segments,
+            streams=after.streams_opened - before.streams_opened,
+            bytes_delivered=after.bytes_delivered - before.bytes_delivered,
+            bytes_skipped=after.bytes_skipped - before.bytes_skipped,
+            complete=not problems,
+            problems=tuple(problems),
+        )
+
+    def assemble_steps(
+        self,
+        source: CaptureSource,
+        *,
+        linktype: int = 1,
+        flush: bool = True,
+        progress: Progress | None = None,
+        problems: list[str] | None = None,
+    ) -> Iterator[None]:
+        """`assemble_capture` in small steps: yields between them, so that the caller can use what the streams have got so far.
+
+        What was wrong with a file is appended to problems.
+        """
+        try:
+            for capture in _captures(source, linktype):
+                with closing(capture):
+                    if isinstance(capture, LiveCapture):
+                        yield from self._live_steps(capture, progress)
+                    else:
+                        yield from self._file_steps(capture, progress)
+                    if capture.problem is not None and problems is not None:
+                        problems.append(f"{capture.source_name}: {capture.problem}")
+        except KeyboardInterrupt:
+            if flush:
+                self.finish()
+            raise
+        if flush:
+            self.finish()
+            yield
+
+    def _file_steps(self, capture: Capture, progress: Progress | None) -> Iterator[None]:
+        frames = iter(capture)
+        assemble_frame = self.assemble_frame
+        steps = 0
+        while True:
+            size = 0
+            for frame in islice(frames, STEP_FRAMES):
+                assemble_frame(
+                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
+                )
+                size += 1
+            self._expire_in_time()
+            steps += 1
+            if progress is not None and (steps % PROGRESS_STEPS == 0 or size < STEP_FRAMES):
+                progress(capture)
+            if size < STEP_FRAMES:
+                return
+            yield
+
+    def _live_steps(self, capture: LiveCapture, progress: Progress | None) -> Iterator[None]:
+        while not capture.stopped:
+            frame = capture.poll(LIVE_POLL)
+            if frame is None:
+                self.advance_clock(to_ns(None))
+            else:
+                self.assemble_frame(
+                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
+                )
+            self._expire_in_time()
+            if progress is not None:
+                progress(capture)
+            yield
+
+    def _expire_in_time(self) -> None:
+        now = self.now_ns()
+        if now is not None and not 0 <= now - self._expired_ns < EXPIRE_EVERY_NS:
+            self._expired_ns = now
+            self.expire()
+
+    _expired_ns = 0
+
+    def flush_older_than(self, t: Timestamp) -> tuple[int, int]:
+        """Give out what has been held since before t, and close what has seen nothing since then.
+
+        Args:
+            t: capture time: seconds since 1970 or an aware datetime.
+
+        Returns (flushed, closed): connections that gave something out or were closed, and those that were closed.
+
+        A connection whose lowest held data is older than t gives that out with `skip` set, and what is contiguous with it; further
+        islands only if something in them or behind them is older than t too.
+        """
+        return self.flush_with_options(FlushOptions(t=t, close_all=True))
+
+    def flush_with_options(self, options: FlushOptions) -> tuple[int, int]:
+        """`flush_older_than`, closing idle connections only if `options.close_all`. Without a time, everything counts as old."""
+        if not isinstance(options, FlushOptions):
+            raise TypeError(f"options are FlushOptions, not {type(options).__name__}: {options!r}")
+        return self.flush_ns(None if options.t is None else to_ns(options.t), options.close_all)
+
+    def flush_all(self) -> int:
+        """Give out everything and close every connection. Returns their number."""
+        return self.finish()
+
+    def close(self) -> None:
+        """`flush_all`, and no more calls. A second call does nothing."""
+        if not self.closed:
+            try:
+                self.finish()
+            finally:
+                self.shut()
+
+    @property
+    def stats(self) -> AssemblerStats:
+        """The counters, as they are now."""
+        counters, verdicts, now = self.counters()
+        return build_stats(counters, verdicts, **now)
+
+    def __enter__(self) -> Assembler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _wait_ns(seconds: float | None) -> int:
+    return -1 if seconds is None else seconds_to_ns(seconds)
+
+
+def _captures(source: CaptureSource, linktype: int) -> Iterator[Capture | LiveCapture]:
+    if isinstance(source, (Capture, LiveCapture)):
+        yield source
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        yield open_capture(source)
+    elif isinstance(source, (list, tuple)) and not (source and _is_frame(source[0])):
+        for part in source:
+            yield from _captures(part, linktype)
+    elif isinstance(source, Iterable):
+        yield _FrameSource(source, linktype)
+    else:
+        raise TypeError(f"a capture is a path, a binary file, bytes, or an iterable of frames, not {type(source).__name__}: {source!r}")
+
+
+def _is_frame(item: object) -> bool:
+    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (int, float)))
+
+
+class _FrameSource(Capture):
+    """Frames that the caller brings, as a capture."""
+
+    def __init__(self, frames: Iterable[Any], linktype: int) -> None:
+        super().__init__("frames", type(frames).__name__)
+        self._frames = frames
+        self._linktype = linktype
+
+    def __iter__(self) -> Iterator[Frame]:
+        for item in self._frames:
+            if isinstance(item, Frame):
+                frame = item
+            elif _is_frame(item):
+                seconds, data = item
+                frame = Frame(bytes(data), seconds_to_ns(seconds), len(data), self._linktype)
+            else:
+                raise TypeError(f"a frame is a Frame or a (seconds, bytes) pair, not {type(item).__name__}: {item!r:.80}")
+            self.packets += 1
+            yield frame
+        self.complete = True
