@@ -339,13 +339,13 @@ class AssemblerBase:
         else:
             self._drop_successor(connection)
             self._counts["unconfirmed_syn"] += 1
-            connection.successor = Successor(isn, PageList())
+            connection.successor = Successor(isn, add(text_seq, wire), PageList())
             if len(payload):
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
 
     def _continue(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
-        if connection.successor is not None and self._confirms(connection, connection.successor.isn, seq):
-            successor = connection.successor
+        successor = connection.successor
+        if successor is not None and self._confirms(connection, successor, seq):
             connection.successor = None
             self._begin_anew(connection, successor, len(payload), seen_ns)
             self._start(connection, successor.isn)
@@ -357,12 +357,12 @@ class AssemblerBase:
         connection.isn = isn
         connection.next_seq = connection.first_seq = connection.cut_end = add(isn, 1)
 
-    def _confirms(self, connection: Connection, isn: int, seq: int) -> bool:
+    def _confirms(self, connection: Connection, successor: Successor, seq: int) -> bool:
         """A segment continues from another SYN, and not from what is open."""
         if connection.next_seq is None or seq == connection.next_seq:
             return False
-        ahead = difference(add(isn, 1), seq)
-        if ahead == 0:
+        ahead = difference(add(successor.isn, 1), seq)
+        if ahead == 0 or seq == successor.next_seq:
             return True
         return 0 < ahead <= CONTINUES_WITHIN and abs(difference(connection.next_seq, seq)) > CONTINUES_WITHIN
 

@@ -21,7 +21,8 @@ class Successor(NamedTuple):
     """A SYN with another initial sequence number, seen while the connection is open: its next stream, if packets continue from it."""
 
     isn: int
-    pages: PageList  # the data that came with the SYN
+    next_seq: int  # behind the SYN and its data
+    pages: PageList  # that data
 
 
 class Connection:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Iterator
 
 from .sequence import add, difference
@@ -51,7 +52,8 @@ class Page:
 
     def hold(self, data: bytes | memoryview) -> None:
         """Keep a copy of data instead of what the page held."""
-        self._cache.held_bytes += len(data) - len(self.bytes)
+        with self._cache._lock:
+            self._cache.held_bytes += len(data) - len(self.bytes)
         self.bytes = bytes(data)
 
     def __len__(self) -> int:
@@ -71,6 +73,7 @@ class PageCache:
     def __init__(self, initial: int = INITIAL_PAGES) -> None:
         if initial < 1:
             raise ValueError(f"a cache begins with 1 page or more, not {initial}")
+        self._lock = threading.Lock()  # another assembler of the same pool may give pages back
         self._free: list[Page] = []
         self._chunk_pages: list[int] = []  # pages of each chunk, oldest chunk first
         self._next_grow = initial
@@ -92,40 +95,42 @@ class PageCache:
 
     def take(self, seen_ns: int) -> Page:
         """An empty page that stands in no list."""
-        if not self._free:
-            self._grow()
-        page = self._free.pop()
+        with self._lock:
+            if not self._free:
+                self._grow()
+            page = self._free.pop()
+            self.used += 1
+            self.requests += 1
         page._clear(seen_ns)
         page.priority = random.getrandbits(32)
-        self.used += 1
-        self.requests += 1
         if self._log and not self.requests & 0xFFFF:
             _memory_log.debug("page cache: %d requests, %d used, %d free", self.requests, self.used, len(self._free))
         return page
 
     def give_back(self, page: Page) -> None:
         """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
+        page.hold(b"")
         owner = page._cache
-        owner.held_bytes -= len(page.bytes)
-        page.bytes = b""
-        owner._free.append(page)
-        owner.used -= 1
+        with owner._lock:
+            owner._free.append(page)
+            owner.used -= 1
 
     def shrink(self) -> int:
         """Let go of the newest chunks, as long as all their pages are free and less than a quarter of what stays is used.
 
         Returns the number of pages let go. Never goes below the first chunk.
         """
-        before = self.size
-        while len(self._chunk_pages) > 1:
-            chunk = len(self._chunk_pages) - 1
-            count = self._chunk_pages[chunk]
-            if self.used * 4 > self.size - count or sum(page._chunk == chunk for page in self._free) != count:
-                break
-            self._free = [page for page in self._free if page._chunk != chunk]
-            self._chunk_pages.pop()
-            self.size -= count
-            self._next_grow = count
+        with self._lock:
+            before = self.size
+            while len(self._chunk_pages) > 1:
+                chunk = len(self._chunk_pages) - 1
+                count = self._chunk_pages[chunk]
+                if self.used * 4 > self.size - count or sum(page._chunk == chunk for page in self._free) != count:
+                    break
+                self._free = [page for page in self._free if page._chunk != chunk]
+                self._chunk_pages.pop()
+                self.size -= count
+                self._next_grow = count
         if self._log and self.size != before:
             _memory_log.debug("page cache: %d pages let go, %d in all", before - self.size, self.size)
         return before - self.size
