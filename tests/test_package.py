@@ -1,0 +1,415 @@
+"""The package as a whole: what is installed, who imports whom, and that both cores look the same from outside.
+
+Not here: what the parts do. Sources are read from the repository; the rest looks at the package that is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.machinery
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+from conftest import REPOSITORY, submodule
+
+SOURCES = REPOSITORY / "tcpreasm"
+CORES = ("_compiled", "_pure")
+OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zstandard")
+
+# Who must not know whom: data goes one way. A folder stands for everything in it.
+FORBIDDEN = {
+    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams"},
+    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams"},
+    "_select": {"api", "capture", "cli", "streams"},
+    "api": {*CORES, "cli"},
+    "capture": {*CORES, "_select", "api", "cli", "streams"},
+    "cli": {*CORES, "_select"},
+    "streams": {*CORES, "_select", "api", "capture", "cli"},
+}
+# Records and numbers that every layer may use: they know nothing but each other.
+LEAVES = {"clock", "decoded", "errors", "flow", "options", "segment", "stats", "verdict"}
+
+
+class Import(NamedTuple):
+    """One import statement in the package: `target` is a dotted path below tcpreasm, or None for what lies outside."""
+
+    file: Path
+    line: int
+    level: int
+    module: str
+    target: tuple[str, ...] | None
+    at_load: bool
+
+
+def _targets(file: Path, level: int, module: str, names: list[str]) -> Iterator[tuple[str, ...] | None]:
+    """What `from <level dots><module> import <names>` reaches below tcpreasm."""
+    if level == 0:
+        yield tuple(module.split(".")[1:]) if module.split(".")[0] == "tcpreasm" else None
+        return
+    folder = file.relative_to(SOURCES).parent.parts
+    base = folder[: len(folder) - (level - 1)] + (tuple(module.split(".")) if module else ())
+    if SOURCES.joinpath(*base).is_dir():
+        for name in names:
+            is_module = any(SOURCES.joinpath(*base, name + end).exists() for end in ("", ".py", ".pyx"))
+            yield (*base, name) if is_module else base
+    else:
+        yield base
+
+
+def _python_imports(file: Path) -> Iterator[Import]:
+    tree = ast.parse(file.read_text(), str(file))
+    late: set[int] = set()  # statements that do not run when the module is loaded
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+            isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        ):
+            late.update(id(inner) for inner in ast.walk(node))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                for target in _targets(file, 0, alias.name, []):
+                    yield Import(file, node.lineno, 0, alias.name, target, id(node) not in late)
+        elif isinstance(node, ast.ImportFrom):
+            for target in _targets(file, node.level, node.module or "", [alias.name for alias in node.names]):
+                yield Import(file, node.lineno, node.level, node.module or "", target, id(node) not in late)
+
+
+def _cython_imports(file: Path) -> Iterator[Import]:
+    pattern = re.compile(r"^[ \t]*(?:from[ \t]+(\.*)([\w.]*)[ \t]+c?import[ \t]+\(?([^#\n]*)|c?import[ \t]+([\w.]+))", re.MULTILINE)
+    text = file.read_text()
+    for found in pattern.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        dots, module, names, plain = found.groups()
+        if plain:
+            dots, module, names = "", plain, ""
+        name_list = [name.split()[0] for name in names.rstrip("\\) ").split(",") if name.split()]
+        for target in _targets(file, len(dots), module, name_list):
+            yield Import(file, line, len(dots), module, target, True)
+
+
+def _imports() -> list[Import]:
+    found: list[Import] = []
+    for file in sorted(SOURCES.rglob("*")):
+        if file.suffix == ".py":
+            found += _python_imports(file)
+        elif file.suffix in (".pyx", ".pxd"):
+            found += _cython_imports(file)
+    return found
+
+
+def _told(statement: Import) -> str:
+    return f"{statement.file.relative_to(REPOSITORY)}:{statement.line} imports {'.' * statement.level}{statement.module}"
+
+
+def _owner(file: Path) -> str:
+    """The first name below tcpreasm: a folder, or a module."""
+    return file.relative_to(SOURCES).parts[0].removesuffix(".py")
+
+
+# ---- imports
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    """Otherwise the second copy of the package, on the other core, would reach into the first."""
+    assert [_told(found) for found in _imports() if found.level == 0 and found.target is not None] == []
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [_told(found) for found in _imports() if found.target and found.target[0] in FORBIDDEN.get(_owner(found.file), ())]
+    assert wrong == []
+
+
+def test_only_select_imports_a_core() -> None:
+    wrong = [
+        _told(found)
+        for found in _imports()
+        if found.target and found.target[0] in CORES and _owner(found.file) not in (found.target[0], "_select")
+    ]
+    assert wrong == []
+
+
+def test_the_command_is_imported_by_main_alone() -> None:
+    wrong = [
+        _told(found) for found in _imports() if found.target and found.target[0] == "cli" and _owner(found.file) not in ("cli", "__main__")
+    ]
+    assert wrong == []
+
+
+def test_leaves_know_leaves_only() -> None:
+    missing = {name for name in LEAVES if not (SOURCES / f"{name}.py").exists()}
+    assert missing == set()
+    wrong = [_told(found) for found in _imports() if _owner(found.file) in LEAVES and found.target and found.target[0] not in LEAVES]
+    assert wrong == []
+
+
+def test_no_module_needs_itself_to_load() -> None:
+    """No cycle among the imports that run at load time."""
+    graph: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for found in _imports():
+        if found.at_load and found.target is not None and found.file.suffix == ".py":
+            parts = found.file.relative_to(SOURCES).with_suffix("").parts
+            graph.setdefault(parts[:-1] if parts[-1] == "__init__" else parts, set()).add(found.target)
+    done: set[tuple[str, ...]] = set()
+
+    def walk(module: tuple[str, ...], path: list[tuple[str, ...]]) -> None:
+        assert module not in path, " -> ".join(".".join(step) or "tcpreasm" for step in [*path, module])
+        if module not in done:
+            for target in sorted(graph.get(module, ())):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+
+
+def test_the_pure_core_needs_the_standard_library_only() -> None:
+    wrong = [
+        _told(found)
+        for found in _imports()
+        if _owner(found.file) == "_pure" and found.target is None and found.module.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("implementation", ["compiled", "pure"])
+def test_importing_loads_nothing_optional(implementation: str) -> None:
+    loaded = _python("import sys, tcpreasm; print(*sorted(name for name in sys.modules if '.' not in name))", implementation)
+    assert set(loaded.split()) & set(OPTIONAL) == set()
+
+
+# ---- the two cores
+
+
+def _core(package: ModuleType) -> ModuleType:
+    return submodule(package, f"_{package.implementation}")
+
+
+def test_file_names_match_in_both_cores() -> None:
+    pure = {file.stem for file in (SOURCES / "_pure").glob("*.py")} - {"__init__"}
+    compiled = {file.stem for file in (SOURCES / "_compiled").glob("*.pyx")}
+    contracts = {file.stem for file in (SOURCES / "_compiled").glob("*.pxd")}
+    assert compiled == pure
+    assert contracts - compiled == set()
+
+
+def test_no_generated_file_lies_beside_the_sources() -> None:
+    assert sorted(file.name for pattern in ("*.c", "*.cpp", "*.html") for file in SOURCES.rglob(pattern)) == []
+
+
+def test_each_package_runs_on_its_own_core(both: tuple[ModuleType, ModuleType]) -> None:
+    compiled, pure = both
+    assert (compiled.implementation, pure.implementation) == ("compiled", "pure")
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    for source in (SOURCES / "_compiled").glob("*.pyx"):
+        assert str(submodule(compiled, f"_compiled.{source.stem}").__file__).endswith(suffixes)
+    loaded = [name for name in sys.modules if name.startswith(f"{pure.__name__}._compiled")]
+    assert loaded == []
+
+
+def test_both_packages_have_the_same_public_names(both: tuple[ModuleType, ModuleType]) -> None:
+    compiled, pure = both
+    assert compiled.__all__ == pure.__all__
+    for package in both:
+        assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
+def test_both_cores_export_the_same_names(both: tuple[ModuleType, ModuleType]) -> None:
+    compiled, pure = map(_core, both)
+    assert sorted(compiled.__all__) == sorted(pure.__all__)
+    for core in (compiled, pure):
+        assert [name for name in core.__all__ if not hasattr(core, name)] == []
+
+
+DUNDERS = ("__bool__", "__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__", "__next__")
+
+
+def _members(cls: type, package: str) -> dict[str, object]:
+    """Public names of a class, own and inherited from classes of the package; what it has from elsewhere is not its own doing."""
+    members: dict[str, object] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.split(".")[0] == package:
+            members |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
+    return members
+
+
+def _shape(function: object) -> list[tuple[str, str, str]] | str:
+    """Names, kinds and defaults of the parameters. Annotations are left out: Cython's are C types."""
+    try:
+        signature = inspect.signature(function)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "none"
+    empty = inspect.Parameter.empty
+    return [(p.name, p.kind.name, "" if p.default is empty else repr(p.default)) for p in signature.parameters.values()]
+
+
+def _public(module: ModuleType, package: str) -> list[tuple[str, object]]:
+    return [(name, getattr(module, name)) for name in module.__all__]
+
+
+def test_both_cores_have_the_same_classes_and_signatures(both: tuple[ModuleType, ModuleType]) -> None:
+    compiled, pure = both
+    differences = []
+    for name in sorted(_core(pure).__all__):
+        one, other = getattr(_core(compiled), name, None), getattr(_core(pure), name)
+        if isinstance(other, type):
+            if not isinstance(one, type):
+                differences.append(f"{name} is a class in the pure core only")
+                continue
+            ones, others = _members(one, compiled.__name__), _members(other, pure.__name__)
+            differences += [f"{name}.{member} is in the compiled core only" for member in sorted(ones.keys() - others.keys())]
+            differences += [f"{name}.{member} is in the pure core only" for member in sorted(others.keys() - ones.keys())]
+            differences += [f"{name} has {dunder} in one core only" for dunder in DUNDERS if hasattr(one, dunder) != hasattr(other, dunder)]
+            pairs = [(f"{name}.{member}", ones[member], others[member]) for member in sorted(ones.keys() & others.keys())]
+        else:
+            pairs = [(name, one, other)]
+        for what, a, b in pairs:
+            if callable(a) != callable(b):
+                differences.append(f"{what} can be called in one core only")
+            elif callable(a) and _shape(a) != _shape(b):
+                differences.append(f"{what}: compiled {_shape(a)}, pure {_shape(b)}")
+            elif isinstance(a, (int, str)) and a != b:
+                differences.append(f"{what}: compiled {a!r}, pure {b!r}")
+    assert differences == []
+
+
+def test_the_public_classes_have_the_same_members_on_both_cores(both: tuple[ModuleType, ModuleType]) -> None:
+    compiled, pure = both
+    differences = []
+    for name in pure.__all__:
+        one, other = getattr(compiled, name), getattr(pure, name)
+        if isinstance(other, type):
+            ones, others = _members(one, compiled.__name__), _members(other, pure.__name__)
+            differences += [f"{name}.{member}" for member in sorted(ones.keys() ^ others.keys())]
+            differences += [
+                f"{name}.{member}: compiled {_shape(ones[member])}, pure {_shape(others[member])}"
+                for member in sorted(ones.keys() & others.keys())
+                if callable(ones[member]) and _shape(ones[member]) != _shape(others[member])
+            ]
+    assert differences == []
+
+
+def test_public_names_have_docstrings(tcpreasm: ModuleType) -> None:
+    bare = [
+        name
+        for name in tcpreasm.__all__
+        if (inspect.isclass(getattr(tcpreasm, name)) or inspect.isroutine(getattr(tcpreasm, name)))
+        and not (getattr(tcpreasm, name).__doc__ or "").strip()
+    ]
+    assert bare == []
+    for name in tcpreasm.__all__:
+        value = getattr(tcpreasm, name)
+        if inspect.isclass(value):
+            for member, function in _members(value, tcpreasm.__name__).items():
+                if inspect.isroutine(function) and not inspect.getdoc(getattr(value, member)):
+                    bare.append(f"{name}.{member}")
+    assert bare == []
+
+
+def test_the_examples_in_docstrings_are_right(tcpreasm: ModuleType) -> None:
+    other = "_compiled" if tcpreasm.implementation == "pure" else "_pure"
+    for found in pkgutil.walk_packages(tcpreasm.__path__, f"{tcpreasm.__name__}."):
+        if f".{other}" in found.name or found.name.endswith(".__main__"):
+            continue
+        results = doctest.testmod(sys.modules.get(found.name) or importlib.import_module(found.name))
+        assert results.failed == 0, found.name
+
+
+# ---- what is installed
+
+
+def test_the_version_is_one(both: tuple[ModuleType, ModuleType]) -> None:
+    declared = re.search(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert importlib.metadata.version("tcpreasm") == declared[1]
+    for package in both:
+        assert package.__version__ == declared[1]
+
+
+def test_numpy_is_the_only_required_dependency() -> None:
+    requires = importlib.metadata.requires("tcpreasm") or []
+    assert [line for line in requires if "extra ==" not in line] == ["numpy>=2"]
+
+
+def test_the_command_is_installed() -> None:
+    (script,) = [script for script in importlib.metadata.entry_points(group="console_scripts") if script.name == "tcpreasm"]
+    assert script.value == "tcpreasm.cli:main"
+    assert callable(script.load())
+
+
+def test_the_installed_package_is_whole(both: tuple[ModuleType, ModuleType]) -> None:
+    folder = Path(str(both[0].__file__)).parent
+    assert (folder / "py.typed").exists()
+    built = {file.name.split(".")[0] for file in (folder / "_compiled").iterdir() if file.name.endswith((".so", ".pyd"))}
+    assert {file.stem for file in (SOURCES / "_compiled").glob("*.pyx")} - built == set()
+    installed = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py")}
+    assert {file.relative_to(SOURCES).as_posix() for file in SOURCES.rglob("*.py")} - installed == set()
+
+
+# ---- TCPREASM_IMPLEMENTATION
+
+
+def _python(code: str, implementation: str | None, *, path: Path | None = None) -> str:
+    """What `code` prints in an interpreter of its own."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("TCPREASM_IMPLEMENTATION", "PYTHONPATH")}
+    if implementation is not None:
+        environment["TCPREASM_IMPLEMENTATION"] = implementation
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=Path(sys.prefix), capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+SHOW = "import tcpreasm; print(tcpreasm.implementation, tcpreasm.__file__)"
+
+
+@pytest.fixture(scope="module")
+def copied(both: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package that has no extension modules."""
+    folder = tmp_path_factory.mktemp("copied")
+    leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(Path(str(both[0].__file__)).parent, folder / "tcpreasm", ignore=leave_out)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [(None, "compiled"), ("", "compiled"), ("auto", "compiled"), ("compiled", "compiled"), ("pure", "pure")]
+)
+def test_the_environment_picks_the_core(asked: str | None, given: str) -> None:
+    assert _python(SHOW, asked).split()[0] == given
+
+
+def test_an_unknown_core_is_an_error() -> None:
+    assert _python(SHOW, "fast").startswith("ImportError: TCPREASM_IMPLEMENTATION is auto, compiled or pure, not 'fast'")
+
+
+def test_without_an_extension_auto_takes_the_pure_core(copied: Path) -> None:
+    implementation, file = _python(SHOW, "auto", path=copied).split()
+    assert implementation == "pure"
+    assert file.startswith(str(copied))
+
+
+def test_without_an_extension_compiled_is_an_error(copied: Path) -> None:
+    assert re.match(r"(ImportError|ModuleNotFoundError): .*_compiled", _python(SHOW, "compiled", path=copied))
+
+
+def test_a_broken_extension_is_an_error(copied: Path, tmp_path: Path) -> None:
+    """`auto` falls back where nothing was built, not where what was built does not load."""
+    shutil.copytree(copied, tmp_path, dirs_exist_ok=True)
+    for source in (SOURCES / "_compiled").glob("*.pyx"):
+        (tmp_path / "tcpreasm" / "_compiled" / (source.stem + importlib.machinery.EXTENSION_SUFFIXES[0])).write_bytes(b"not a library")
+    assert _python(SHOW, "auto", path=tmp_path).startswith("ImportError: ")
+    assert _python(SHOW, "pure", path=tmp_path).split()[0] == "pure"
