@@ -1,0 +1,102 @@
+"""The command `tcpreasm`: the main program, and what becomes of its errors.
+
+    common    what the subcommands share: options, texts, pairs of directions
+    flows     a table of connections
+    extract   one file per stream
+    http      requests and responses, also live
+
+Exit status: 0 done (also where a capture is cut in the middle: what it holds was used, and a line on standard error says so; also
+where Ctrl-C ended a live capture); 2 an error, told in one line on standard error; 130 Ctrl-C while files were read, after
+what was read so far was given out; 141 the reader of standard output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import NoReturn
+
+from .._select import implementation
+from ..errors import CaptureError
+from . import extract, flows, http
+from .common import CommandError, complain
+
+__all__ = ["main"]
+
+_DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
+
+_EXAMPLES = """examples:
+  tcpreasm flows capture.pcap                      who talked to whom, and how much
+  tcpreasm flows --json capture.pcapng.gz          the same, a JSON object a line
+  tcpreasm extract capture.pcap -o streams         one file for each direction
+  tcpreasm http capture.pcap                       HTTP requests and responses
+  tcpreasm http -i eth0 -f 'tcp port 80'           the same, live
+  ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
+
+exit status: 0 done, 2 error, 130 interrupted (a live capture: 0), 141 broken pipe"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors take one line, as everywhere else in this command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tcpreasm")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tcpreasm",
+        description="TCP stream reassembly: the bytes that the applications sent, out of packet captures.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tcpreasm {_version()} ({implementation} core)")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (flows, extract, http):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status.
+
+    Args:
+        argv: the arguments, without the program's name. None: those of the process.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except SystemExit as done:  # --help, --version, wrong arguments
+        return done.code if isinstance(done.code, int) else _DONE
+    except BrokenPipeError:
+        _drop_output()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (CommandError, CaptureError, ImportError) as error:
+        complain(str(error))
+        return _ERROR
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error))
+        return _ERROR
+    return _DONE
+
+
+def _drop_output() -> None:
+    """Nobody reads: what is still buffered goes nowhere, so that nothing complains at exit."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

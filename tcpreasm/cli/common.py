@@ -1,0 +1,109 @@
+"""What the subcommands share: options of the assembler, texts, and which two directions belong together."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Generic, TypeVar
+
+from ..api import Assembler
+from ..flow import ConnectionKey
+from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
+
+__all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "read", "text_of", "time_of"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+T = TypeVar("T")
+
+
+class CommandError(Exception):
+    """Ends the command with one line on standard error."""
+
+
+def complain(text: str) -> None:
+    """One line on standard error, whatever the text holds."""
+    print("tcpreasm:", " ".join(text.split()), file=sys.stderr)
+
+
+def add_captures(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+    """The captures, and how they are reassembled."""
+    parser.add_argument(
+        "captures",
+        metavar="CAPTURE",
+        nargs=nargs,
+        help="pcap or pcapng file, also compressed (gzip, zstd); - is standard input; several are read one after the other, as one",
+    )
+    group = parser.add_argument_group("reassembly")
+    group.add_argument("--verify-checksums", action="store_true", help="ignore segments with a wrong TCP checksum")
+    group.add_argument(
+        "--hole-timeout",
+        metavar="SECONDS",
+        type=float,
+        help=f"capture time that missing bytes are waited for (default {DEFAULT_ASSEMBLER_OPTIONS.hole_timeout:g})",
+    )
+    group.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=float,
+        help=f"capture time without a packet that ends a stream (default {DEFAULT_ASSEMBLER_OPTIONS.idle_timeout:g})",
+    )
+
+
+def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
+    """From the command's options."""
+    given: dict[str, Any] = {"verify_checksums": arguments.verify_checksums}
+    for name in ("hole_timeout", "idle_timeout"):
+        if getattr(arguments, name) is not None:
+            given[name] = getattr(arguments, name)
+    try:
+        return AssemblerOptions(**given)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def read(assembler: Assembler, captures: Sequence[str]) -> None:
+    """Assembles captures, and tells on standard error what was wrong with them."""
+    for problem in assembler.assemble_capture(list(captures)).problems:
+        complain(problem)
+
+
+class Pairs(Generic[T]):
+    """Brings the two directions of a connection together: what the first one was given, the second one gets too.
+
+    A third stream of the same endpoints begins another pair. Remembers the pairs of which one direction is missing.
+    """
+
+    def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
+        self._make = make
+        self._waiting: dict[ConnectionKey, T] = {}  # by the key of the direction that is missing
+
+    def join(self, key: ConnectionKey) -> T:
+        """What the direction shares with the other one; made for the first of them, by its key."""
+        if key in self._waiting:
+            return self._waiting.pop(key)
+        pair = self._waiting[key.reverse()] = self._make(key)
+        return pair
+
+    def forget(self, key: ConnectionKey) -> None:
+        """The direction that is missing will not come: the key is that of the first one."""
+        self._waiting.pop(key.reverse(), None)
+
+
+def time_of(seen_ns: int | None) -> str:
+    """`2026-01-31T12:00:00.123456789Z`, or - for none, or the plain number of seconds where no calendar reaches."""
+    if seen_ns is None:
+        return "-"
+    seconds, ns = divmod(seen_ns, 10**9)
+    try:
+        moment = _EPOCH + timedelta(seconds=seconds)
+    except OverflowError:
+        return f"{seconds}.{ns:09}"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
+
+
+def text_of(data: bytes) -> str:
+    """Bytes out of a capture, fit for a terminal: ASCII, everything else escaped."""
+    return data.decode("latin-1").encode("unicode_escape").decode("ascii")

@@ -1,0 +1,129 @@
+"""`tcpreasm extract`: one file for each direction of each connection, written while the capture is read.
+
+File names are tcpflow's: 010.000.000.001.09999-010.000.000.002.36559 is what 10.0.0.1 port 9999 sent to 10.0.0.2 port 36559. A later
+stream of the same endpoints gets a suffix: c1, c2, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from ..api import Assembler, StreamPool
+from ..flow import ConnectionKey, Flow
+from ..streams import DEFAULT_MAX_OPEN_FILES, FilePool, FileStream
+from .common import CommandError, add_captures, assembler_options, read
+
+__all__ = ["add_parser", "file_name"]
+
+_GAPS_LISTED = 8
+
+_DESCRIPTION = """Writes what each side of each TCP connection sent to a file of its own, while the capture is read.
+Names: 010.000.000.001.09999-010.000.000.002.36559 is what 10.0.0.1 port 9999 sent to 10.0.0.2 port 36559;
+a later stream of the same endpoints gets a suffix (c1, c2, ...). A stream without bytes makes no file.
+
+A line for each file: name, bytes, gaps as OFFSET+LENGTH, counted in the stream with its missing bytes.
+What is missing is left out, and what is there joined, unless --fill-gaps is given."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "extract",
+        help="one file per direction of each connection",
+        description=_DESCRIPTION,
+        epilog="examples:\n  tcpreasm extract capture.pcap -o streams\n  tcpreasm extract part1.pcap part2.pcap -o streams --force --quiet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_captures(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the files; made where there is none")
+    parser.add_argument("--force", action="store_true", help="overwrite files; without it a file that exists ends the command")
+    parser.add_argument("--fill-gaps", action="store_true", help="zeros where bytes are missing, as holes in the file")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no list of files")
+    parser.add_argument(
+        "--max-open", metavar="N", type=_positive, default=DEFAULT_MAX_OPEN_FILES, help="files open at once (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def file_name(key: ConnectionKey, number: int) -> str:
+    """The name for the stream with this number among those of the key, counted from 0."""
+    net, transport = key.net_flow, key.transport_flow
+    name = f"{_address(net.raw_src)}.{transport.src:05}-{_address(net.raw_dst)}.{transport.dst:05}"
+    return f"{name}c{number}" if number else name
+
+
+def _address(raw: bytes | int) -> str:
+    assert isinstance(raw, bytes)
+    if len(raw) == 4:
+        return ".".join(f"{byte:03}" for byte in raw)
+    return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
+
+
+class _ExtractedStream(FileStream):
+    """Prints its line when it is complete."""
+
+    __slots__ = ("_quiet",)
+
+    def __init__(self, net_flow: Flow, transport_flow: Flow, *, quiet: bool, **rest: Any) -> None:
+        super().__init__(net_flow, transport_flow, **rest)
+        self._quiet = quiet
+
+    def reassembly_complete(self) -> None:
+        super().reassembly_complete()
+        if self.path is None or self._quiet:
+            return
+        line = f"{os.path.basename(self.path)}  {self.length} bytes"
+        if self.gaps:
+            line += f", {self.skipped} missing: " + " ".join(f"{offset}+{length}" for offset, length in self.gaps[:_GAPS_LISTED])
+            if len(self.gaps) > _GAPS_LISTED:
+                line += f" and {len(self.gaps) - _GAPS_LISTED} more gaps"
+        print(line if self.started else f"{line}, start not captured")
+
+
+class _Files:
+    """The factory. Remembers how many files each key has got: names are given with a stream's first byte."""
+
+    def __init__(self, folder: str, pool: FilePool, *, overwrite: bool, fill_gaps: bool, quiet: bool) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._overwrite = overwrite
+        self._fill_gaps = fill_gaps
+        self._quiet = quiet
+        self._numbers: dict[ConnectionKey, int] = {}
+
+    def new(self, net_flow: Flow, transport_flow: Flow) -> _ExtractedStream:
+        return _ExtractedStream(
+            net_flow,
+            transport_flow,
+            path=lambda: self._next_path(ConnectionKey(net_flow, transport_flow)),
+            pool=self._pool,
+            overwrite=self._overwrite,
+            fill_gaps=self._fill_gaps,
+            quiet=self._quiet,
+        )
+
+    def _next_path(self, key: ConnectionKey) -> str:
+        number = self._numbers.get(key, 0)
+        self._numbers[key] = number + 1
+        return os.path.join(self._folder, file_name(key, number))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads the captures and writes the files."""
+    options = assembler_options(arguments)
+    os.makedirs(arguments.output, exist_ok=True)
+    with FilePool(arguments.max_open) as pool:
+        files = _Files(arguments.output, pool, overwrite=arguments.force, fill_gaps=arguments.fill_gaps, quiet=arguments.quiet)
+        try:
+            read(Assembler(StreamPool(files), options), arguments.captures)
+        except FileExistsError as error:
+            raise CommandError(f"{error.filename} exists (--force overwrites)") from None

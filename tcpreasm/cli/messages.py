@@ -1,0 +1,329 @@
+"""HTTP/1 messages out of one direction's bytes, pushed in as they come, gaps included.
+
+Lives here: where a message begins and ends (RFC 9112 2 and 6), over gaps too. What its head says is httptools' business (the extra
+`http`). `feed` is called about once a packet.
+
+A gap inside a body whose length is known costs nothing but the bytes. After any other gap, and after bytes that are no HTTP, the
+next line that begins a message is looked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Exchange", "Message", "MessageParser", "load_httptools"]
+
+_MAX_LINE = 16 * 1024  # a request line longer than this is none
+_MAX_HEAD = 256 * 1024
+_MAX_CHUNK_LINE = 4096
+_MARK = b"HTTP/1."  # stands in every first line
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9][ \r]")
+_STATUS_LINE_SIZE = 13
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [^ \r\n]+ HTTP/1\.[01]\r")
+_REQUEST_MARK_SIZE = 9
+
+
+def load_httptools() -> Any:
+    """The parser's module. ImportError with one line that tells how to get it."""
+    try:
+        return importlib.import_module("httptools")
+    except ImportError as error:
+        raise ImportError(f"this takes httptools: pip install 'tcpreasm[http]' ({error})") from None
+
+
+@dataclass(slots=True)
+class Message:
+    """One request or response."""
+
+    seen_ns: int
+    """Capture time of the packet that brought its first byte."""
+    version: str = ""
+    """"1.0" or "1.1"."""
+    method: bytes | None = None
+    """None: a response."""
+    target: bytes = b""
+    """What was requested."""
+    status: int | None = None
+    """None: a request."""
+    reason: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    """By lower-case name; the values of a repeated one joined by a comma."""
+    body_bytes: int = 0
+    """Bytes of the body that were captured, without the framing of chunks."""
+    missing: int = 0
+    """Bytes of the body that were not."""
+    complete: bool = False
+    """Its end was reached."""
+
+
+class Exchange:
+    """What both directions of a connection must know of each other."""
+
+    __slots__ = ("methods", "tunnel")
+
+    def __init__(self) -> None:
+        self.methods: deque[bytes] = deque(maxlen=1024)
+        """Methods of the requests that were not answered yet: the answer to HEAD has no body (RFC 9112 6.3)."""
+        self.tunnel = False
+        """From here on it is another protocol (CONNECT, Upgrade)."""
+
+
+class _Head:
+    """Takes httptools' callbacks."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.reason = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_status(self, status: bytes) -> None:
+        self.reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        before = self.headers.get(name)
+        self.headers[name] = value if before is None else before + b", " + value
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+class MessageParser:
+    """One direction: bytes in, messages out.
+
+    Args:
+        exchange: shared with the other direction.
+        done: called with each message once its end, the end of the stream, or the gap that cuts it is reached.
+    """
+
+    def __init__(self, exchange: Exchange, done: Callable[[Message], None]) -> None:
+        self._httptools = load_httptools()
+        self._exchange = exchange
+        self._done = done
+        self._state: Callable[[bytes, int], int] = self._seek
+        self._pending = bytearray()  # the beginning of what is not whole yet: a first line, a head, a chunk's size
+        self._pending_seen_ns = 0
+        self._seen_ns = 0
+        self._sought = 0  # so far pending holds no first line
+        self._message: Message | None = None
+        self._remaining = 0  # bytes to the end of the body or chunk; of a chunk with its CRLF
+        self._chunked = False
+        self.message_count = 0
+        """Messages so far."""
+        self.skipped = 0
+        """Bytes that belong to no message."""
+
+    def feed(self, data: bytes, seen_ns: int) -> None:
+        """The next bytes, and when they were captured."""
+        self._seen_ns = seen_ns
+        position = 0
+        while position < len(data) and not self._exchange.tunnel:
+            position = self._state(data, position)
+
+    def lost(self, count: int) -> None:
+        """So many bytes are missing here; -1 for an unknown number."""
+        message = self._message
+        if message is not None and count > 0:
+            if self._state == self._until_close:
+                message.missing += count
+                return
+            if count <= self._remaining:
+                self._advance(count, False)
+                return
+            message.missing += self._remaining
+        self._give_up()
+
+    def finish(self) -> None:
+        """The end of the stream."""
+        if self._message is not None:
+            self._complete(self._state == self._until_close)
+        self.skipped += len(self._pending)
+        self._pending.clear()
+
+    # Each state takes bytes of data from position on, and returns the position behind them.
+
+    def _seek(self, data: bytes, position: int) -> int:
+        pending = self._pending
+        if not pending:
+            self._pending_seen_ns = self._seen_ns
+        pending += data[position:]
+        while (mark := pending.find(_MARK, self._sought)) >= 0:
+            begin = pending.rfind(b"\n", 0, mark) + 1
+            size = _STATUS_LINE_SIZE if begin == mark else _REQUEST_MARK_SIZE
+            if len(pending) < mark + size:
+                self._sought = mark
+                return len(data)
+            if (_STATUS_LINE if begin == mark else _REQUEST_LINE).match(pending, begin):
+                self._skip(begin)
+                self._state = self._head
+                return self._head_of_pending(data, 0)
+            self._sought = mark + 1
+        self._sought = max(self._sought, len(pending) - len(_MARK) + 1)
+        if len(pending) > 2 * _MAX_LINE:
+            self._skip(len(pending) - _MAX_LINE)
+        return len(data)
+
+    def _skip(self, count: int) -> None:
+        """Bytes in front of pending that are no HTTP; empty lines before a message are (RFC 9112 2.2)."""
+        self.skipped += len(self._pending[:count].strip(b"\r\n"))
+        del self._pending[:count]
+        self._sought = max(0, self._sought - count)
+
+    def _head(self, data: bytes, position: int) -> int:
+        searched = max(0, len(self._pending) - 3)
+        self._pending += data[position:]
+        return self._head_of_pending(data, searched)
+
+    def _head_of_pending(self, data: bytes, searched: int) -> int:
+        end = self._pending.find(b"\r\n\r\n", searched)
+        if end < 0:
+            if len(self._pending) > _MAX_HEAD:
+                self._give_up()
+            return len(data)
+        end += 4
+        rest = len(self._pending) - end
+        head = bytes(self._pending[:end])
+        self._pending.clear()
+        self._sought = 0
+        self._begin(head)
+        return len(data) - rest
+
+    def _body(self, data: bytes, position: int) -> int:
+        count = min(self._remaining, len(data) - position)
+        self._advance(count, True)
+        return position + count
+
+    def _until_close(self, data: bytes, position: int) -> int:
+        assert self._message is not None
+        self._message.body_bytes += len(data) - position
+        return len(data)
+
+    def _chunk_size(self, data: bytes, position: int) -> int:
+        line, position = self._line(data, position)
+        if line is None:
+            return position
+        try:
+            size = int(line.partition(b";")[0].strip(), 16)
+        except ValueError:
+            self._give_up()
+            return position
+        if size > 0:
+            self._remaining = size + 2
+            self._state = self._body
+        else:
+            self._state = self._trailer
+        return position
+
+    def _trailer(self, data: bytes, position: int) -> int:
+        line, position = self._line(data, position)
+        if line is not None and not line.strip():
+            self._complete(True)
+        return position
+
+    def _line(self, data: bytes, position: int) -> tuple[bytes | None, int]:
+        """The next whole line, if it is there, and the position behind it."""
+        end = data.find(b"\n", position) + 1
+        self._pending += data[position : end or len(data)]
+        if len(self._pending) > _MAX_CHUNK_LINE:
+            self._give_up()
+            return None, end or len(data)
+        if not end:
+            return None, len(data)
+        line = bytes(self._pending)
+        self._pending.clear()
+        return line, end
+
+    def _advance(self, count: int, captured: bool) -> None:
+        """Over so many bytes of a body or chunk."""
+        message = self._message
+        assert message is not None
+        of_body = min(count, max(0, self._remaining - 2)) if self._chunked else count
+        if captured:
+            message.body_bytes += of_body
+        else:
+            message.missing += of_body
+        self._remaining -= count
+        if self._remaining:
+            return
+        if self._chunked:
+            self._state = self._chunk_size
+        else:
+            self._complete(True)
+
+    def _begin(self, data: bytes) -> None:
+        """A whole head is there."""
+        is_response = data.startswith(_MARK)
+        head = _Head()
+        parser = (self._httptools.HttpResponseParser if is_response else self._httptools.HttpRequestParser)(head)
+        try:
+            parser.feed_data(data)
+        except self._httptools.HttpParserUpgrade:
+            pass  # the answer decides
+        except self._httptools.HttpParserError:
+            head.complete = False
+        if not head.complete:
+            self.skipped += len(data)
+            self._give_up()
+            return
+        message = self._message = Message(self._pending_seen_ns, version=parser.get_http_version(), headers=head.headers)
+        self.message_count += 1
+        if is_response:
+            message.status, message.reason = parser.get_status_code(), head.reason
+            has_body = self._answer(message.status)
+        else:
+            message.method, message.target = parser.get_method(), head.target
+            self._exchange.methods.append(message.method)
+            has_body = message.method != b"CONNECT"
+        self._begin_body(head.headers, has_body, is_response)
+
+    def _answer(self, status: int) -> bool:
+        """A response has come: does it have a body (RFC 9112 6.3)? False too where it makes a tunnel of the connection."""
+        if 100 <= status < 200 and status != 101:
+            return False
+        methods = self._exchange.methods
+        method = methods.popleft() if methods else None
+        if status == 101 or (method == b"CONNECT" and 200 <= status < 300):
+            self._exchange.tunnel = True
+            return False
+        return method != b"HEAD" and status not in (204, 304)
+
+    def _begin_body(self, headers: dict[bytes, bytes], has_body: bool, is_response: bool) -> None:
+        codings = headers.get(b"transfer-encoding", b"").lower()
+        length = headers.get(b"content-length", b"")
+        self._chunked = False
+        if has_body and codings.rpartition(b",")[2].strip() == b"chunked":
+            self._chunked = True
+            self._state = self._chunk_size
+        elif has_body and is_response and (codings or not length.isdigit()):
+            self._state = self._until_close
+        elif has_body and length.isdigit() and int(length):
+            self._remaining = int(length)
+            self._state = self._body
+        else:
+            self._complete(True)
+
+    def _complete(self, complete: bool) -> None:
+        """The message at hand is over; the next one may begin."""
+        message, self._message = self._message, None
+        assert message is not None
+        message.complete = complete
+        self._state = self._seek
+        self._remaining = 0
+        self._done(message)
+
+    def _give_up(self) -> None:
+        """What comes next is anywhere."""
+        self._skip(len(self._pending))
+        self._exchange.methods.clear()
+        self._state = self._seek
+        if self._message is not None:
+            self._complete(False)

@@ -1,0 +1,125 @@
+"""`follow`: the finished streams of a capture, one after the other, while it is read. The five-line use of the package.
+
+Lives here: an iterator over the public API. Called by the user; costs what an Assembler with BytesStreams costs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .api import Assembler, CaptureSource, StreamPool
+from .flow import ConnectionKey, Flow
+from .options import AssemblerOptions
+from .streams import BytesStream
+
+__all__ = ["FinishedStream", "follow"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedStream:
+    """One direction of one TCP connection, complete. `str()` gives one line."""
+
+    key: ConnectionKey
+    """Who sent to whom."""
+    data: bytes = field(repr=False)
+    """The bytes that were captured, in order, gaps joined."""
+    gaps: tuple[tuple[int, int], ...]
+    """(offset, length) of each hole. Offsets count the stream's bytes, the missing ones among them."""
+    started: bool
+    """The SYN was captured: the first byte is the stream's first. Else an unknown number of bytes is missing before it."""
+    ended: bool
+    """It was ended by FIN or RST. Else the capture ended, or the connection was silent for too long."""
+    first_seen_ns: int
+    """Capture time of the earliest packet that brought something, in nanoseconds since 1970."""
+    last_seen_ns: int
+    """The same of the latest packet."""
+
+    @property
+    def first_seen(self) -> float:
+        """`first_seen_ns` in seconds."""
+        return self.first_seen_ns / 1e9
+
+    @property
+    def last_seen(self) -> float:
+        """`last_seen_ns` in seconds."""
+        return self.last_seen_ns / 1e9
+
+    @property
+    def missing(self) -> int:
+        """Bytes in all gaps together."""
+        return sum(length for _, length in self.gaps)
+
+    def __str__(self) -> str:
+        text = f"{self.key} {len(self.data)} bytes"
+        if self.gaps:
+            text += f", {len(self.gaps)} gap{'s' if len(self.gaps) > 1 else ''} ({self.missing} bytes missing)"
+        if not self.started:
+            text += ", start not captured"
+        return text if self.ended else f"{text}, end not captured"
+
+
+class _Followed(BytesStream):
+    """Reports itself when it is complete."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, net_flow: Flow, transport_flow: Flow, done: deque[_Followed]) -> None:
+        super().__init__(net_flow, transport_flow)
+        self._done = done
+
+    def reassembly_complete(self) -> None:
+        super().reassembly_complete()
+        self._done.append(self)
+
+
+def follow(source: CaptureSource, options: AssemblerOptions | None = None) -> Iterator[FinishedStream]:
+    """The streams of a capture, each direction by itself, in the order in which they end, while the capture is read.
+
+    Args:
+        source: a path, "-" for standard input, a binary file object, bytes, an open capture (live ones too), an iterable of
+            frames, or a list of these: see `Assembler.assemble_capture`.
+        options: AssemblerOptions; the defaults where None.
+
+    Holds the bytes of the streams that are open, no others: what was yielded is the caller's. Streams that are open at the end of
+    the capture come last. A capture that is cut in the middle gives what is there, and a logged warning. Ctrl-C while it waits for
+    packets gives the open streams, then raises KeyboardInterrupt. OSError and CaptureError come with the first stream asked for.
+
+    >>> list(follow([]))
+    []
+    """
+    done: deque[_Followed] = deque()
+    pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done))
+    return _follow(Assembler(pool, options), source, done)
+
+
+def _follow(assembler: Assembler, source: CaptureSource, done: deque[_Followed]) -> Iterator[FinishedStream]:
+    problems: list[str] = []
+    try:
+        for _ in assembler.assemble_steps(source, problems=problems):
+            yield from _finished(done)
+            while problems:
+                _log.warning("%s", problems.pop())
+    except KeyboardInterrupt:
+        yield from _finished(done)
+        raise
+
+
+def _finished(done: deque[_Followed]) -> Iterator[FinishedStream]:
+    while done:
+        stream = done.popleft()
+        if stream.first_seen_ns is None or stream.last_seen_ns is None:
+            continue  # nothing ever came
+        yield FinishedStream(
+            key=stream.key,
+            data=stream.data,
+            gaps=stream.gaps,
+            started=stream.started,
+            ended=stream.ended,
+            first_seen_ns=stream.first_seen_ns,
+            last_seen_ns=stream.last_seen_ns,
+        )
