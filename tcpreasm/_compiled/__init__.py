@@ -1,0 +1,24 @@
+"""The compiled core: the same names as `_pure`, and the same behaviour, only faster."""
+
+from .assembler import AssemblerBase
+from .connection import Connection
+from .decode import decode_frame
+from .pages import PAGE_BYTES, Page, PageCache, PageList
+from .pool import StreamPoolBase
+from .reassembly import Reassembly
+from .sequence import INVALID_SEQUENCE, Sequence, byte_span
+
+__all__ = [
+    "INVALID_SEQUENCE",
+    "PAGE_BYTES",
+    "AssemblerBase",
+    "Connection",
+    "Page",
+    "PageCache",
+    "PageList",
+    "Reassembly",
+    "Sequence",
+    "StreamPoolBase",
+    "byte_span",
+    "decode_frame",
+]

@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Frame to TCP segment, or a numbered reason why not: the C contract of the stage.
 
-Lives here: link layers, IPv4, IPv6 and its extension headers, the TCP header, the TCP checksum. Not here: tunnels, fragments, keys, anything
-with state. `decode` is called once a packet and holds, allocates and calls nothing: it may run in any thread, without the GIL.
+Lives here: link layers, IPv4, IPv6 and its extension headers, the TCP header, the TCP checksum. Not here: tunnels, fragments, keys,
+anything with state. `decode` is called once a packet and holds, allocates and calls nothing: it may run in any thread, without the GIL.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -11,9 +11,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 # One decoded segment. Plain data; `payload` borrows from the frame and is good for as long as the frame is.
 #
 # Only a return value of 0 (Verdict.SEGMENT) fills it, and then every field; after any other its content means nothing.
-# src .. is_ipv6 are 37 bytes without a hole from offset 0 on, every one of them written: they may be compared and hashed as one run of bytes.
+# src .. is_ipv6 are 37 bytes without a hole from offset 0 on, every one of them written: they may be compared and hashed as one run.
 cdef struct segment_s:
-    uint8_t src[16]               # sender, network order; IPv4: the first 4 bytes, the other 12 are zero (no ::ffff: mapping, is_ipv6 tells)
+    uint8_t src[16]               # sender, network order; IPv4: 4 bytes, then 12 of zero (no ::ffff: mapping, is_ipv6 tells)
     uint8_t dst[16]               # receiver, likewise
     uint16_t src_port             # host order, as every number below
     uint16_t dst_port

@@ -67,7 +67,7 @@ class AssemblerBase:
         self._counts = dict.fromkeys(COUNTERS + DROP_REASONS, 0)
         self._verdicts = [0] * len(Verdict)
         self._out: list[Reassembly] = []  # pieces for the connection at hand
-        self._late_error: Exception | None = None
+        self._late_error: BaseException | None = None
         self._now_ns: int | None = None  # capture time, as far as it is believed
         self._suspect_ns: int | None = None  # a time far from it, seen once
         self._changed_ns: int | None = None  # when the clock was last set ahead
@@ -267,12 +267,11 @@ class AssemblerBase:
             return
         try:
             if connection.closed:
-                if not flags & SYN or flags & RST or self._is_own_syn(connection, seq):
+                if not self._reopens(connection, seq, flags, wire):
                     counts["after_close"] += len(payload)
                     return
-                self._drop_successor(connection)
-                self._pool.reopen(connection, seen_ns)
-            if connection.stream is None:
+                self._restart(connection, connection.successor, len(payload), seen_ns)
+            elif connection.stream is None:
                 self._open_stream(connection, len(payload))
             connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
             if flags & RST:
@@ -339,7 +338,7 @@ class AssemblerBase:
         else:
             self._drop_successor(connection)
             self._counts["unconfirmed_syn"] += 1
-            connection.successor = Successor(isn, add(text_seq, wire), PageList())
+            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
             if len(payload):
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
 
@@ -348,10 +347,20 @@ class AssemblerBase:
         if successor is not None and self._confirms(connection, successor, seq):
             connection.successor = None
             self._begin_anew(connection, successor, len(payload), seen_ns)
-            self._start(connection, successor.isn)
-            self._emit(connection, b"", seen_ns, True)
-            self._advance(connection)
         self._text(connection, seq, flags, payload, wire, seen_ns, False)
+
+    def _reopens(self, connection: Connection, seq: int, flags: int, wire: int) -> bool:
+        """Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
+        continues from one that came before the close."""
+        if flags & RST:
+            return False
+        if flags & SYN:
+            if self._is_own_syn(connection, seq):
+                return False
+            self._drop_successor(connection)
+            return True
+        successor = connection.successor
+        return successor is not None and bool(wire or flags & FIN) and self._confirms(connection, successor, seq)
 
     def _start(self, connection: Connection, isn: int) -> None:
         connection.isn = isn
@@ -371,14 +380,22 @@ class AssemblerBase:
         reassembled, complete = connection.reassembled, connection.reassembly_complete
         self._finish_pieces(connection)
         pieces, self._out = self._out, []
+        try:
+            self._call(reassembled, complete, pieces)
+        except BaseException as raised:
+            self._late_error = raised  # raised once the segment at hand is taken in
+        self._restart(connection, successor, at_stake, seen_ns)
+
+    def _restart(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
+        """A new stream under the same key, from the SYN that was remembered, or from the one at hand."""
         self._pool.reopen(connection, seen_ns)
         if successor is not None:
             connection.pages = successor.pages
-        try:
-            self._call(reassembled, complete, pieces)
-        except Exception as raised:
-            self._late_error = raised  # raised once the segment at hand is taken in
         self._open_stream(connection, at_stake)
+        if successor is not None:
+            self._start(connection, successor.isn)
+            self._emit(connection, b"", successor.seen_ns, True)
+            self._advance(connection)
 
     def _text(
         self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, start: bool
@@ -641,6 +658,8 @@ class AssemblerBase:
                 self._emit(connection, b"", connection.end_seen_ns, False)
             self._out[-1].end = True
             self._drop(connection.pages, "after_end")
+            if connection.successor is not None:
+                self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
             self._counts["streams_closed"] += 1
             assert self._now_ns is not None
             self._pool.close(connection, self._now_ns)

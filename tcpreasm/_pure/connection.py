@@ -22,6 +22,7 @@ class Successor(NamedTuple):
 
     isn: int
     next_seq: int  # behind the SYN and its data
+    seen_ns: int
     pages: PageList  # that data
 
 

@@ -1,11 +1,12 @@
 """Frame to TCP segment, or a numbered reason why not: the reference.
 
 Lives here: link layers, IPv4, IPv6 and its extension headers, the TCP header, the TCP checksum. Not here: tunnels, fragments, keys, state.
-`decode_frame` is called once a packet. Ethernet with a plain IPv4 header goes straight through: one `unpack_from` takes link, IP and TCP header
-together. Everything else takes one layer after the other: each checks that its header was captured before it reads, and returns what the
-next one makes of the rest (offset <= length).
+`decode_frame` is called once a packet. Ethernet with a plain IPv4 header goes straight through: one `unpack_from` takes the link, IP and
+TCP headers together. Everything else takes one layer after the other: each checks that its header was captured before it reads, and
+returns what the next one makes of the rest (offset <= length).
 
-A layer's function gets `frame`, the `offset` at which it starts there, the length `wire` that the whole frame had on the wire, and `verify`.
+A layer's function gets `frame`, the `offset` at which it starts there, the length `wire` that the whole frame had on the wire,
+and `verify`.
 """
 
 from __future__ import annotations
@@ -391,7 +392,8 @@ def decode_frame(
         wire_length: bytes that the frame had on the wire. None, or less than were captured: as captured.
         verify_checksums: refuse a wrong TCP checksum, where the whole segment was captured.
 
-    Returns the verdict, and the `Segment` where that is `Verdict.SEGMENT`, else None. No bytes make it raise; TypeError where `frame` is no buffer.
+    Returns the verdict, and the `Segment` where that is `Verdict.SEGMENT`, else None. No bytes make it raise; TypeError where
+    `frame` is no buffer.
     """
     if type(frame) is not bytes:
         frame = bytes(memoryview(frame))

@@ -1,0 +1,99 @@
+"""What is remembered of one direction of one TCP connection: the C contract. Touched by every packet.
+
+Holds state only; the assembler alone changes it. Connections lie in slabs that never move, so that a pointer stays good.
+The first cache line is all that a segment in order needs.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+
+from .pages cimport page_list_s
+from .sequence cimport difference
+
+
+cdef enum connection_state_e:
+    FREE = 0                      # on the pool's free stack
+    OPEN = 1                      # in the table, on the list of open ones, has a stream (or is about to get one)
+    CLOSED = 2                    # in the table, on the list of closed ones: ended by FIN or RST, and remembered for a while
+    REMOVED = 3                   # in no table any more, but still being served; release makes it FREE
+
+cdef enum:
+    HAS_START = 1                 # next_seq and first_seq mean something
+    HAS_ISN = 2                   # isn means something: the SYN was seen
+    HAS_END = 4                   # end_seq means something: a FIN (or an exact RST) was seen
+    HAS_FAR = 8                   # far_next means something
+
+cdef enum:
+    KEY_BYTES = 37                # src .. is_ipv6, without a hole
+
+
+# As in segment_s: the run of KEY_BYTES bytes is compared and hashed as one.
+cdef struct key_s:
+    uint8_t src[16]
+    uint8_t dst[16]
+    uint16_t src_port
+    uint16_t dst_port
+    uint8_t is_ipv6
+
+
+# A SYN with another initial sequence number, seen while the connection is open: its next stream, if packets continue from it.
+cdef struct successor_s:
+    uint32_t isn
+    uint32_t next_seq             # behind the SYN and its data
+    int64_t seen_ns               # its capture time
+    page_list_s pages             # that data
+
+
+cdef struct connection_s:
+    key_s key
+    uint8_t state                 # connection_state_e
+    uint8_t has                   # HAS_ flags
+    uint32_t next_seq             # sequence number expected next
+    uint32_t cut_end              # up to here the capture cut bytes off, where ahead of next_seq: no use waiting for them
+    uint32_t index                # of its stream in the pool's lists
+    int64_t last_seen_ns          # latest capture time of a segment
+    # -- second line: streams out of order, opening and closing
+    page_list_s pages             # what arrived early
+    int64_t skip                  # missing bytes that the next piece will report; -1 for an unknown number
+    successor_s *successor        # or NULL
+    uint32_t isn                  # sequence number of the SYN
+    uint32_t first_seq            # sequence number of the stream's first byte
+    uint32_t end_seq              # sequence number at which the FIN stands
+    uint32_t far_next             # where the last segment ended that was further ahead than max_gap
+    int64_t end_seen_ns           # capture time of that FIN
+    int64_t created_ns            # capture time of the first segment
+    int64_t closed_at_ns          # believed capture time of the closing
+    uint32_t early_segments       # segments since the connection was made that wait for its start
+    uint32_t generation           # counts the uses of this piece of memory: a walk knows by it whether it is still the same connection
+    uint32_t slot_hash            # of the key, as it stands in the table
+    unsigned long owner           # identity of the thread that serves the stream now; 0: none. The connection's lock
+    connection_s *older           # neighbours on the list that state tells; FREE: newer links the stack
+    connection_s *newer
+
+
+# There is something to come that a hole holds back.
+cdef inline bint waits(connection_s *connection) noexcept nogil:
+    return connection.pages.count > 0 or (
+        (connection.has & HAS_END) != 0
+        and not ((connection.has & HAS_START) != 0 and connection.end_seq == connection.next_seq)
+    )
+
+# The stream has reached its FIN or RST.
+cdef inline bint ended(connection_s *connection) noexcept nogil:
+    return (connection.has & (HAS_END | HAS_START)) == (HAS_END | HAS_START) and connection.end_seq == connection.next_seq
+
+# seq has not been reached.
+cdef inline bint is_ahead(connection_s *connection, uint32_t seq) noexcept nogil:
+    return not connection.has & HAS_START or difference(connection.next_seq, seq) >= 0
+
+# Forget everything but where it lies, last_seen_ns too. The page list must be empty and the successor gone, as closing leaves them.
+cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil
+
+# The sequence number of the last thing held that was seen before t_ns goes to *seq. False where there is none. Looks at every page: flushes only.
+cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noexcept nogil
+
+# The two flows, as Python objects.
+cdef object key_object(const key_s *key)
+
+
+cdef class Connection:            # a handle on one connection of its own, for callers and tests
+    cdef connection_s connection

@@ -1,0 +1,129 @@
+"""`Connection`: what is remembered of one direction of one TCP connection. Touched by every packet.
+
+The functions work on connection_s; the class opens it to Python callers.
+"""
+
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from .pages cimport page_s
+from .sequence cimport difference
+
+from ..flow import ConnectionKey, Flow
+
+__all__ = ["Connection"]
+
+
+cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil:
+    connection.key = key[0]
+    connection.has = 0
+    connection.next_seq = connection.first_seq = connection.cut_end = 0
+    connection.isn = connection.end_seq = connection.far_next = 0
+    connection.end_seen_ns = connection.closed_at_ns = 0
+    connection.skip = 0
+    connection.early_segments = 0
+    connection.created_ns = connection.last_seen_ns = seen_ns
+    connection.successor = NULL
+
+
+cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noexcept nogil:
+    cdef page_s *page
+    if connection.has & HAS_END and not ended(connection) and connection.end_seen_ns < t_ns:
+        seq[0] = connection.end_seq
+        return True
+    page = connection.pages.last
+    while page != NULL:
+        if page.seen_ns < t_ns:
+            seq[0] = page.seq
+            return True
+        page = page.prev
+    return False
+
+
+cdef object key_object(const key_s *key):
+    cdef int size = 16 if key.is_ipv6 else 4
+    return ConnectionKey(Flow(key.src[:size], key.dst[:size]), Flow(key.src_port, key.dst_port))
+
+
+cdef key_s raw_key(object key) except *:
+    cdef key_s raw
+    cdef bytes src, dst
+    src, dst, src_port, dst_port = key
+    memset(&raw, 0, sizeof(raw))
+    memcpy(raw.src, <const char *>src, len(src))
+    memcpy(raw.dst, <const char *>dst, len(dst))
+    raw.src_port, raw.dst_port, raw.is_ipv6 = src_port, dst_port, len(src) == 16
+    return raw
+
+
+cdef class Connection:
+    """One direction of one connection, for tests: the pool keeps its own in slabs."""
+
+    def __init__(self):
+        self.reset((b"\0\0\0\0", b"\0\0\0\0", 0, 0), 0)
+
+    def reset(self, key, seen_ns):
+        """Forget everything, last_seen_ns too.
+
+        Args:
+            key: packed source and destination address, source and destination port.
+            seen_ns: capture time of the first segment.
+        """
+        cdef key_s raw = raw_key(key)
+        reset(&self.connection, &raw, seen_ns)
+
+    @property
+    def key(self):
+        """Both flows."""
+        return key_object(&self.connection.key)
+
+    @property
+    def next_seq(self):
+        return self.connection.next_seq if self.connection.has & HAS_START else None
+
+    @next_seq.setter
+    def next_seq(self, value):
+        self.connection.has |= HAS_START
+        self.connection.next_seq = value
+
+    @property
+    def end_seq(self):
+        return self.connection.end_seq if self.connection.has & HAS_END else None
+
+    @end_seq.setter
+    def end_seq(self, value):
+        self.connection.has |= HAS_END
+        self.connection.end_seq = value
+
+    @property
+    def created_ns(self):
+        return self.connection.created_ns
+
+    @property
+    def last_seen_ns(self):
+        return self.connection.last_seen_ns
+
+    @last_seen_ns.setter
+    def last_seen_ns(self, value):
+        self.connection.last_seen_ns = value
+
+    @property
+    def skip(self):
+        return self.connection.skip
+
+    @skip.setter
+    def skip(self, value):
+        self.connection.skip = value
+
+    @property
+    def closed(self):
+        """Ended by FIN or RST, and remembered for a while."""
+        return self.connection.state == CLOSED
+
+    def waits(self):
+        """There is something to come that a hole holds back."""
+        return bool(waits(&self.connection))
+
+    def ended(self):
+        """The stream has reached its FIN or RST."""
+        return bool(ended(&self.connection))

@@ -1,0 +1,91 @@
+"""Pages hold what arrived early: the C contract. Runs for packets that are out of order only.
+
+A page is at the same time a node of a doubly linked list and of a search tree with random priorities over the same order (a treap:
+Seidel and Aragon, "Randomized Search Trees", 1996), so that a place is found in O(log n) in any order of arrival.
+
+A page is in one of three states:
+    free    on its cache's free stack (linked by next)
+    used    taken; in a list, or about to be
+    lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef enum:
+    PAGE_SIZE = 1900              # payload bytes of a page, as in the model
+    PAGE_STRIDE = 1920            # distance of two pages' bytes: whole cache lines
+
+
+cdef struct page_s:
+    page_s *prev                  # list neighbours; NULL at the ends
+    page_s *next
+    page_s *parent                # tree; NULL at the root
+    page_s *left
+    page_s *right
+    uint8_t *bytes                # PAGE_SIZE bytes within a numpy buffer of the cache; never moves
+    void *cache                   # the PageCache that the page belongs to (borrowed; it lives while pages are used or lent)
+    int64_t seen_ns               # capture time of the segment
+    uint32_t seq                  # sequence number of the first byte
+    uint32_t length               # bytes held, 0 to PAGE_SIZE
+    uint32_t missing              # bytes right behind these that the capture cut off: no use waiting for them
+    uint32_t priority             # random; no child has a smaller one than its parent
+    uint32_t chunk                # which of the cache's chunks it lies in
+
+
+cdef struct page_list_s:          # all zero: an empty list
+    page_s *first                 # lowest sequence number
+    page_s *last
+    page_s *root                  # of the tree
+    uint32_t count
+
+
+cdef class PageCache:
+    cdef list chunks              # of (page headers, page bytes): numpy uint8 arrays; oldest first
+    cdef list chunk_pages         # pages of each chunk
+    cdef page_s *free             # stack
+    cdef uint32_t next_grow       # pages that the next chunk will have
+    cdef uint64_t random          # state of the priorities' generator
+    cdef readonly uint64_t size       # pages that are allocated
+    cdef readonly uint64_t used       # pages that are taken
+    cdef readonly uint64_t requests   # pages taken so far
+    cdef readonly int64_t held_bytes  # payload in the taken pages
+    cdef uint64_t out             # pages that are used or lent; while there are any, the cache keeps itself alive
+    cdef bint log
+
+    cdef int _grow(self) except -1
+    cdef page_s *take_page(self, int64_t seen_ns) except NULL      # an empty page that stands in no list
+    cdef int shrink_now(self) except -1
+
+
+# used -> lent; the page is out of its list.
+cdef void lend_page(page_s *page) noexcept
+# lent -> free.
+cdef void return_page(page_s *page) noexcept
+# used -> free: the opposite of take_page.
+cdef void give_back_page(page_s *page) noexcept
+# Keep a copy of `length` bytes (at most PAGE_SIZE) instead of what the page held; data may lie in the page itself.
+cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept
+
+cdef inline uint32_t page_end(page_s *page) noexcept nogil:
+    return page.seq + page.length
+
+# The last page that begins at or before seq; NULL where there is none. Looks from the end, then in the tree.
+cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil
+# Link the chain first ... last in between two neighbours (NULL: the end on that side).
+cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *first, page_s *last) noexcept nogil
+# Unlink the first or last page; the list is not empty.
+cdef page_s *pop_first(page_list_s *pages) noexcept nogil
+cdef page_s *pop_last(page_list_s *pages) noexcept nogil
+
+
+cdef class Page:                  # a handle for callers and tests; the core works on page_s
+    cdef page_s *page
+    cdef PageCache owner
+
+
+cdef class PageList:              # likewise, over a list of its own
+    cdef page_list_s pages
+
+
+cdef Page handle(page_s *page)

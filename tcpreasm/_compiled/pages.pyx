@@ -1,0 +1,411 @@
+"""Pages hold what arrived early: `Page`, the `PageCache` they come from, the `PageList` of one connection.
+
+Runs for packets that are out of order only. The functions work on page_s; the classes at the end open them to Python callers.
+"""
+
+import logging
+import os
+
+import numpy as np
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memmove
+
+from .sequence cimport difference
+
+__all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
+
+PAGE_BYTES = PAGE_SIZE
+cdef enum:
+    INITIAL_PAGES = 1024
+    STEPS_FROM_END = 4            # nearly in order is found within so many steps, and without the tree
+
+_memory_log = logging.getLogger("tcpreasm.memory")
+
+
+# -- page cache -----------------------------------------------------------------------------------------------------------
+
+cdef class PageCache:
+    """All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
+    added as there were twice at the last time, beginning with 1024.
+    """
+
+    def __init__(self, initial=INITIAL_PAGES):
+        if initial < 1:
+            raise ValueError(f"a cache begins with 1 page or more, not {initial}")
+        self.chunks = []
+        self.chunk_pages = []
+        self.next_grow = initial
+        self.random = int.from_bytes(os.urandom(8), "little") | 1
+        self.log = _memory_log.isEnabledFor(logging.DEBUG)
+        self._grow()
+
+    cdef int _grow(self) except -1:
+        cdef uint32_t count = self.next_grow, i
+        headers = np.empty(count * sizeof(page_s), np.uint8)
+        buffers = np.empty(count * PAGE_STRIDE, np.uint8)
+        cdef page_s *page = <page_s *><uintptr_t>headers.ctypes.data
+        cdef uint8_t *data = <uint8_t *><uintptr_t>buffers.ctypes.data
+        for i in range(count):
+            page.bytes = data + <size_t>i * PAGE_STRIDE
+            page.cache = <void *>self
+            page.chunk = <uint32_t>len(self.chunks)
+            page.next = self.free
+            self.free = page
+            page += 1
+        self.chunks.append((headers, buffers))
+        self.chunk_pages.append(count)
+        self.size += count
+        self.next_grow = count * 2
+        if self.log:
+            _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
+        return 0
+
+    cdef page_s *take_page(self, int64_t seen_ns) except NULL:
+        if self.free == NULL:
+            self._grow()
+        cdef page_s *page = self.free
+        self.free = page.next
+        page.prev = page.next = page.parent = page.left = page.right = NULL
+        page.seen_ns = seen_ns
+        page.seq = page.length = page.missing = 0
+        self.random ^= self.random << 13
+        self.random ^= self.random >> 7
+        self.random ^= self.random << 17
+        page.priority = <uint32_t>(self.random >> 32)
+        if self.out == 0:
+            Py_INCREF(self)
+        self.out += 1
+        self.used += 1
+        self.requests += 1
+        if self.log and not self.requests & 0xFFFF:
+            _memory_log.debug("page cache: %d requests, %d used, %d free", self.requests, self.used, self.size - self.used)
+        return page
+
+    cdef int shrink_now(self) except -1:
+        cdef uint64_t before = self.size
+        cdef uint32_t chunk
+        while len(self.chunk_pages) > 1:
+            chunk = <uint32_t>(len(self.chunk_pages) - 1)
+            count = self.chunk_pages[chunk]
+            if self.used * 4 > self.size - count or free_in_chunk(self.free, chunk) != count:
+                break
+            self.free = without_chunk(self.free, chunk)
+            self.chunk_pages.pop()
+            self.chunks.pop()
+            self.size -= count
+            self.next_grow = count
+        if self.log and self.size != before:
+            _memory_log.debug("page cache: %d pages let go, %d in all", before - self.size, self.size)
+        return <int>(before - self.size)
+
+    def take(self, seen_ns):
+        """An empty page that stands in no list."""
+        return handle(self.take_page(seen_ns))
+
+    def give_back(self, Page page not None):
+        """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
+        give_back_page(page.page)
+
+    def shrink(self):
+        """Let go of the newest chunks, as long as all their pages are free and less than a quarter of what stays is used.
+
+        Returns the number of pages let go. Never goes below the first chunk.
+        """
+        return self.shrink_now()
+
+
+cdef uint64_t free_in_chunk(page_s *page, uint32_t chunk) noexcept:
+    cdef uint64_t count = 0
+    while page != NULL:
+        count += page.chunk == chunk
+        page = page.next
+    return count
+
+
+cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
+    cdef page_s *first = NULL
+    cdef page_s **link = &first
+    while page != NULL:
+        if page.chunk != chunk:
+            link[0] = page
+            link = &page.next
+        page = page.next
+    link[0] = NULL
+    return first
+
+
+cdef void lend_page(page_s *page) noexcept:
+    cdef PageCache cache = <PageCache>page.cache
+    cache.used -= 1
+    cache.held_bytes -= page.length
+
+
+cdef void return_page(page_s *page) noexcept:
+    cdef PageCache cache = <PageCache>page.cache
+    page.next = cache.free
+    cache.free = page
+    cache.out -= 1
+    if cache.out == 0:
+        Py_DECREF(cache)
+
+
+cdef void give_back_page(page_s *page) noexcept:
+    lend_page(page)
+    return_page(page)
+
+
+cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept:
+    (<PageCache>page.cache).held_bytes += <int64_t>length - <int64_t>page.length
+    memmove(page.bytes, data, length)
+    page.length = length
+
+
+# -- page list --------------------------------------------------------------------------------------------------------------
+
+cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil:
+    cdef page_s *prev = pages.last
+    cdef page_s *node
+    cdef int step
+    for step in range(STEPS_FROM_END):
+        if prev == NULL or difference(prev.seq, seq) >= 0:
+            return prev
+        prev = prev.prev
+    node, prev = pages.root, NULL
+    while node != NULL:
+        if difference(node.seq, seq) >= 0:
+            prev, node = node, node.right
+        else:
+            node = node.left
+    return prev
+
+
+cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *first, page_s *last) noexcept nogil:
+    cdef page_s *page = first
+    if prev == NULL:
+        pages.first = first
+    else:
+        prev.next = first
+    first.prev = prev
+    if next_ == NULL:
+        pages.last = last
+    else:
+        next_.prev = last
+    last.next = next_
+    while True:
+        plant(pages, page, next_)
+        pages.count += 1
+        if page == last:
+            break
+        page = page.next
+
+
+cdef page_s *pop_first(page_list_s *pages) noexcept nogil:
+    cdef page_s *page = pages.first
+    cut(pages, page, page.right)
+    pages.first = page.next
+    if pages.first == NULL:
+        pages.last = NULL
+    else:
+        pages.first.prev = NULL
+    page.next = NULL
+    pages.count -= 1
+    return page
+
+
+cdef page_s *pop_last(page_list_s *pages) noexcept nogil:
+    cdef page_s *page = pages.last
+    cut(pages, page, page.left)
+    pages.last = page.prev
+    if pages.last == NULL:
+        pages.first = NULL
+    else:
+        pages.last.next = NULL
+    page.prev = NULL
+    pages.count -= 1
+    return page
+
+
+# Hang a page into the tree, between its prev and next_: of two neighbours exactly one has room on the inner side.
+cdef void plant(page_list_s *pages, page_s *page, page_s *next_) noexcept nogil:
+    if page.prev != NULL and page.prev.right == NULL:
+        page.prev.right = page
+        page.parent = page.prev
+    elif next_ != NULL:
+        next_.left = page
+        page.parent = next_
+    else:
+        pages.root = page
+        page.parent = NULL
+    while page.parent != NULL and page.priority < page.parent.priority:
+        rotate_up(pages, page, page.parent)
+
+
+cdef void rotate_up(page_list_s *pages, page_s *page, page_s *parent) noexcept nogil:
+    if parent.left == page:
+        parent.left = page.right
+        if page.right != NULL:
+            page.right.parent = parent
+        page.right = parent
+    else:
+        parent.right = page.left
+        if page.left != NULL:
+            page.left.parent = parent
+        page.left = parent
+    replace_child(pages, parent, page)
+    parent.parent = page
+
+
+# Take the first or last page out of the tree; it has no more than the one child.
+cdef void cut(page_list_s *pages, page_s *page, page_s *child) noexcept nogil:
+    replace_child(pages, page, child)
+    page.parent = page.left = page.right = NULL
+
+
+cdef void replace_child(page_list_s *pages, page_s *old, page_s *new) noexcept nogil:
+    cdef page_s *above = old.parent
+    if above == NULL:
+        pages.root = new
+    elif above.left == old:
+        above.left = new
+    else:
+        above.right = new
+    if new != NULL:
+        new.parent = above
+
+
+# -- for callers and tests --------------------------------------------------------------------------------------------------
+
+cdef Page handle(page_s *page):
+    if page == NULL:
+        return None
+    cdef Page made = Page.__new__(Page)
+    made.page = page
+    made.owner = <PageCache>page.cache
+    return made
+
+
+cdef class Page:
+    """Up to PAGE_BYTES bytes of one segment that arrived early; made by `PageCache.take`."""
+
+    def __init__(self):
+        raise TypeError("a Page comes from PageCache.take")
+
+    def hold(self, data):
+        """Keep a copy of data instead of what the page held."""
+        cdef bytes copy = bytes(data)
+        if len(copy) > PAGE_SIZE:
+            raise ValueError(f"a page holds {PAGE_SIZE} bytes, not {len(copy)}")
+        hold_bytes(self.page, <const uint8_t *>PyBytes_AS_STRING(copy), <uint32_t>len(copy))
+
+    @property
+    def bytes(self):
+        return PyBytes_FromStringAndSize(<const char *>self.page.bytes, self.page.length)
+
+    @property
+    def seq(self):
+        return self.page.seq
+
+    @seq.setter
+    def seq(self, value):
+        self.page.seq = value
+
+    @property
+    def missing(self):
+        return self.page.missing
+
+    @missing.setter
+    def missing(self, value):
+        self.page.missing = value
+
+    @property
+    def seen_ns(self):
+        return self.page.seen_ns
+
+    @property
+    def end(self):
+        """Sequence number of the byte behind the last one."""
+        return page_end(self.page)
+
+    @property
+    def prev(self):
+        return handle(self.page.prev)
+
+    @prev.setter
+    def prev(self, Page other):
+        self.page.prev = NULL if other is None else other.page
+
+    @property
+    def next(self):
+        return handle(self.page.next)
+
+    @next.setter
+    def next(self, Page other):
+        self.page.next = NULL if other is None else other.page
+
+    def __len__(self):
+        return self.page.length
+
+    def __bool__(self):
+        return True
+
+    def __eq__(self, other):
+        return isinstance(other, Page) and (<Page>other).page == self.page
+
+    def __hash__(self):
+        return hash(<uintptr_t>self.page)
+
+
+cdef class PageList:
+    """The early pages of one connection, ordered by sequence number, no two overlapping.
+
+    All of them lie within 2**31 bytes, so that comparing any two is exact.
+    """
+
+    def __dealloc__(self):
+        while self.pages.count:
+            give_back_page(pop_first(&self.pages))
+
+    @property
+    def first(self):
+        return handle(self.pages.first)
+
+    @property
+    def last(self):
+        return handle(self.pages.last)
+
+    @property
+    def count(self):
+        return self.pages.count
+
+    def __len__(self):
+        return self.pages.count
+
+    def __iter__(self):
+        page = self.first
+        while page is not None:
+            yield page
+            page = page.next
+
+    def find(self, seq):
+        """The place of a sequence number: the last page that begins at or before it, and the page after that."""
+        cdef page_s *prev = find_place(&self.pages, seq)
+        return handle(prev), handle(self.pages.first if prev == NULL else prev.next)
+
+    def push_between(self, Page prev, Page next_, Page first not None, Page last not None):
+        """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
+        push_between(&self.pages, NULL if prev is None else prev.page, NULL if next_ is None else next_.page, first.page, last.page)
+
+    def pop_first(self):
+        """Unlink the first page. IndexError where there is none."""
+        if self.pages.count == 0:
+            raise IndexError("the page list is empty")
+        return handle(pop_first(&self.pages))
+
+    def pop_last(self):
+        """Unlink the last page. IndexError where there is none."""
+        if self.pages.count == 0:
+            raise IndexError("the page list is empty")
+        return handle(pop_last(&self.pages))

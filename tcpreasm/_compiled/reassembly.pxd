@@ -1,0 +1,37 @@
+"""One delivered piece. Made once for each piece, from a freelist; its bytes stay where they are.
+
+The piece borrows its bytes from one of three owners, and keeps that one alive:
+    a bytes object   in-order payload, lying in the packet as the caller handed it over (or a copy made by settle);
+    a page           early payload; the page is lent, and goes back to its cache when the piece dies or settles;
+    nobody           an empty piece.
+"""
+
+from libc.stdint cimport int64_t, uint8_t
+
+from .pages cimport PageCache, page_s
+
+
+cdef class Reassembly:
+    cdef const uint8_t *data        # `length` bytes; never NULL
+    cdef Py_ssize_t length
+    cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
+    cdef int64_t seen_              # capture time, ns
+    cdef bint start_
+    cdef bint end_
+    cdef int views                  # memoryviews that look at data now: while there is one, data must not move
+    cdef bytes owner                # the object that data lies in, or None
+    cdef bytes made                 # the bytes object that .bytes gave out, or None
+    cdef page_s *page               # the lent page that data lies in, or NULL
+    cdef PageCache cache            # that page's cache
+
+    cdef bytes _bytes(self)         # made when asked for, once
+
+    # Somebody keeps this piece beyond the callback: give a lent page back and hold a copy instead, unless a view pins it.
+    cdef int settle(self) except -1
+
+
+# A piece of a bytes object (owner may be None only where length is 0).
+cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t length, int64_t skip, bint start, int64_t seen)
+
+# A piece that is a whole page. The page is out of its list and becomes lent.
+cdef Reassembly piece_of_page(page_s *page, int64_t skip)

@@ -1,0 +1,122 @@
+"""`Reassembly`: one piece of a stream, as the assembler hands it to `reassembled`. Made once for each delivered piece."""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t
+
+from .pages cimport PageCache, lend_page, page_s, return_page
+
+__all__ = ["Reassembly"]
+
+cdef const uint8_t *NOTHING = b""
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(1024)
+cdef class Reassembly:
+    """A contiguous piece of a stream, possibly empty.
+
+    Its bytes stay what they are for as long as anybody holds the piece or a view of it. `len(r)` is their number,
+    `memoryview(r)` a read-only view without a copy.
+    """
+
+    def __cinit__(self):
+        self.data = NOTHING
+
+    def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0):
+        self.owner = bytes(data)
+        self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
+        self.length = len(self.owner)
+        self.skip_ = skip
+        self.start_ = start
+        self.end_ = end
+        self.seen_ = seen_ns
+
+    def __dealloc__(self):
+        if self.page != NULL:
+            return_page(self.page)
+
+    cdef int settle(self) except -1:
+        if self.page != NULL and self.views == 0:
+            self.owner = self._bytes()
+            self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
+            return_page(self.page)
+            self.page = NULL
+            self.cache = None
+        return 0
+
+    cdef bytes _bytes(self):
+        if self.made is None:
+            self.made = PyBytes_FromStringAndSize(<const char *>self.data, self.length)
+        return self.made
+
+    @property
+    def bytes(self):
+        """The bytes, as a bytes object."""
+        return self._bytes()
+
+    @property
+    def skip(self):
+        """Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."""
+        return self.skip_
+
+    @property
+    def start(self):
+        """This piece comes with the SYN."""
+        return self.start_
+
+    @property
+    def end(self):
+        """The stream ends with this piece, by FIN or RST."""
+        return self.end_
+
+    @property
+    def seen_ns(self):
+        """Capture time of the packet that brought these bytes, in nanoseconds since 1970."""
+        return self.seen_
+
+    @property
+    def seen(self):
+        """Capture time of the packet that brought these bytes, in seconds since 1970."""
+        return self.seen_ / 1e9
+
+    def __len__(self):
+        return self.length
+
+    def __bool__(self):
+        return self.length != 0
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void *>self.data, self.length, 1, flags)
+        self.views += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.views -= 1
+
+    def __repr__(self):
+        return f"Reassembly({self._bytes()!r}, skip={self.skip_}, start={self.start_}, end={self.end_}, seen_ns={self.seen_})"
+
+
+cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t length, int64_t skip, bint start, int64_t seen):
+    cdef Reassembly piece = Reassembly.__new__(Reassembly)
+    piece.owner = owner
+    piece.data = data
+    piece.length = length
+    piece.skip_ = skip
+    piece.start_ = start
+    piece.seen_ = seen
+    return piece
+
+
+cdef Reassembly piece_of_page(page_s *page, int64_t skip):
+    cdef Reassembly piece = Reassembly.__new__(Reassembly)
+    piece.cache = <PageCache>page.cache
+    piece.page = page
+    piece.data = page.bytes
+    piece.length = page.length
+    piece.skip_ = skip
+    piece.seen_ = page.seen_ns
+    lend_page(page)
+    return piece
