@@ -27,7 +27,7 @@ Decode = Callable[..., tuple[Verdict, Segment | None]]
 ETHERNET, NULL, LOOP, PPP, PPP_SERIAL, PPP_ETHER, C_HDLC = 1, 0, 108, 9, 50, 51, 104
 RAW, RAW_12, RAW_14, IPV4, IPV6, SLL, SLL2 = 101, 12, 14, 228, 229, 113, 276
 FDDI, IEEE802_11, RADIOTAP = 10, 105, 127
-LINKTYPES = (ETHERNET, NULL, LOOP, PPP, PPP_SERIAL, PPP_ETHER, C_HDLC, RAW, RAW_12, RAW_14, IPV4, IPV6, SLL, SLL2, FDDI, IEEE802_11, RADIOTAP)
+LINKTYPES = (0, 1, 9, 10, 12, 14, 50, 51, 101, 104, 105, 108, 113, 127, 228, 229, 276)
 
 SRC4, DST4 = bytes([10, 0, 0, 1]), bytes([192, 168, 255, 254])
 SRC6, DST6 = bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("fe80000000000000fedcba9876543210")
@@ -75,7 +75,9 @@ def ipv4(
 
 
 def ipv6(body: bytes, *, next_header: int = 6, length: int | None = None, version: int = 6) -> bytes:
-    return struct.pack("!IHBB16s16s", version << 28 | 0x0FEDCBA, len(body) if length is None else length, next_header, 64, SRC6, DST6) + body
+    return (
+        struct.pack("!IHBB16s16s", version << 28 | 0x0FEDCBA, len(body) if length is None else length, next_header, 64, SRC6, DST6) + body
+    )
 
 
 def extension(next_header: int, words: int = 0, body: bytes = b"") -> bytes:
@@ -83,7 +85,9 @@ def extension(next_header: int, words: int = 0, body: bytes = b"") -> bytes:
     return bytes((next_header, words)) + body.ljust(words * 8 + 6, b"\1")
 
 
-def expected(frame: bytes, *, ip: int = 4, payload: bytes = PAYLOAD, on_wire: int | None = None, offset: int | None = None) -> tuple[Verdict, Segment]:
+def expected(
+    frame: bytes, *, ip: int = 4, payload: bytes = PAYLOAD, on_wire: int | None = None, offset: int | None = None
+) -> tuple[Verdict, Segment]:
     """The segment of the builders above. Its payload is looked up in the frame, unless `offset` tells where it is."""
     src, dst = (SRC4, DST4) if ip == 4 else (SRC6, DST6)
     where = frame.index(payload) if offset is None else offset
@@ -161,7 +165,10 @@ LINKS = [
     by_type("radiotap-time-no-pad", RADIOTAP, bytes.fromhex("0000 1100 03000000") + bytes(8) + b"\x10" + WLAN_QOS + SNAP),
 ]  # fmt: skip
 CARRIED = [
-    pytest.param(link.linktype, ip, head, id=f"{link.name}-v{ip}") for link in LINKS for ip, head in ((4, link.v4), (6, link.v6)) if head is not None
+    pytest.param(link.linktype, ip, head, id=f"{link.name}-v{ip}")
+    for link in LINKS
+    for ip, head in ((4, link.v4), (6, link.v6))
+    if head is not None
 ]
 
 
@@ -260,7 +267,9 @@ def test_80211_fragments(decode_frame: Decode) -> None:
     assert decode_frame(WLAN[:22] + b"\x51\0" + inner, IEEE802_11) == (Verdict.FRAGMENT, None)
 
 
-@pytest.mark.parametrize("linktype", [-1, 2, 3, 6, 7, 8, 11, 13, 99, 102, 107, 109, 117, 147, 192, 195, 230, 239, 274, 0x10001, 2**31, 2**64, -(2**64)])
+@pytest.mark.parametrize(
+    "linktype", [-1, 2, 3, 6, 7, 8, 11, 13, 99, 102, 107, 109, 117, 147, 192, 195, 230, 239, 274, 0x10001, 2**31, 2**64, -(2**64)]
+)
 def test_unknown_linktypes(decode_frame: Decode, linktype: int) -> None:
     assert decode_frame(MACS + b"\x08\x00" + ipv4(tcp()), linktype) == (Verdict.UNKNOWN_LINKTYPE, None)
     assert decode_frame(b"", linktype) == (Verdict.UNKNOWN_LINKTYPE, None)
@@ -272,7 +281,9 @@ def test_an_empty_frame_is_cut(decode_frame: Decode, linktype: int) -> None:
     assert decode_frame(b"", linktype, 1500) == (Verdict.TRUNCATED, None)
 
 
-@pytest.mark.parametrize(("linktype", "wrong"), [(NULL, struct.pack("<I", 30)), (PPP, b"\x00\x57"), (IPV6, b""), (ETHERNET, MACS + b"\x86\xdd")])
+@pytest.mark.parametrize(
+    ("linktype", "wrong"), [(NULL, struct.pack("<I", 30)), (PPP, b"\x00\x57"), (IPV6, b""), (ETHERNET, MACS + b"\x86\xdd")]
+)
 def test_the_link_layer_says_ipv6_and_the_packet_ipv4(decode_frame: Decode, linktype: int, wrong: bytes) -> None:
     assert decode_frame(wrong + ipv4(tcp()), linktype) == (Verdict.BAD_IP_HEADER, None)
 
@@ -603,19 +614,20 @@ def test_every_verdict_has_its_number(decode_frame: Decode) -> None:
 
 # Both cores on anything.
 
+INNER_4 = (ipv4(summed(tcp(), SRC4, DST4)), ipv4(tcp(b"xyz", options=b"\1" * 12), options=b"\1" * 8))
+AUTHENTICATION = bytes((6, 1)) + bytes(10)
+INNER_6 = (ipv6(summed(tcp(), SRC6, DST6)), ipv6(extension(44) + bytes((51, 0)) + bytes(6) + AUTHENTICATION + tcp(), next_header=0))
 SEEDS: list[tuple[int, bytes]] = [
     *(
         (link.linktype, head + inner)
         for link in LINKS
-        for head, inners in (
-            (link.v4, (ipv4(summed(tcp(), SRC4, DST4)), ipv4(tcp(b"xyz", options=b"\1" * 12), options=b"\1" * 8))),
-            (link.v6, (ipv6(summed(tcp(), SRC6, DST6)), ipv6(extension(44) + bytes((51, 0)) + bytes(6) + bytes((6, 1)) + bytes(10) + tcp(), next_header=0))),
-        )
+        for head, inners in ((link.v4, INNER_4), (link.v6, INNER_6))
         if head is not None
         for inner in inners
     ),
     *NO_IP.values(),
 ]  # fmt: skip
+BYTES = st.integers(0, 255) | st.sampled_from((0, 4, 6, 43, 44, 51, 60, 0x45, 0x60, 0x81, 0xFF))
 WIRE_LENGTHS = st.none() | st.integers(-1, 200) | st.sampled_from((1514, 65_535, 2**31, 2**64))
 
 
@@ -627,7 +639,6 @@ def agree(frame: bytes, linktype: int, wire_length: int | None, verify: bool) ->
     if segment is not None:
         assert 0 <= segment.payload_length <= segment.wire_payload_length < 2**31
         assert 40 <= segment.payload_offset <= segment.payload_offset + segment.payload_length <= len(frame)
-        assert frame[segment.payload_offset - 20 :] != b""
 
 
 @settings(max_examples=1000, deadline=None)
@@ -639,7 +650,7 @@ def test_cores_agree_on_random_bytes(frame: bytes, linktype: int, wire_length: i
 @settings(max_examples=3000, deadline=None)
 @given(
     st.sampled_from(SEEDS),
-    st.lists(st.tuples(st.integers(0, 130), st.integers(0, 255) | st.sampled_from((0, 4, 6, 43, 44, 51, 60, 0x45, 0x60, 0x81, 0xFF))), max_size=6),
+    st.lists(st.tuples(st.integers(0, 130), BYTES), max_size=6),
     st.integers(0, 200),
     st.binary(max_size=8),
     WIRE_LENGTHS,
@@ -664,7 +675,8 @@ def test_cores_agree_on_every_byte_changed() -> None:
             for value in {0, 1, 0x2F, 0x40, 0x50, 0x7F, 0x80, 0xF0, 0xFF, *(original[at] ^ (1 << bit) for bit in range(8))}:
                 frame = original[:at] + bytes((value,)) + original[at + 1 :]
                 verify = value & 1 == 0
-                assert decoders[0](frame, linktype, None, verify) == decoders[1](frame, linktype, None, verify), (linktype, frame.hex(), verify)
+                pure, compiled = (decode(frame, linktype, None, verify) for decode in decoders)
+                assert pure == compiled, (linktype, frame.hex(), verify)
 
 
 BEYOND = """
