@@ -124,7 +124,7 @@ class Compressed(Source):
     """Bytes that another source holds compressed: any number of gzip members or zstd frames, one behind the other.
 
     Input goes to the decompressor in small steps, so that a decompression bomb cannot make much memory out of one step
-    (gzip grows at most 1032-fold: 16 MiB; a zstd block of 4 bytes becomes 128 KiB: 32 MiB).
+    (gzip grows at most 1032-fold: 8 MiB; a zstd block of 4 bytes becomes 128 KiB: 16 MiB).
     """
 
     def __init__(self, outer: Source, kind: str, head: bytes) -> None:
@@ -138,10 +138,10 @@ class Compressed(Source):
         self._members = 0
         self._ended = False
         self._error: type[Exception] = zlib.error
-        self._step = 16384
+        self._step = 8192
         if kind == "zstd":
             self._new, self._error = _zstd_module(outer.name)
-            self._step = 1024
+            self._step = 512
         else:
             self._new = _new_gzip
         self._member: _Decompressor = self._new()
