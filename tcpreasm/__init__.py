@@ -1,0 +1,106 @@
+"""TCP stream reassembly: packets go in, the bytes that the applications sent come out, in order.
+
+The shortest way from a capture file to its streams:
+
+    import tcpreasm
+    for stream in tcpreasm.follow("capture.pcapng"):
+        print(stream.key, len(stream.data), "bytes,", len(stream.gaps), "gaps")
+
+The same in parts, each of which you can replace:
+
+    capture  ->  decode  ->  pool  ->  connection  ->  Reassembly  ->  your stream
+
+    open_capture(source), open_live(interface)     frames from a pcap or pcapng file, or from a network interface
+    Assembler(pool, options)                       the conductor: assemble_capture, assemble_frame or assemble takes packets in;
+                                                   flush_older_than, flush_with_options, flush_all give out what waits for a hole
+    StreamPool(factory)                            the connections; calls factory(net_flow, transport_flow) for each new direction
+    Stream                                         what your factory returns: reassembled(list of Reassembly), reassembly_complete()
+    Reassembly                                     one piece of a stream: bytes, skip, start, end, seen
+
+A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own.
+
+Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream,
+ByteCountStream. Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32),
+AssemblerOptions and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
+
+Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns.
+
+Two cores do exactly the same: `_compiled` (Cython) and `_pure` (the readable reference). `tcpreasm.implementation` tells which one runs;
+TCPREASM_IMPLEMENTATION=auto|compiled|pure in the environment chooses. Logging goes to the loggers "tcpreasm.memory" (growth of the
+page cache and the pool) and "tcpreasm.assembly" (each decision about a segment), both at level DEBUG and asked for once, when a pool or
+an Assembler is made: off, they cost nothing.
+
+On the command line: tcpreasm flows, extract, http; see `tcpreasm --help`.
+"""
+
+from ._select import core, implementation
+from .api import Assembler, CaptureSummary, StreamPool
+from .capture import Frame, open_capture, open_live
+from .errors import CaptureError, DataLost
+from .flow import ConnectionKey, Flow
+from .follow import FinishedStream, follow
+from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
+from .segment import TCPSegment
+from .stats import AssemblerStats
+from .streams import (
+    ByteCountStream,
+    BytesStream,
+    FileStream,
+    ReaderStream,
+    Stream,
+    StreamFactory,
+    discard_bytes_to_eof,
+    discard_bytes_to_first_error,
+)
+from .verdict import Verdict
+
+INVALID_SEQUENCE = core.INVALID_SEQUENCE
+PAGE_BYTES = core.PAGE_BYTES
+Connection = core.Connection
+Page = core.Page
+PageCache = core.PageCache
+PageList = core.PageList
+Reassembly = core.Reassembly
+Sequence = core.Sequence
+byte_span = core.byte_span
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_ASSEMBLER_OPTIONS",
+    "INVALID_SEQUENCE",
+    "PAGE_BYTES",
+    "Assembler",
+    "AssemblerOptions",
+    "AssemblerStats",
+    "ByteCountStream",
+    "BytesStream",
+    "CaptureError",
+    "CaptureSummary",
+    "Connection",
+    "ConnectionKey",
+    "DataLost",
+    "FileStream",
+    "FinishedStream",
+    "Flow",
+    "FlushOptions",
+    "Frame",
+    "Page",
+    "PageCache",
+    "PageList",
+    "ReaderStream",
+    "Reassembly",
+    "Sequence",
+    "Stream",
+    "StreamFactory",
+    "StreamPool",
+    "TCPSegment",
+    "Verdict",
+    "byte_span",
+    "discard_bytes_to_eof",
+    "discard_bytes_to_first_error",
+    "follow",
+    "implementation",
+    "open_capture",
+    "open_live",
+]

@@ -36,7 +36,7 @@ COUNTERS = (
     "rst_ignored",
     "fin_ignored",
     "late_syn",
-    "unconfirmed_syn",
+    "syn_remembered",
     "streams_opened",
     "streams_closed",
 )
@@ -75,7 +75,7 @@ class AssemblerStats:
     """FIN segments out of place: below what was delivered, or contradicting an earlier one."""
     late_syn: int
     """SYN segments that came after their stream had started without them."""
-    unconfirmed_syn: int
+    syn_remembered: int
     """SYN segments with another initial sequence number on an open connection, remembered."""
     streams_opened: int
     """Calls of the stream factory."""

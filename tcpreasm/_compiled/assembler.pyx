@@ -389,7 +389,7 @@ cdef class AssemblerBase:
     cdef int _remember(self, connection_s *connection, text_s *text) except -1:
         cdef successor_s *successor
         self._drop_successor(connection)
-        self.counts[UNCONFIRMED_SYNS] += 1
+        self.counts[SYN_REMEMBERED] += 1
         successor = <successor_s *>PyMem_RawCalloc(1, sizeof(successor_s))
         if successor == NULL:
             raise MemoryError()

@@ -337,7 +337,7 @@ class AssemblerBase:
             self._text(connection, text_seq, flags, payload, wire, seen_ns, False)
         else:
             self._drop_successor(connection)
-            self._counts["unconfirmed_syn"] += 1
+            self._counts["syn_remembered"] += 1
             connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
             if len(payload):
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
