@@ -10,6 +10,7 @@ stores no payload, and makes two Python objects: the piece and the list that it 
 import logging
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t
@@ -37,6 +38,7 @@ from .pool cimport StreamPoolBase
 from .reassembly cimport Reassembly, piece_of_bytes, piece_of_page
 from .sequence cimport difference
 
+from ..clock import NS_LIMIT as CLOCK_NS_LIMIT
 from ..clock import to_ns
 from ..flow import Flow
 from ..segment import TCPSegment
@@ -64,6 +66,7 @@ cdef int64_t CLOCK_STEP_NS = 60_000_000_000        # a packet further from the l
 cdef int64_t CLOCK_CHANGE_NS = 3_600_000_000_000   # further ahead than this is a changed clock, not a quiet hour
 cdef int64_t ALWAYS_NS = 0x7FFFFFFFFFFFFFFF        # every time lies before this one
 cdef int64_t NEVER_NS = -0x7FFFFFFFFFFFFFFF        # and none before this one
+cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
 cdef const uint8_t *NOTHING = b""
 
 cdef tuple VERDICT_OF = tuple(Verdict)
@@ -128,7 +131,7 @@ cdef class AssemblerBase:
         cdef bytes src = net_flow.raw_src
         cdef bytes dst = net_flow.raw_dst
         cdef bytes payload = tcp.payload
-        text.seen_ns = to_ns(timestamp, timestamp_ns)
+        text.seen_ns = as_ns(timestamp, timestamp_ns)
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
         text.seq, text.wire = tcp.seq, tcp.wire_payload_length
@@ -168,7 +171,7 @@ cdef class AssemblerBase:
         cdef bytes data = <bytes>frame if PyBytes_CheckExact(frame) else bytes(memoryview(frame))
         cdef size_t length = <size_t>PyBytes_GET_SIZE(data)
         cdef size_t on_wire = length
-        text.seen_ns = to_ns(timestamp, timestamp_ns)
+        text.seen_ns = as_ns(timestamp, timestamp_ns)
         if wire_length is not None:
             if wire_length < 0:
                 raise ValueError(f"wire_length is 0 or more, not {wire_length}")
@@ -824,6 +827,17 @@ cdef class AssemblerBase:
         while waits(connection) and is_ahead(connection, target):
             self._skip(connection)
         return True
+
+
+# clock.to_ns, short for integer nanoseconds.
+cdef int64_t as_ns(object timestamp, object timestamp_ns) except? -1:
+    cdef int overflow = 1
+    cdef int64_t ns = 0
+    if timestamp is None and PyLong_CheckExact(timestamp_ns):
+        ns = PyLong_AsLongLongAndOverflow(timestamp_ns, &overflow)
+    if not overflow and -NS_LIMIT <= ns <= NS_LIMIT:
+        return ns
+    return to_ns(timestamp, timestamp_ns)
 
 
 cdef void start_at(connection_s *connection, uint32_t isn) noexcept:

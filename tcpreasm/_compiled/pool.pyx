@@ -238,7 +238,7 @@ cdef class StreamPoolBase:
         cdef uint32_t count = self.next_grow, i
         cdef size_t stride = (sizeof(connection_s) + LINE - 1) // LINE * LINE
         slab = np.zeros(count * stride + LINE, np.uint8)
-        cdef uint8_t *place = <uint8_t *><uintptr_t>(-(-<int64_t>slab.ctypes.data // LINE) * LINE)
+        cdef uint8_t *place = <uint8_t *>((<uintptr_t>slab.ctypes.data + LINE - 1) // LINE * LINE)
         cdef connection_s *connection
         self.slabs.append(slab)
         for i in range(count):
