@@ -17,10 +17,9 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from typing import NoReturn
 
-from .._select import implementation
+from .. import __version__, implementation
 from ..errors import CaptureError
 from . import extract, flows, http
 from .common import CommandError, complain
@@ -47,13 +46,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _version() -> str:
-    try:
-        return metadata.version("tcpreasm")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tcpreasm",
@@ -61,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"tcpreasm {_version()} ({implementation} core)")
+    parser.add_argument("--version", action="version", version=f"tcpreasm {__version__} ({implementation} core)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (flows, extract, http):
         module.add_parser(commands)
