@@ -326,8 +326,8 @@ class LiveCapture(Capture):
         finally:
             self._release()
 
-    def _wait(self, seconds: float) -> None:
-        """Until there may be packets, or something wakes us, or the time is over."""
+    def _wait(self, seconds: float, wakeable: bool) -> None:
+        """Until there may be packets, or the time is over, or stop() is called, or was called since wakeable was found True."""
         library = self._library
         if library is None:
             return
@@ -338,7 +338,7 @@ class LiveCapture(Capture):
             return
         poller = select.poll()
         poller.register(library.fd, select.POLLIN)
-        if self._stop_ns is None:
+        if wakeable:
             try:
                 poller.register(self._woken, select.POLLIN)
             except (OSError, ValueError):
@@ -365,14 +365,15 @@ class LiveCapture(Capture):
                 if self._queue:
                     continue
                 return None
+            wakeable = self._stop_ns is None
             now = time.monotonic()
             if now >= self._stop_deadline:
                 self._ended = True
                 return None
             if now >= deadline:
                 return None
-            # Never for long at a time: should a wake-up be lost, a second is lost with it.
-            self._wait(min(deadline - now, self._stop_deadline - now, 1.0))
+            # Looked at again every few seconds in any case: an interface that goes away need not wake anybody.
+            self._wait(min(deadline - now, self._stop_deadline - now, 5.0), wakeable)
 
     def poll(self, timeout: float = 0.0) -> Frame | None:
         """The next frame, or None if none comes within timeout seconds, or ever (then `stopped` is True).

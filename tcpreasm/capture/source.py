@@ -12,14 +12,22 @@ import os
 import stat
 import sys
 import zlib
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ..errors import CaptureError
 
-__all__ = ["BLOCK_BYTES", "CaptureSource", "Compressed", "Source", "compression_of", "open_source"]
+__all__ = ["BLOCK_BYTES", "BinaryReader", "CaptureSource", "Compressed", "Source", "compression_of", "open_source"]
 
 BLOCK_BYTES = 1 << 20
-CaptureSource = str | os.PathLike[str] | os.PathLike[bytes] | IO[bytes] | bytes | bytearray | memoryview
+
+
+class BinaryReader(Protocol):
+    """The least that a file object must be able to do."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+
+CaptureSource = str | os.PathLike[str] | os.PathLike[bytes] | BinaryReader | bytes | bytearray | memoryview
 
 
 class Source:
