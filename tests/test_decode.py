@@ -193,17 +193,18 @@ class TestLinkLayers:
         assert decode_frame(bare, linktype) == expected(bare, ip=ip, payload=b"", offset=len(bare) - 50)
 
     def test_cut_at_every_byte(self, decode_frame: Decode, linktype: int, ip: int, head: bytes) -> None:
-        frame = head + packet(ip, tcp(options=b"\1" * 12))
-        headers = frame.index(PAYLOAD)
-        for length in range(len(frame) + 1):
-            # The frame's length on the wire does not matter where the IP header tells: a capture may not know it.
-            for wire_length in (None, len(frame), len(frame) + 4, 0):
-                got = decode_frame(frame[:length], linktype, wire_length)
-                if length < headers:
-                    assert got == (Verdict.TRUNCATED, None), length
-                else:
-                    captured = frame[headers:length]
-                    assert got == expected(frame, ip=ip, payload=captured, on_wire=len(PAYLOAD), offset=headers), length
+        for options in (b"", b"\1" * 12):
+            frame = head + packet(ip, tcp(options=options))
+            headers = frame.index(PAYLOAD)
+            for length in range(len(frame) + 1):
+                # The frame's length on the wire does not matter where the IP header tells: a capture may not know it.
+                for wire_length in (None, len(frame), len(frame) + 4, 0):
+                    got = decode_frame(frame[:length], linktype, wire_length)
+                    if length < headers:
+                        assert got == (Verdict.TRUNCATED, None), length
+                    else:
+                        captured = frame[headers:length]
+                        assert got == expected(frame, ip=ip, payload=captured, on_wire=len(PAYLOAD), offset=headers), length
 
     def test_offloading_leaves_the_length_out(self, decode_frame: Decode, linktype: int, ip: int, head: bytes) -> None:
         frame = head + (ipv4(tcp(), total=0) if ip == 4 else ipv6(tcp(), length=0))
@@ -707,6 +708,8 @@ def test_nothing_behind_the_frame_is_read() -> None:
     """Frames end where readable memory ends: one byte further, and the child process dies of it."""
     frames = [(linktype, frame.hex()) for linktype, frame in SEEDS]
     frames += [(linktype, frame.hex()) for linktype in LINKTYPES for frame in (b"\0" * 80, b"\xff" * 80, b"\x45" * 80, b"\x60" * 80)]
+    frames += [(RADIOTAP, (bytes((0, 0, length, 0)) + b"\xff" * (length - 4)).hex()) for length in range(8, 40)]
+    frames += [(RADIOTAP, (bytes((0, 0, length, 0, flags)) + b"\0" * (length - 5)).hex()) for length in range(8, 40) for flags in (2, 3)]
     child = subprocess.run([sys.executable, "-c", BEYOND], input=json.dumps(frames), capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr) == (0, "")
     assert int(child.stdout) == sum((len(text) // 2 + 1) * 4 for _, text in frames)
