@@ -105,8 +105,8 @@ class Recorder:
     Args:
         keep: hold on to every Reassembly, in `kept`.
 
-    `plan` says what raises: plan["new"], plan["reassembled"] or plan["complete"] is an exception, raised at the next such call, after that was
-    logged, and then taken out; or a function, called at each.
+    `plan` says what raises: plan["new"], plan["reassembled"] or plan["complete"] is an exception, raised once, at the next such call, after
+    that was logged; or a function, called at each such call.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -253,7 +253,7 @@ def segment(package: ModuleType, seq: int, payload: bytes = b"", *, ends: Ends =
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) & 1)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) & 1)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
