@@ -22,10 +22,11 @@ _MAX_LINE = 16 * 1024  # a request line longer than this is none
 _MAX_HEAD = 256 * 1024
 _MAX_CHUNK_LINE = 4096
 _MARK = b"HTTP/1."  # stands in every first line
+_STATUS_LINE_SIZE, _REQUEST_LINE_END_SIZE = 13, 10  # of what the next two match
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9][ \r]")
-_STATUS_LINE_SIZE = 13
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [^ \r\n]+ HTTP/1\.[01]\r")
-_REQUEST_MARK_SIZE = 9
+_REQUEST_LINE_END = re.compile(rb"HTTP/1\.[01]\r\n")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
 
 
 def load_httptools() -> Any:
@@ -157,12 +158,12 @@ class MessageParser:
             self._pending_seen_ns = self._seen_ns
         pending += data[position:]
         while (mark := pending.find(_MARK, self._sought)) >= 0:
-            begin = pending.rfind(b"\n", 0, mark) + 1
-            size = _STATUS_LINE_SIZE if begin == mark else _REQUEST_MARK_SIZE
-            if len(pending) < mark + size:
+            is_status = pending.startswith(b" ", mark + len(_MARK) + 1)
+            if len(pending) < mark + (_STATUS_LINE_SIZE if is_status else _REQUEST_LINE_END_SIZE):
                 self._sought = mark
                 return len(data)
-            if (_STATUS_LINE if begin == mark else _REQUEST_LINE).match(pending, begin):
+            begin = self._begin_of_line(mark)
+            if begin is not None:
                 self._skip(begin)
                 self._state = self._head
                 return self._head_of_pending(data, 0)
@@ -172,9 +173,24 @@ class MessageParser:
             self._skip(len(pending) - _MAX_LINE)
         return len(data)
 
+    def _begin_of_line(self, mark: int) -> int | None:
+        """Where the first line of a message begins that has its version at mark; None if it is none. It may follow a body directly."""
+        pending = self._pending
+        if _STATUS_LINE.match(pending, mark):
+            return mark
+        if not _REQUEST_LINE_END.match(pending, mark) or not pending.endswith(b" ", 0, mark):
+            return None
+        line = pending.rfind(b"\n", 0, mark) + 1
+        method_end = pending.rfind(b" ", line, mark - 1)
+        for method in _METHODS:
+            if pending.endswith(method, line, max(line, method_end)):
+                return method_end - len(method)
+        return line if _TOKEN.fullmatch(pending, line, max(line, method_end)) else None
+
     def _skip(self, count: int) -> None:
         """Bytes in front of pending that are no HTTP; empty lines before a message are (RFC 9112 2.2)."""
-        self.skipped += len(self._pending[:count].strip(b"\r\n"))
+        if self._pending[:count].strip(b"\r\n"):
+            self.skipped += count
         del self._pending[:count]
         self._sought = max(0, self._sought - count)
 

@@ -1,0 +1,627 @@
+"""The command `tcpreasm`: what it prints and writes, how it ends. Most run `main` in this process; what needs a process of its own
+(standard input, signals, a broken pipe, a live interface) starts one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import DATA, REPOSITORY
+from traffic import Talk, corpus_cases, pcap, sha256
+
+TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
+LIMIT = 30.0  # seconds after which a process counts as hanging
+
+
+class Result(NamedTuple):
+    """How one run ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
+    main = submodule(tcpreasm, "cli").main
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Result(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts the command as a process, on the same core."""
+    environment = os.environ | {"TCPREASM_IMPLEMENTATION": tcpreasm.implementation, "PYTHONPATH": str(REPOSITORY)}
+
+    def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, cwd=REPOSITORY, **(pipes | rest))
+
+    return call
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Callable[..., Path]:
+    """Writes packets to a capture file."""
+
+    def write(*talks: Talk, name: str = "made.pcap", cut: int = 0) -> Path:
+        data = pcap(sorted(record for talk in talks for record in talk.records))
+        path = tmp_path / name
+        path.write_bytes(data[: len(data) - cut])
+        return path
+
+    return write
+
+
+def assert_one_line(text: str) -> None:
+    assert text.startswith("tcpreasm")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+
+
+# The command as a whole.
+
+
+def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
+    text = run("--help")
+    assert text.status == 0
+    for part in ("flows", "extract", "http", "examples:", "exit status", "tcp port 80"):
+        assert part in text.out
+    for command in ("flows", "extract", "http"):
+        text = run(command, "--help")
+        assert text.status == 0
+        assert "examples:" in text.out
+    assert run("--version") == (0, f"tcpreasm {tcpreasm.__version__} ({tcpreasm.implementation} core)\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("flows",),
+        ("flows", "--nonsense", "x"),
+        ("flows", "{missing}"),
+        ("flows", "{folder}"),
+        ("flows", "{text}"),
+        ("flows", "{empty}"),
+        ("flows", "{capture}", "{missing}"),
+        ("flows", "{capture}", "--hole-timeout", "-1"),
+        ("flows", "{capture}", "--idle-timeout", "soon"),
+        ("extract", "{capture}"),
+        ("extract", "{capture}", "-o", "{text}"),
+        ("extract", "{capture}", "-o", "{folder}", "--max-open", "0"),
+        ("http",),
+        ("http", "{text}"),
+        ("http", "{capture}", "-i", "lo"),
+        ("http", "{capture}", "-f", "tcp"),
+        ("http", "-i", "no-such-interface"),
+        ("http", "-i", "lo", "--snaplen", "0"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
+    (tmp_path / "text").write_text("no capture\n")
+    (tmp_path / "empty").write_bytes(b"")
+    names = {
+        "missing": tmp_path / "missing",
+        "folder": tmp_path,
+        "text": tmp_path / "text",
+        "empty": tmp_path / "empty",
+        "capture": capture(Talk().open()),
+    }
+    result = run(*(argument.format(**names) for argument in arguments))
+    assert result.status == 2
+    assert_one_line(result.err)
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("arguments", [("flows",), ("http",), ("extract", "-o", "{folder}/out")])
+def test_a_cut_capture_is_used_as_far_as_it_goes(
+    run: Run, tmp_path: Path, capture: Callable[..., Path], arguments: tuple[str, ...]
+) -> None:
+    talk = Talk().open().say(0, b"GET / HTTP/1.1\r\n\r\n").say(1, b"lost in the cut")
+    path = capture(talk, cut=3)
+    result = run(*(argument.format(folder=tmp_path) for argument in arguments), path)
+    assert result.status == 0
+    assert_one_line(result.err)
+    assert str(path) in result.err
+    assert "18" in result.out or "GET /" in result.out
+
+
+def test_standard_input(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    data = (DATA / "http.pcap").read_bytes()
+    out, err = start("flows", "-").communicate(data, timeout=LIMIT)
+    assert err == b""
+    assert len(out.splitlines()) == 4
+
+
+def test_a_broken_pipe_is_silent(start: Callable[..., subprocess.Popen[bytes]], capture: Callable[..., Path]) -> None:
+    path = capture(*(Talk(client=("10.0.0.1", port)).open().close() for port in range(1000)))
+    for arguments in (("flows",), ("flows", "--json")):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        process = start(*arguments, path, stdout=write_end)
+        os.close(write_end)
+        _, err = process.communicate(timeout=LIMIT)
+        assert err == b""
+        assert process.returncode == 141
+
+
+def test_interrupt_gives_what_was_read(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    process = start("flows", "-")
+    assert process.stdin is not None
+    talk = Talk().open().say(0, b"hello")
+    process.stdin.write(pcap(talk.records))
+    process.stdin.flush()
+    time.sleep(1.5)  # it waits for more; nothing tells from outside that it does
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert err == b""
+    assert b"10.0.0.1:40000" in out
+
+
+def test_captures_in_a_row_are_one(run: Run, tmp_path: Path) -> None:
+    records = Talk().open().say(0, b"one").say(0, b"two").close().records
+    for number, part in enumerate((records[:3], records[3:])):
+        (tmp_path / f"{number}.pcap").write_bytes(pcap(part))
+    result = run("flows", "--json", tmp_path / "0.pcap", tmp_path / "1.pcap")
+    assert [flow["c2s"]["bytes"] for flow in result.json] == [6]
+
+
+# flows
+
+
+@pytest.mark.parametrize("file", sorted(TRUTH))
+def test_flows_of_the_repository_captures(run: Run, file: str) -> None:
+    result = run("flows", "--json", DATA / file)
+    assert (result.status, result.err) == (0, "")
+    got = sorted(
+        (flow["client"], flow["server"], *(flow[side]["bytes"] + flow[side]["missing"] if flow[side] else 0 for side in ("c2s", "s2c")))
+        for flow in result.json
+    )
+    assert got == sorted((c["client"], c["server"], c["c2s"]["len"], c["s2c"]["len"]) for c in TRUTH[file]["connections"])
+    assert sum(flow[side]["gaps"] for flow in result.json for side in ("c2s", "s2c") if flow[side]) == sum(
+        len(c[side].get("gaps", ())) for c in TRUTH[file]["connections"] for side in ("c2s", "s2c")
+    )
+
+
+def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
+    talks = (
+        Talk().open().say(0, b"abc").say(1, b"x" * 1000).close(),
+        Talk(client=("10.0.0.1", 5), start_ns=1_700_000_001_000_000_005)
+        .open()
+        .say(0, b"abc")
+        .say(0, b"lost", lost=True)
+        .say(0, b"d")
+        .close(1),
+        Talk(client=("2001:db8::1", 6), server=("2001:db8::2", 443), start_ns=1_700_000_002_000_000_000).say(0, b"late"),
+    )
+    result = run("flows", capture(*talks))
+    assert (result.status, result.err) == (0, "")
+    header, *rows = result.lines
+    assert header.split() == ["client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert rows[0].split() == [
+        *("10.0.0.1:40000", "10.0.0.2:80", "3", "1000", "0", "0"),
+        *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "closed"),
+    ]
+    assert rows[1].split()[:6] == ["10.0.0.1:5", "10.0.0.2:80", "4", "0", "1", "4"]
+    assert rows[1].split()[6] == "2023-11-14T22:13:21.000000005Z"
+    assert rows[1].split()[8:] == ["half-closed"]
+    assert rows[2].split()[:3] == ["[2001:db8::1]:6", "[2001:db8::2]:443", "4"]
+    assert rows[2].split()[8:] == ["open,", "no", "start"]
+    for name in ("server", "first", "last", "state"):  # the columns stand below each other
+        at = header.index(name)
+        assert all(row[at - 1] == " " != row[at] for row in rows)
+
+
+def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
+    (flow,) = run("flows", "--json", capture(Talk().open().say(0, b"abc").close(0))).json
+    assert flow == {
+        "client": ["10.0.0.1", 40000],
+        "server": ["10.0.0.2", 80],
+        "state": "half-closed",
+        "first_seen": "2023-11-14T22:13:20.000000000Z",
+        "last_seen": "2023-11-14T22:13:20.003000000Z",
+        "first_seen_ns": 1_700_000_000_000_000_000,
+        "last_seen_ns": 1_700_000_000_003_000_000,
+        "c2s": {"bytes": 3, "gaps": 0, "missing": 0, "started": True, "ended": True},
+        "s2c": {"bytes": 0, "gaps": 0, "missing": 0, "started": True, "ended": False},
+    }
+    (flow,) = run("flows", "--json", capture(Talk().say(0, b"abc"))).json
+    assert flow["s2c"] is None
+
+
+def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[..., Path]) -> None:
+    first = Talk().open().say(0, b"one").close()
+    second = Talk(start_ns=first.now_ns + 10**9)
+    second.seqs = [900_000_000, 700_000_000]
+    second.open().say(0, b"second").say(1, b"answer").close()
+    path = capture(first, second)
+    assert [(flow["c2s"]["bytes"], flow["s2c"]["bytes"]) for flow in run("flows", "--json", path).json] == [(3, 0), (6, 6)]
+    assert [line.split()[2:4] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
+
+
+def test_no_flows(run: Run, capture: Callable[..., Path]) -> None:
+    assert len(run("flows", capture()).lines) == 1
+    assert run("flows", "--json", capture()).out == ""
+
+
+# extract
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_extract(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    talk = Talk(("10.0.0.1", 9999), ("10.0.0.2", 36559)).open().say(0, b"request").say(1, b"answer").close()
+    v6 = Talk(("2001:db8::1", 6), ("2001:db8::2", 443)).open().say(0, b"v6").close()
+    result = run("extract", capture(talk, v6), "-o", tmp_path / "new" / "out")
+    assert (result.status, result.err) == (0, "")
+    assert files_in(tmp_path / "new" / "out") == {
+        "010.000.000.001.09999-010.000.000.002.36559": b"request",
+        "010.000.000.002.36559-010.000.000.001.09999": b"answer",
+        "2001.0db8.0000.0000.0000.0000.0000.0001.00006-2001.0db8.0000.0000.0000.0000.0000.0002.00443": b"v6",
+    }
+    assert "010.000.000.001.09999-010.000.000.002.36559  7 bytes" in result.lines
+    assert len(result.lines) == 3
+
+
+def test_extract_never_overwrites_without_force(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    path = capture(Talk().open().say(0, b"new").close())
+    there = tmp_path / "out" / "010.000.000.001.40000-010.000.000.002.00080"
+    there.parent.mkdir()
+    there.write_bytes(b"precious and long")
+    result = run("extract", path, "-o", there.parent)
+    assert result.status == 2
+    assert_one_line(result.err)
+    assert str(there) in result.err
+    assert "--force" in result.err
+    assert there.read_bytes() == b"precious and long"
+    assert run("extract", path, "-o", there.parent, "--force", "--quiet") == (0, "", "")
+    assert there.read_bytes() == b"new"
+
+
+def test_extract_numbers_later_streams_of_the_same_endpoints(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    talks = []
+    start = 1_700_000_000_000_000_000
+    for number, text in enumerate((b"first", b"", b"second", b"third")):
+        talk = Talk(start_ns=start + number * 10**9)
+        talk.seqs = [1000 + number * 800_000_000, 5000 + number * 700_000_000]
+        talks.append(talk.open().say(0, text).close())
+    assert run("extract", capture(*talks), "-o", tmp_path / "out").status == 0
+    name = "010.000.000.001.40000-010.000.000.002.00080"
+    assert files_in(tmp_path / "out") == {name: b"first", f"{name}c1": b"second", f"{name}c2": b"third"}
+
+
+def test_extract_and_gaps(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"abc").say(0, b"12", lost=True).say(0, b"de")
+    many = Talk(client=("10.0.0.1", 7)).say(0, b"x")
+    for _ in range(12):
+        many.say(0, b"?", lost=True).say(0, b"x")
+    path = capture(talk, many)
+    joined = run("extract", path, "-o", tmp_path / "joined")
+    name, other = "010.000.000.001.40000-010.000.000.002.00080", "010.000.000.001.00007-010.000.000.002.00080"
+    assert files_in(tmp_path / "joined") == {name: b"abcde", other: b"x" * 13}
+    assert f"{name}  5 bytes, 2 missing: 3+2" in joined.lines
+    assert f"{other}  13 bytes, 12 missing: 1+1 3+1 5+1 7+1 9+1 11+1 13+1 15+1 and 4 more gaps, start not captured" in joined.lines
+    filled = run("extract", path, "-o", tmp_path / "filled", "--fill-gaps")
+    assert files_in(tmp_path / "filled") == {name: b"abc\0\0de", other: b"x\0" * 12 + b"x"}
+    assert filled.lines == joined.lines
+
+
+def test_extract_with_few_open_files(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    talks = [Talk(client=("10.0.0.1", port)).open() for port in range(20)]
+    for _ in range(5):
+        for port, talk in enumerate(talks):
+            talk.say(0, b"%d " % port)
+    run("extract", capture(*talks), "-o", tmp_path / "out", "--max-open", "2")
+    for port in range(20):
+        assert (tmp_path / "out" / f"010.000.000.001.{port:05}-010.000.000.002.00080").read_bytes() == b"%d " % port * 5
+
+
+@pytest.mark.parametrize("file", sorted(TRUTH))
+def test_extract_of_the_repository_captures(run: Run, tmp_path: Path, file: str) -> None:
+    assert run("extract", "-q", DATA / file, "-o", tmp_path / "out") == (0, "", "")
+    got = sorted(sha256(data) for data in files_in(tmp_path / "out").values())
+    assert got == sorted(c[side]["sha256"] for c in TRUTH[file]["connections"] for side in ("c2s", "s2c") if c[side]["len"])
+
+
+def test_extract_of_the_corpus(
+    run: Run, tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], tmp_path: Path, corpus: Path
+) -> None:
+    file_name = submodule(tcpreasm, "cli.extract").file_name
+    flow = submodule(tcpreasm, "flow")
+    for capture, expected in corpus_cases(corpus):
+        out = tmp_path / capture.name
+        assert run("extract", "-q", capture, "-o", out) == (0, "", ""), capture.name
+        got = files_in(out)
+        for (src, dst), truths in expected.items():
+            key = flow.ConnectionKey(flow.Flow(src[0], dst[0]), flow.Flow(src[1], dst[1]))
+            digests = []
+            while (name := file_name(key, len(digests))) in got:
+                digests.append(sha256(got[name]))
+            assert sorted(digests) == sorted(truth.sha256 for truth in truths if truth.length), (capture.name, src, dst)
+
+
+# http
+
+
+@pytest.mark.parametrize("file", ["http.pcap", "http6.pcapng"])
+def test_http_of_the_repository_captures(run: Run, file: str) -> None:
+    result = run("http", "--json", DATA / file)
+    assert (result.status, result.err) == (0, "")
+    for connection in TRUTH[file]["connections"]:
+        client, server, exchanges = connection["client"], connection["server"], connection["exchanges"]
+        requests = [m for m in result.json if m["src"] == client and m["dst"] == server]
+        responses = [m for m in result.json if m["src"] == server and m["dst"] == client]
+        assert [(m["method"], m["target"], m["body_bytes"]) for m in requests] == [
+            (e["method"], e["path"], e["request_body"]) for e in exchanges
+        ]
+        assert [(m["status"], m["body_bytes"]) for m in responses] == [(e["status"], e["response_body"]) for e in exchanges]
+        assert all(m["complete"] and not m["missing"] for m in requests + responses)
+    assert len(result.json) == 2 * sum(len(c["exchanges"]) for c in TRUTH[file]["connections"])
+
+
+def test_http_lines(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open()
+    talk.say(0, b"POST /a%20b HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello")
+    talk.say(1, b"HTTP/1.0 200 Fine\r\nContent-Type: text/plain\r\n\r\nto the end").close()
+    assert run("http", capture(talk)).lines == [
+        "2023-11-14T22:13:20.002000000Z 10.0.0.1:40000->10.0.0.2:80 POST /a%20b HTTP/1.1 example.org 5 bytes",
+        "2023-11-14T22:13:20.003000000Z 10.0.0.2:80->10.0.0.1:40000 HTTP/1.0 200 Fine text/plain 10 bytes",
+    ]
+
+
+def test_http_and_gaps(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n")
+    talk.say(1, b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n0123456789").say(1, b"0123456789", lost=True).say(1, b"0123456789")
+    talk.say(1, b"HTTP/1.1 200 OK\r\nContent-", lost=True).say(1, b"Length: 3\r\n\r\nabc")
+    talk.say(1, b"HTTP/1.1 201 OK\r\nContent-Length: 30\r\n\r\n0123456789")
+    lines = run("http", capture(talk)).lines
+    assert len(lines) == 6
+    assert lines[3].endswith("HTTP/1.1 200 OK 20 bytes, 10 missing")
+    assert lines[4].endswith("HTTP/1.1 201 OK 10 bytes, incomplete")
+    assert lines[5].endswith("16 bytes belong to no message")
+    *_, skipped = run("http", "--json", capture(talk)).json
+    assert (skipped["kind"], skipped["bytes"]) == ("skipped", 16)
+
+
+def test_http_does_not_print_what_a_terminal_would_obey(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"GET /x HTTP/1.1\r\nHost: a\xc3\xa9\xff\r\n\r\n").say(1, b"HTTP/1.1 200 \xe2\x80\xae\xff\r\n\r\n").close()
+    out = run("http", capture(talk)).out
+    assert out.isascii()
+    assert all(character.isprintable() or character == "\n" for character in out)
+
+
+def test_http_prints_nothing_for_other_protocols(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"SSH-2.0-x\r\n").say(1, bytes(range(256)) * 200).close()
+    assert run("http", capture(talk)) == (0, "", "")
+
+
+def test_http_without_httptools(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    result = run("http", DATA / "http.pcap")
+    assert result.status == 2
+    assert_one_line(result.err)
+    assert "tcpreasm[http]" in result.err
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b"x" * 100_000
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def http_server() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answer)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(LIMIT)
+
+
+def may_capture() -> bool:
+    """This machine lets this user capture: the raw socket that libpcap needs can be made."""
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_http_live(start: Callable[..., subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    if not may_capture():
+        pytest.skip("THIS MACHINE FORBIDS CAPTURING: `tcpreasm http -i` was not tried")
+    with http_server() as port:
+        process = start("http", "--json", "-i", "lo", "-f", f"tcp port {port}")
+        assert process.stderr is not None
+        assert process.stdout is not None
+        watchdog = threading.Timer(LIMIT, process.kill)
+        watchdog.start()
+        try:
+            assert b"capturing on lo" in process.stderr.readline()
+            client = HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+            for path in ("/one", "/two"):
+                client.request("GET", path)
+                assert len(client.getresponse().read()) == 100_000
+            lines = [json.loads(process.stdout.readline()) for _ in range(4)]  # they come while it runs
+            process.send_signal(number)
+            rest, err = process.communicate(timeout=LIMIT)
+            client.close()
+        finally:
+            watchdog.cancel()
+            process.kill()
+    assert process.returncode == 0
+    assert (rest, err) == (b"", b"")
+    assert [line.get("target", line.get("status")) for line in lines] == ["/one", 200, "/two", 200]
+    assert [line["body_bytes"] for line in lines] == [0, 100_000, 0, 100_000]
+
+
+# The messages of one direction.
+
+
+@pytest.fixture
+def messages(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]) -> ModuleType:
+    return submodule(tcpreasm, "cli.messages")
+
+
+Told = tuple[object, int, int, bool]
+
+
+def parsed(messages: ModuleType, *parts: bytes | int, exchange: Any = None, size: int = 1 << 20) -> tuple[list[Told], int]:
+    """Feeds bytes, `size` at a time, and gaps (ints). Gives (target or status, body, missing, complete) of each message, and the bytes
+    skipped."""
+    told: list[Told] = []
+
+    def done(message: Any) -> None:
+        told.append((message.status or message.target, message.body_bytes, message.missing, message.complete))
+
+    parser = messages.MessageParser(exchange or messages.Exchange(), done)
+    for part in parts:
+        if isinstance(part, int):
+            parser.lost(part)
+        else:
+            for at in range(0, len(part), size):
+                parser.feed(part[at : at + size], 0)
+    parser.finish()
+    return told, parser.skipped
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n5;x=y\r\npedia\r\n0\r\nTrailer: x\r\n\r\n"
+SIZED = b"HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\nabc"
+CASES: list[tuple[str, tuple[bytes | int, ...], list[Told], int]] = [
+    (
+        "requests",
+        (b"GET /1 HTTP/1.1\r\n\r\nPOST /2 HTTP/1.1\r\nContent-Length: 2\r\n\r\nab",),
+        [(b"/1", 0, 0, True), (b"/2", 2, 0, True)],
+        0,
+    ),
+    ("chunked", (CHUNKED, SIZED), [(200, 9, 0, True), (404, 3, 0, True)], 0),
+    ("until close", (b"HTTP/1.1 200 OK\r\n\r\n", b"abc"), [(200, 3, 0, True)], 0),
+    (
+        "no body",
+        (b"HTTP/1.1 204 No\r\n\r\nHTTP/1.1 304 No\r\nContent-Length: 9\r\n\r\n", SIZED),
+        [(204, 0, 0, True), (304, 0, 0, True), (404, 3, 0, True)],
+        0,
+    ),
+    ("continue", (b"HTTP/1.1 100 Continue\r\n\r\n", SIZED), [(100, 0, 0, True), (404, 3, 0, True)], 0),
+    ("empty lines between", (b"\r\n", SIZED, b"\r\n\r\n", SIZED), [(404, 3, 0, True), (404, 3, 0, True)], 0),
+    ("cut in the body", (SIZED[:-1],), [(404, 2, 0, False)], 0),
+    ("cut in the head", (SIZED[:20],), [], 20),
+    ("cut in a chunk", (CHUNKED[:50],), [(200, 0, 0, False)], 0),
+    ("middle of a body first", (b"\0junk\nand more\n", SIZED), [(404, 3, 0, True)], 15),
+    ("no HTTP", (b"\x16\x03\x01" * 50_000,), [], 150_000),
+    ("gap in a body", (SIZED[:-2], 2, SIZED), [(404, 1, 2, True), (404, 3, 0, True)], 0),
+    ("gap in a chunk", (CHUNKED[:51], 2, CHUNKED[53:], SIZED), [(200, 7, 2, True), (404, 3, 0, True)], 0),
+    ("gap between chunks", (CHUNKED[:54], 2, CHUNKED[56:], SIZED), [(200, 9, 0, True), (404, 3, 0, True)], 0),
+    ("gap in a chunk's size", (CHUNKED[:47], 2, CHUNKED[49:], SIZED), [(200, 0, 0, False), (404, 3, 0, True)], 38),
+    ("request behind a body", (b"body of anotherGET /1 HTTP/1.1\r\n\r\n",), [(b"/1", 0, 0, True)], 15),
+    ("rare method", (b"junk\nPROPFIND /1 HTTP/1.1\r\n\r\n",), [(b"/1", 0, 0, True)], 5),
+    ("words about HTTP", (b"we speak HTTP/1.1 here, HTTP/1.1\r\n and HTTP/1.1 everywhere\r\n", SIZED), [(404, 3, 0, True)], 60),
+    ("gap over a body's end", (SIZED[:-2], 9, b"rest", SIZED), [(404, 1, 2, False), (404, 3, 0, True)], 4),
+    ("gap between", (SIZED, 9, SIZED), [(404, 3, 0, True), (404, 3, 0, True)], 0),
+    ("gap of unknown length", (-1, b"tail\r\n", SIZED), [(404, 3, 0, True)], 6),
+    ("gap until close", (b"HTTP/1.1 200 OK\r\n\r\n", 5, b"abc"), [(200, 3, 5, True)], 0),
+    (
+        "wrong chunk size",
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", SIZED),
+        [(200, 0, 0, False), (404, 3, 0, True)],
+        0,
+    ),
+    ("both lengths", (b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",), [], 66),
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize(("parts", "told", "skipped"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
+def test_messages(messages: ModuleType, parts: tuple[bytes | int, ...], told: list[Told], skipped: int, size: int) -> None:
+    assert parsed(messages, *parts, size=size) == (told, skipped)
+
+
+def test_the_answer_to_head_has_no_body(messages: ModuleType) -> None:
+    exchange = messages.Exchange()
+    parsed(messages, b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n", exchange=exchange)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    told, _ = parsed(messages, SIZED, b"HTTP/1.1 102 Wait\r\n\r\n", head, SIZED, exchange=exchange)
+    assert told == [(404, 3, 0, True), (102, 0, 0, True), (200, 0, 0, True), (404, 3, 0, True)]
+
+
+def test_a_tunnel_is_not_looked_into(messages: ModuleType) -> None:
+    for request, answer in (
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
+        (
+            b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        ),
+    ):
+        exchange = messages.Exchange()
+        assert len(parsed(messages, request, exchange=exchange)[0]) == 1
+        assert len(parsed(messages, answer + SIZED, SIZED, exchange=exchange)[0]) == 1
+        assert parsed(messages, b"GET / HTTP/1.1\r\n\r\n", exchange=exchange) == ([], 0)
+
+
+def test_an_upgrade_that_is_refused_changes_nothing(messages: ModuleType) -> None:
+    exchange = messages.Exchange()
+    request = b"GET /1 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    assert len(parsed(messages, request + b"GET /2 HTTP/1.1\r\n\r\n", exchange=exchange)[0]) == 2
+    assert len(parsed(messages, SIZED + SIZED, exchange=exchange)[0]) == 2
+
+
+def test_endless_heads_and_lines_end(messages: ModuleType) -> None:
+    flood = io.BytesIO(b"x" * 300_000).read()
+    told, skipped = parsed(messages, b"HTTP/1.1 200 OK\r\nA: ", flood, b"\r\n", SIZED)
+    assert told == [(404, 3, 0, True)]
+    assert skipped > 300_000
+    told, _ = parsed(messages, CHUNKED[:47], flood, b"\r\n", SIZED, size=1000)
+    assert told == [(200, 0, 0, False), (404, 3, 0, True)]
