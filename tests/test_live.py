@@ -124,6 +124,13 @@ def collect(capture: LiveCapture, enough: int, seconds: float = 10.0) -> list[Fr
     return frames
 
 
+def python(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """A process of its own, with the package that is under test."""
+    root = Path(tcpreasm.capture.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, env=environment, timeout=60, check=False)
+
+
 # ---- on real traffic ---------------------------------------------------------------------------------------------------
 
 
@@ -332,9 +339,7 @@ def test_nothing_is_printed_and_nothing_warned(library: str) -> None:
         f"    capture = open_live(name, filter='tcp', library={library!r})\n"
         "    capture.poll(0); capture.drops; del capture; gc.collect()\n"
     )
-    root = Path(tcpreasm.capture.__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, env=environment, timeout=60, check=False)
+    done = python("-W", "error", "-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -346,6 +351,22 @@ def test_what_cannot_be_opened(library: str) -> None:
         open_live(LOOPBACK, filter="no such filter", library=library)
     with pytest.raises(OSError, match="x" * 300):
         open_live("x" * 300, library=library)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="takes root, to give up its rights")
+def test_capturing_forbidden(library: str) -> None:
+    code = (
+        f"import os, {LIBRARIES[library]}\n"
+        "from tcpreasm.capture import open_live\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n"
+        f"    open_live({LOOPBACK!r}, library={library!r})\n"
+        "except PermissionError as error:\n"
+        "    print(error)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert b"capturing on lo is not permitted (on Linux it takes CAP_NET_RAW)" in done.stdout
 
 
 def test_a_file_named_like_the_interface(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

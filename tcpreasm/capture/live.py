@@ -59,11 +59,12 @@ def _linktype(datalink: int) -> int:
     return _DLT_RAW.get(datalink, datalink)
 
 
-def _open_error(interface: str, text: str) -> OSError:
+def _open_error(interface: str, text: str, code: str = "") -> OSError:
+    """The right OSError for what a library says, by libpcap's code where the library gives it, else by its words."""
     low = text.lower()
-    if "permission" in low or "not permitted" in low:
+    if code.endswith("PERM_DENIED") or "permission" in low or "not permitted" in low:
         return PermissionError(errno.EPERM, f"capturing on {interface} is not permitted (on Linux it takes CAP_NET_RAW): {text}")
-    if "no such device" in low or "no such network device" in low or "doesn't exist" in low:
+    if code == "NO_SUCH_DEVICE" or "no such device" in low or "no such network device" in low or "doesn't exist" in low:
         return OSError(errno.ENODEV, f"there is no interface {interface}: {text}")
     return OSError(f"capturing on {interface} cannot start: {text}")
 
@@ -109,7 +110,8 @@ class _Pypcap:
                     raise
                 handle = start(False)
         except OSError as error:
-            raise _open_error(interface, str(error)) from None
+            text = str(error).rpartition("library was ")[2]
+            raise _open_error(interface, text[2:-1] if text.startswith("b'") else text) from None
         self._handle = handle
         try:
             if expression:
@@ -159,7 +161,7 @@ class _Cypcap:
         try:
             handle = module.create(interface)
         except self._error as error:
-            raise _open_error(interface, str(error)) from None
+            raise _open_error(interface, *self._said(error)) from None
         self._handle = handle
         try:
             try:
@@ -177,12 +179,11 @@ class _Cypcap:
                     try:
                         handle.setfilter(expression, netmask=module.NETMASK_UNKNOWN)
                     except self._error as error:
-                        raise _filter_error(expression, error) from None
+                        raise _filter_error(expression, self._said(error)[0]) from None
                 handle.setnonblock(True)
                 self.linktype = _linktype(int(handle.datalink()))
             except self._error as error:
-                name = getattr(module.ErrorCode(error.code), "name", "") if hasattr(error, "code") else ""
-                raise _open_error(interface, f"{error} {name}".replace("_", " ").strip()) from None
+                raise _open_error(interface, *self._said(error)) from None
             self.fd: int | None = None
             self.wait_limit: float | None = None
             if os.name == "posix":
@@ -209,14 +210,19 @@ class _Cypcap:
                 timestamp_ns = whole * 1_000_000_000 + round((seconds - whole) * 1e6) * 1000
                 queue.append(Frame(data, timestamp_ns, max(header.len, len(data)), linktype))
         except self._error as error:
-            raise OSError(str(error)) from None
+            raise OSError(self._said(error)[0]) from None
         return _BATCH
+
+    @staticmethod
+    def _said(error: Exception) -> tuple[str, str]:
+        """libpcap's words and the name of its code."""
+        return str(getattr(error, "msg", "") or error), str(getattr(getattr(error, "code", None), "name", ""))
 
     def stats(self) -> Drops:
         try:
             stats = self._handle.stats()
         except self._error as error:
-            raise OSError(str(error)) from None
+            raise OSError(self._said(error)[0]) from None
         return Drops(stats.recv, stats.drop, stats.ifdrop)
 
     def close(self) -> None:
