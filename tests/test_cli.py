@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,7 +188,11 @@ def test_interrupt_gives_what_was_read(start: Callable[..., subprocess.Popen[byt
     talk = Talk().open().say(0, b"hello")
     process.stdin.write(pcap(talk.records))
     process.stdin.flush()
-    time.sleep(1.5)  # it waits for more; nothing tells from outside that it does
+    end = time.monotonic() + LIMIT
+    while any(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))):  # bytes that it has not read yet
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.3)  # it waits for more; nothing tells from outside that it does
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
