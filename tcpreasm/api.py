@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ._select import core
 from .capture import Capture, Frame, LiveCapture, open_capture
@@ -22,12 +22,10 @@ from .streams import Stream, StreamFactory
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
-CaptureSource = (
-    str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Capture | LiveCapture | Iterable[Any]
-)
+CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Capture | Iterable[Any]
 """What `assemble_capture` and `follow` read: see `Assembler.assemble_capture`."""
 
-Progress = Callable[[Capture | LiveCapture], None]
+Progress = Callable[[Capture], None]
 """Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
 
 STEP_FRAMES = 64  # frames between two looks at the clock
@@ -173,9 +171,7 @@ class Assembler(core.AssemblerBase):
         while True:
             size = 0
             for frame in islice(frames, STEP_FRAMES):
-                assemble_frame(
-                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
-                )
+                assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
                 size += 1
             self._expire_in_time()
             steps += 1
@@ -191,9 +187,7 @@ class Assembler(core.AssemblerBase):
             if frame is None:
                 self.advance_clock(to_ns(None))
             else:
-                self.assemble_frame(
-                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
-                )
+                self.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
             self._expire_in_time()
             if progress is not None:
                 progress(capture)
@@ -255,11 +249,11 @@ def _wait_ns(seconds: float | None) -> int:
     return -1 if seconds is None else seconds_to_ns(seconds)
 
 
-def _captures(source: CaptureSource, linktype: int) -> Iterator[Capture | LiveCapture]:
-    if isinstance(source, (Capture, LiveCapture)):
+def _captures(source: CaptureSource, linktype: int) -> Iterator[Capture]:
+    if isinstance(source, Capture):
         yield source
     elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
-        yield open_capture(source)
+        yield open_capture(cast("Any", source))
     elif isinstance(source, (list, tuple)) and not (source and _is_frame(source[0])):
         for part in source:
             yield from _captures(part, linktype)
@@ -277,9 +271,18 @@ class _FrameSource(Capture):
     """Frames that the caller brings, as a capture."""
 
     def __init__(self, frames: Iterable[Any], linktype: int) -> None:
-        super().__init__("frames", type(frames).__name__)
+        super().__init__("frames", type(frames).__name__, None)
         self._frames = frames
         self._linktype = linktype
+        self._bytes = 0
+
+    @property
+    def position(self) -> int:
+        """Bytes of the frames so far."""
+        return self._bytes
+
+    def close(self) -> None:
+        """The iterable is the caller's, and stays as it is."""
 
     def __iter__(self) -> Iterator[Frame]:
         for item in self._frames:
@@ -291,5 +294,6 @@ class _FrameSource(Capture):
             else:
                 raise TypeError(f"a frame is a Frame or a (seconds, bytes) pair, not {type(item).__name__}: {item!r:.80}")
             self.packets += 1
+            self._bytes += len(frame.data)
             yield frame
-        self.complete = True
+        self._ended = True

@@ -106,9 +106,9 @@ class Flow:
         return f"{self.src}->{self.dst}"
 
     def __repr__(self) -> str:
-        if isinstance(self.raw_src, int):
-            return f"Flow({self.raw_src}, {self.raw_dst})"
-        return f"Flow('{self.src}', '{self.dst}')"
+        if isinstance(self.raw_src, bytes):
+            return f"Flow('{self.src}', '{self.dst}')"
+        return f"Flow({self.raw_src!r}, {self.raw_dst!r})"
 
 
 def endpoint_text(address: Endpoint, port: Endpoint) -> str:

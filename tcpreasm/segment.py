@@ -106,9 +106,7 @@ class TCPSegment:
         return cls._from_header(tcp.sport, tcp.dport, tcp.seq, tcp.ack, int(tcp.flags), tcp.window, tcp.urgptr, payload)
 
     @classmethod
-    def _from_header(
-        cls, sport: int, dport: int, seq: int, ack: int, flags: int, window: int, urgent: int, payload: bytes
-    ) -> TCPSegment:
+    def _from_header(cls, sport: int, dport: int, seq: int, ack: int, flags: int, window: int, urgent: int, payload: bytes) -> TCPSegment:
         return cls(
             sport, dport, seq, payload, ack=ack, window=window, urgent=urgent,
             syn=bool(flags & SYN), fin=bool(flags & FIN), rst=bool(flags & RST),

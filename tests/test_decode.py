@@ -197,14 +197,16 @@ class TestLinkLayers:
             frame = head + packet(ip, tcp(options=options))
             headers = frame.index(PAYLOAD)
             for length in range(len(frame) + 1):
-                # The frame's length on the wire does not matter where the IP header tells: a capture may not know it.
-                for wire_length in (None, len(frame), len(frame) + 4, 0):
+                # The IP header tells what was cut off, as far as the frame had room for it on the wire.
+                for wire_length in (None, len(frame), len(frame) + 4, len(frame) - 1, 0):
                     got = decode_frame(frame[:length], linktype, wire_length)
                     if length < headers:
                         assert got == (Verdict.TRUNCATED, None), length
                     else:
                         captured = frame[headers:length]
-                        assert got == expected(frame, ip=ip, payload=captured, on_wire=len(PAYLOAD), offset=headers), length
+                        room = max(length, wire_length or 0) - headers
+                        on_wire = min(len(PAYLOAD), room)
+                        assert got == expected(frame, ip=ip, payload=captured, on_wire=on_wire, offset=headers), length
 
     def test_offloading_leaves_the_length_out(self, decode_frame: Decode, linktype: int, ip: int, head: bytes) -> None:
         frame = head + (ipv4(tcp(), total=0) if ip == 4 else ipv6(tcp(), length=0))
@@ -308,10 +310,13 @@ def test_ipv4_options(decode_frame: Decode, words: int) -> None:
             assert decode_frame(frame[:length], linktype) == (Verdict.TRUNCATED, None)
 
 
-def test_ipv4_length_beyond_the_frame_is_a_gap(decode_frame: Decode) -> None:
+def test_ipv4_length_beyond_the_frame_is_a_gap_only_where_the_frame_was_cut(decode_frame: Decode) -> None:
     frame = MACS + b"\x08\x00" + ipv4(tcp(), total=1500)
-    for wire_length in (None, len(frame), 1514):
-        assert decode_frame(frame, ETHERNET, wire_length) == expected(frame, on_wire=1460)
+    assert decode_frame(frame, ETHERNET, 1514) == expected(frame, on_wire=1460)
+    assert decode_frame(frame, ETHERNET, 9000) == expected(frame, on_wire=1460)
+    assert decode_frame(frame, ETHERNET, 1000) == expected(frame, on_wire=946)
+    for wire_length in (None, len(frame)):
+        assert decode_frame(frame, ETHERNET, wire_length) == expected(frame)
 
 
 @pytest.mark.parametrize("ihl", range(5))
@@ -413,9 +418,10 @@ def test_ipv6_jumbogram(decode_frame: Decode) -> None:
     assert decode_frame(frame[:100], IPV6, len(frame)) == expected(frame, ip=6, payload=bytes(32), on_wire=70_000, offset=68)
 
 
-def test_ipv6_length_beyond_the_frame_is_a_gap(decode_frame: Decode) -> None:
+def test_ipv6_length_beyond_the_frame_is_a_gap_only_where_the_frame_was_cut(decode_frame: Decode) -> None:
     frame = ipv6(tcp(), length=1000)
-    assert decode_frame(frame, IPV6, len(frame)) == expected(frame, ip=6, on_wire=980)
+    assert decode_frame(frame, IPV6, 1040) == expected(frame, ip=6, on_wire=980)
+    assert decode_frame(frame, IPV6, len(frame)) == expected(frame, ip=6)
 
 
 @pytest.mark.parametrize("version", [0, 4, 5, 7, 15])

@@ -31,8 +31,8 @@ cdef struct segment_s:
 # Decode one frame.
 #
 # frame        `length` readable bytes, at any alignment; not one beyond is read. May be NULL where length is 0.
-# wire_length  bytes that the frame had on the wire; below `length` counts as `length`. Looked at only where the IP header gives no length
-#              (offloading, jumbograms).
+# wire_length  bytes that the frame had on the wire; below `length` counts as `length`. Where the IP header gives no length (offloading,
+#              jumbograms), or a greater one, this one counts.
 # linktype     LINKTYPE_ number of the capture file; any value is allowed.
 # verify_checksums   refuse a wrong TCP checksum, where the whole segment was captured. IP header checksums are never looked at.
 # out          filled on 0 only.

@@ -73,8 +73,11 @@ cdef bint _checksum_is_right(const uint8_t *tcp, size_t length, const segment_s 
     return total == 0xFFFF
 
 
-cdef inline int _tcp(const uint8_t *tcp, size_t captured, size_t on_wire, bint verify_checksums, segment_s *out) noexcept nogil:
-    # `on_wire` bytes of TCP as the IP header tells, of which `captured` are there. Addresses are set already.
+cdef inline int _tcp(
+    const uint8_t *tcp, size_t captured, size_t on_wire, size_t room, bint verify_checksums, segment_s *out
+) noexcept nogil:
+    # `on_wire` bytes of TCP as the IP header tells, of which `captured` are there. Addresses are set already. The frame had `room`
+    # for: an IP header that claims more makes no gap.
     cdef size_t header
     if on_wire < 20:
         return BAD_TCP_HEADER
@@ -94,7 +97,10 @@ cdef inline int _tcp(const uint8_t *tcp, size_t captured, size_t on_wire, bint v
     out.urgent = <uint16_t>be16(tcp + 18)
     out.payload = tcp + header
     out.payload_length = <uint32_t>(captured - header)
-    out.wire_payload_length = <uint32_t>(on_wire - header)
+    if room < on_wire:
+        out.wire_payload_length = <uint32_t>((room if room > captured else captured) - header)
+    else:
+        out.wire_payload_length = <uint32_t>(on_wire - header)
     if verify_checksums and captured == on_wire and not _checksum_is_right(tcp, on_wire, out):
         return BAD_CHECKSUM
     return SEGMENT
@@ -146,7 +152,7 @@ cdef int _ipv4(
     if captured > total:  # what follows is padding
         captured = total
     _ipv4_addresses(ip, out)
-    return _tcp(ip + header, captured - header, total - header, verify_checksums, out)
+    return _tcp(ip + header, captured - header, total - header, _size(length, wire_length) - offset - header, verify_checksums, out)
 
 
 cdef int _ipv6(
@@ -197,7 +203,9 @@ cdef int _ipv6(
     memcpy(out.src, ip + 8, 16)
     memcpy(out.dst, ip + 24, 16)
     out.is_ipv6 = 1
-    return _tcp(frame + offset, (end if end < length else length) - offset, end - offset, verify_checksums, out)
+    return _tcp(
+        frame + offset, (end if end < length else length) - offset, end - offset, _size(length, wire_length) - offset, verify_checksums, out
+    )
 
 
 cdef int _by_version(
@@ -392,14 +400,12 @@ cdef int decode(
     const uint8_t *frame, size_t length, size_t wire_length, int linktype, bint verify_checksums, segment_s *out
 ) noexcept nogil:
     cdef size_t total
-    # Ethernet, no tag, IPv4 without options, a length, no fragment, TCP: nearly every packet there is.
+    # Ethernet, no tag, IPv4 without options, wholly captured, no fragment, TCP: nearly every packet there is.
     if linktype == 1 and length >= 54 and be16(frame + 12) == 0x0800 and frame[14] == 0x45 and frame[23] == TCP:
         total = be16(frame + 16)
-        if total >= 40 and be16(frame + 20) & 0x3FFF == 0:
+        if total >= 40 and be16(frame + 20) & 0x3FFF == 0 and length >= total + 14:
             _ipv4_addresses(frame + 14, out)
-            length -= 34
-            total -= 20
-            return _tcp(frame + 34, length if length < total else total, total, verify_checksums, out)
+            return _tcp(frame + 34, total - 20, total - 20, total - 20, verify_checksums, out)
     return _by_linktype(frame, length, wire_length, linktype, verify_checksums, out)
 
 

@@ -165,9 +165,7 @@ class AssemblerBase:
         self._enter()
         try:
             self._pool.forget_closed(self._forget_before())
-            return self._walk(
-                self._expiry(self._hole_timeout_ns), self._expiry(self._idle_timeout_ns), self._expiry(self._start_wait_ns)
-            )
+            return self._walk(self._expiry(self._hole_timeout_ns), self._expiry(self._idle_timeout_ns), self._expiry(self._start_wait_ns))
         finally:
             self._cache.shrink()
             self._busy.release()
@@ -475,9 +473,7 @@ class AssemblerBase:
 
     # -- what arrives in order --------------------------------------------------------------------------------------
 
-    def _deliver(
-        self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, start: bool
-    ) -> None:
+    def _deliver(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, start: bool) -> None:
         """A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already."""
         assert connection.next_seq is not None
         size = len(payload)
@@ -590,13 +586,12 @@ class AssemblerBase:
             else:
                 last.next, page.prev = page, last
             last = page
-        assert first is not None and last is not None
+        assert first is not None
+        assert last is not None
         pages.push_between(prev, next_, first, last)
         return last
 
-    def _hold_cut(
-        self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int
-    ) -> None:
+    def _hold_cut(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int) -> None:
         """Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one."""
         if prev is None or (not size and difference(prev.end, seq) > 0):
             prev = self._push(pages, prev, next_, seq, b"", seen_ns)

@@ -62,8 +62,9 @@ def _checksum_is_right(frame: bytes, offset: int, length: int, src: bytes, dst: 
     return int.from_bytes(covered, "big") % 0xFFFF == 0
 
 
-def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, src: bytes, dst: bytes, verify: bool) -> Result:
-    """`on_wire` bytes of TCP as the IP header tells, of which `captured` are there."""
+def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src: bytes, dst: bytes, verify: bool) -> Result:
+    """`on_wire` bytes of TCP as the IP header tells, of which `captured` are there. The frame had `room` for: an IP header that
+    claims more makes no gap."""
     if on_wire < 20:
         return _BAD_TCP_HEADER
     if captured < 20:
@@ -77,7 +78,7 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, src: bytes, dst
     if verify and captured == on_wire and not _checksum_is_right(frame, offset, on_wire, src, dst):
         return _BAD_CHECKSUM
     return _SEGMENT, Segment(
-        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header
+        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, max(captured, min(on_wire, room)) - header
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def _ipv4(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
         total = max(wire - offset, header)
     captured = min(captured, total)  # what follows is padding
-    return _tcp(frame, offset + header, captured - header, total - header, src, dst, verify)
+    return _tcp(frame, offset + header, captured - header, total - header, wire - offset - header, src, dst, verify)
 
 
 def _ipv6(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
@@ -142,7 +143,7 @@ def _ipv6(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
             return _TRUNCATED
         protocol = frame[offset]
         offset += header
-    return _tcp(frame, offset, min(length, end) - offset, end - offset, src, dst, verify)
+    return _tcp(frame, offset, min(length, end) - offset, end - offset, wire - offset, src, dst, verify)
 
 
 def _by_version(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
@@ -398,7 +399,7 @@ def decode_frame(
     if type(frame) is not bytes:
         frame = bytes(memoryview(frame))
     length = len(frame)
-    # Ethernet, no tag, IPv4 without options, a length, no fragment, TCP without a checksum to verify: nearly every packet there is.
+    # Ethernet, no tag, IPv4 without options, wholly captured, no fragment, TCP without a checksum to verify: nearly every packet there is.
     if linktype == 1 and length >= 54 and not verify_checksums:
         (
             ethertype, version_ihl, total, fragment, protocol, src, dst,
@@ -407,18 +408,12 @@ def decode_frame(
         header = (data_offset >> 4) * 4
         if (
             ethertype == 0x0800 and version_ihl == 0x45 and protocol == 6 and not fragment & 0x3FFF
-            and header >= 20 and total >= 20 + header and length >= 34 + header
+            and header >= 20 and total >= 20 + header and length >= 14 + total
         ):  # fmt: skip
-            offset = 34 + header
-            on_wire = total - 20 - header
-            captured = length - offset
+            size = total - 20 - header
             return _SEGMENT, _new(
-                Segment,
-                (
-                    src, dst, src_port, dst_port, seq, ack, flags, window, urgent,
-                    offset, captured if captured < on_wire else on_wire, on_wire,
-                ),
-            )  # fmt: skip
+                Segment, (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size)
+            )
     link = _LINKTYPES.get(linktype)
     if link is None:
         return _UNKNOWN_LINKTYPE

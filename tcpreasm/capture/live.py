@@ -74,13 +74,17 @@ def _filter_error(expression: str, error: object) -> ValueError:
     return ValueError(f"the filter {expression!r} is not understood: {text}")
 
 
+_MAX_IP_BYTES = 65_535
+
+
 class _Pypcap:
     """Over pypcap 1.3 (module `pcap`).
 
     Faults hidden: `pcap()` reads a file of the interface's name if there is one; it fails on libpcap's mere warnings (no
     promiscuous mode on "any"); seconds are floats unless asked otherwise; iterating replaces the handler of SIGINT for good
     and cannot return without a packet, so frames come through `dispatch`, in non-blocking mode, where it does not hold the
-    GIL while it waits; any use after close() crashes. What cannot be hidden: it does not tell the wire length.
+    GIL while it waits; any use after close() crashes. What cannot be hidden: it does not tell the wire length; an
+    upper bound stands for it where the snaplen cut.
     """
 
     def __init__(self, interface: str, snaplen: int, promiscuous: bool, expression: str | None, timeout: float, buffer_bytes: int) -> None:
@@ -113,6 +117,7 @@ class _Pypcap:
             text = str(error).rpartition("library was ")[2]
             raise _open_error(interface, text[2:-1] if text.startswith("b'") else text) from None
         self._handle = handle
+        self._snaplen = snaplen
         try:
             if expression:
                 try:
@@ -129,10 +134,11 @@ class _Pypcap:
             raise
 
     def read(self, queue: deque[Frame]) -> int:
-        linktype = self.linktype
+        linktype, snaplen = self.linktype, self._snaplen
 
         def collect(timestamp_ns: int, data: bytes) -> None:
-            queue.append(Frame(data, timestamp_ns, len(data), linktype))
+            size = len(data)
+            queue.append(Frame(data, timestamp_ns, size if size < snaplen else size + _MAX_IP_BYTES, linktype))
 
         count = int(self._handle.dispatch(_BATCH, collect))
         if count < 0:
@@ -446,8 +452,8 @@ def open_live(
         buffer_bytes: the kernel's buffer. Packets that come while it is full are lost, and counted in `drops`.
         library: "pypcap" or "cypcap"; None: pypcap on Python 3.10 and 3.11, where it is installed, else cypcap.
 
-    pypcap does not tell how long a packet was on the wire: there `Frame.wire_length` is what was captured, even where the
-    snaplen cut it. cypcap tells it, but its times are in whole microseconds, where pypcap gives nanoseconds.
+    pypcap does not tell how long a packet was on the wire: there `Frame.wire_length` of a packet that fills the snaplen is 65,535 bytes
+    more than that, so that the IP header tells what was cut off. cypcap tells it, but its times are in whole microseconds, where pypcap gives nanoseconds.
 
     Raises:
         ImportError: neither library is there (the extra `live` brings the right one).
