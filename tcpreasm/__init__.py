@@ -19,9 +19,10 @@ The same in parts, each of which you can replace:
 
 A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own.
 
-Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with
-a FilePool), ByteCountStream. Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32),
-AssemblerOptions and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
+Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
+FilePool), ByteCountStream. Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic
+modulo 2**32), AssemblerOptions and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was),
+CaptureSummary.
 
 Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns.
 

@@ -435,7 +435,8 @@ class AssemblerBase:
         base = connection.next_seq
         if base is None and connection.pages.first is not None:
             base = connection.pages.first.seq
-        if base is not None and not 0 <= difference(base, end_seq) <= self._max_gap or connection.end_seq not in (None, end_seq):
+        reachable = base is None or 0 <= difference(base, end_seq) <= self._max_gap
+        if not reachable or connection.end_seq not in (None, end_seq):
             self._counts["fin_ignored"] += 1
             return
         if connection.end_seq is None:

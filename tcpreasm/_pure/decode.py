@@ -77,8 +77,9 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src:
         return _TRUNCATED
     if verify and captured == on_wire and not _checksum_is_right(frame, offset, on_wire, src, dst):
         return _BAD_CHECKSUM
+    on_wire = max(captured, min(on_wire, room))
     return _SEGMENT, Segment(
-        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, max(captured, min(on_wire, room)) - header
+        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header
     )  # fmt: skip
 
 
@@ -411,9 +412,7 @@ def decode_frame(
             and header >= 20 and total >= 20 + header and length >= 14 + total
         ):  # fmt: skip
             size = total - 20 - header
-            return _SEGMENT, _new(
-                Segment, (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size)
-            )
+            return _SEGMENT, _new(Segment, (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size))
     link = _LINKTYPES.get(linktype)
     if link is None:
         return _UNKNOWN_LINKTYPE

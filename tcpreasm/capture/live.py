@@ -453,7 +453,8 @@ def open_live(
         library: "pypcap" or "cypcap"; None: pypcap on Python 3.10 and 3.11, where it is installed, else cypcap.
 
     pypcap does not tell how long a packet was on the wire: there `Frame.wire_length` of a packet that fills the snaplen is 65,535 bytes
-    more than that, so that the IP header tells what was cut off. cypcap tells it, but its times are in whole microseconds, where pypcap gives nanoseconds.
+    more than was captured, so that the IP header tells what was cut off. cypcap tells it, but its times are in whole
+    microseconds, where pypcap gives nanoseconds.
 
     Raises:
         ImportError: neither library is there (the extra `live` brings the right one).
