@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-__all__ = ["Capture", "Frame"]
+from .source import Source
+
+__all__ = ["Capture", "FileCapture", "Frame"]
 
 
 class Frame(NamedTuple):
@@ -92,3 +94,45 @@ class Capture(ABC):
     def __repr__(self) -> str:
         problem = "" if self.problem is None else f": {self.problem}"
         return f"<{type(self).__name__} {self.source_name!r} {self.packets} packets{problem}>"
+
+
+class FileCapture(Capture):
+    """A capture that is a stream of bytes, in one of the file formats.
+
+    Args:
+        stream: where the rest comes from. Closed with this.
+        head: what was read of it to tell the format.
+    """
+
+    _unit: str  # what the file is made of: "record", "block"
+
+    def __init__(self, format_name: str, stream: Source, head: bytes) -> None:
+        super().__init__(format_name, stream.name, stream.size)
+        self._stream = stream
+        self._closed = False
+        self._frames = self._read(head)
+
+    @abstractmethod
+    def _read(self, buffer: bytes) -> Iterator[Frame]:
+        """The frames, from the head of the file on. Ends by _stop or _damaged."""
+
+    @property
+    def position(self) -> int:
+        return self._stream.position
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._closed:
+            raise ValueError(f"{self.source_name} was closed")
+        return self._frames
+
+    def close(self) -> None:
+        self._closed = True
+        self._stream.close()
+
+    def _stop(self, text: str | None) -> None:
+        """The end, with what is wrong in the file itself. Damage to the compressed data around it is the cause, and goes first."""
+        self._ended = True
+        self._fatal = "; ".join(part for part in (self._stream.problem, text) if part) or None
+
+    def _damaged(self, offset: int, text: str) -> None:
+        self._stop(f"the file is damaged: the {self._unit} at byte {offset} {text}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from .base import Capture, Frame
+from .base import FileCapture, Frame
 from .source import Source
 
 __all__ = ["MAX_RECORD_BYTES", "PCAP_MAGICS", "PcapCapture"]
@@ -29,7 +29,7 @@ PCAP_MAGICS: dict[bytes, tuple[str, int, int]] = {
 }
 
 
-class PcapCapture(Capture):
+class PcapCapture(FileCapture):
     """A pcap file.
 
     Args:
@@ -37,32 +37,10 @@ class PcapCapture(Capture):
         head: what was read of it: the 24 bytes of the file's header, or all there is.
     """
 
+    _unit = "record"
+
     def __init__(self, stream: Source, head: bytes) -> None:
-        super().__init__("pcap", stream.name, stream.size)
-        self._stream = stream
-        self._closed = False
-        self._frames = self._read(head)
-
-    @property
-    def position(self) -> int:
-        return self._stream.position
-
-    def __iter__(self) -> Iterator[Frame]:
-        if self._closed:
-            raise ValueError(f"{self.source_name} was closed")
-        return self._frames
-
-    def close(self) -> None:
-        self._closed = True
-        self._stream.close()
-
-    def _stop(self, text: str | None) -> None:
-        """The end, with what is wrong in this file's records. Damage to the compressed data around them is the cause, and goes first."""
-        self._ended = True
-        self._fatal = "; ".join(part for part in (self._stream.problem, text) if part) or None
-
-    def _damaged(self, offset: int, text: str) -> None:
-        self._stop(f"the file is damaged: the record at byte {offset} {text}")
+        super().__init__("pcap", stream, head)
 
     def _read(self, buffer: bytes) -> Iterator[Frame]:
         order, unit, header_bytes = PCAP_MAGICS[buffer[:4]]

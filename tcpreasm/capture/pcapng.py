@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..clock import NS
-from .base import Capture, Frame
+from .base import FileCapture, Frame
 from .pcap import MAX_RECORD_BYTES
 from .source import BLOCK_BYTES, Source
 
@@ -70,7 +70,7 @@ def _interface(body: bytes, order: str, number: int) -> _Interface:
     return _Interface(number, linktype, snaplen, NS // units if exact else NS, 1 if exact else units, offset * NS)
 
 
-class PcapngCapture(Capture):
+class PcapngCapture(FileCapture):
     """A pcapng file.
 
     Args:
@@ -78,32 +78,10 @@ class PcapngCapture(Capture):
         head: what was read of it: at least the first 12 bytes, or all there is.
     """
 
+    _unit = "block"
+
     def __init__(self, stream: Source, head: bytes) -> None:
-        super().__init__("pcapng", stream.name, stream.size)
-        self._stream = stream
-        self._closed = False
-        self._frames = self._read(head)
-
-    @property
-    def position(self) -> int:
-        return self._stream.position
-
-    def __iter__(self) -> Iterator[Frame]:
-        if self._closed:
-            raise ValueError(f"{self.source_name} was closed")
-        return self._frames
-
-    def close(self) -> None:
-        self._closed = True
-        self._stream.close()
-
-    def _stop(self, text: str | None) -> None:
-        """The end, with what is wrong in this file's blocks. Damage to the compressed data around them is the cause, and goes first."""
-        self._ended = True
-        self._fatal = "; ".join(part for part in (self._stream.problem, text) if part) or None
-
-    def _damaged(self, offset: int, text: str) -> None:
-        self._stop(f"the file is damaged: the block at byte {offset} {text}")
+        super().__init__("pcapng", stream, head)
 
     def _skip(self, buffer: bytes, count: int) -> bytes:
         """What lies `count` bytes behind the buffer's beginning, without ever holding all of it."""
