@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Any, BinaryIO, cast
+from weakref import WeakSet
 
 from ._select import core
 from .capture import Capture, Frame, LiveCapture, open_capture
@@ -46,6 +47,7 @@ class StreamPool(core.StreamPoolBase):
 
     def __init__(self, factory: StreamFactory | Callable[[Any, Any], Stream]) -> None:
         super().__init__(factory)
+        self._assemblers: WeakSet[Assembler] = WeakSet()  # that are open
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,8 @@ class Assembler(core.AssemblerBase):
     stream's callback raises RuntimeError. An exception of a stream or of the factory passes through unchanged, after the state
     was brought up to date: the assembler goes on working, and bytes that were handed over count as delivered.
 
-    As a context manager it gives out everything and closes everything at the end.
+    As a context manager it is closed at the end, which gives out everything and closes every connection. Where several assemblers
+    are open on one pool, the last one to be closed does that.
     """
 
     def __init__(self, pool: StreamPool, options: AssemblerOptions | None = None) -> None:
@@ -90,6 +93,7 @@ class Assembler(core.AssemblerBase):
             raise TypeError(f"options are AssemblerOptions, not {type(options).__name__}: {options!r}")
         self.pool = pool
         self.options = options
+        pool._assemblers.add(self)
         self._setup(
             pool,
             max_buffered_pages_total=max(options.max_buffered_pages_total, 0),
@@ -113,7 +117,8 @@ class Assembler(core.AssemblerBase):
                 (`open_capture`, `open_live`); an iterable of `Frame` objects or of `(seconds, frame)` pairs as pypcap and dpkt give
                 them; or a list of any of these, read one after the other with the state kept in between.
             linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.
-            flush: give out and close everything at the end. False keeps the state for what comes next.
+            flush: give out and close everything at the end, unless another assembler is open on the pool. False keeps the state for
+                what comes next.
             progress: called now and then with the capture at hand.
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
@@ -157,12 +162,16 @@ class Assembler(core.AssemblerBase):
                     if capture.problem is not None and problems is not None:
                         problems.append(f"{capture.source_name}: {capture.problem}")
         except KeyboardInterrupt:
-            if flush:
+            if flush and self._is_alone():
                 self.finish()
             raise
-        if flush:
+        if flush and self._is_alone():
             self.finish()
             yield
+
+    def _is_alone(self) -> bool:
+        """No other assembler is open on the pool."""
+        return all(assembler is self for assembler in self.pool._assemblers)
 
     def _file_steps(self, capture: Capture, progress: Progress | None) -> Iterator[None]:
         frames = iter(capture)
@@ -225,12 +234,15 @@ class Assembler(core.AssemblerBase):
         return self.finish()
 
     def close(self) -> None:
-        """`flush_all`, and no more calls. A second call does nothing."""
-        if not self.closed:
-            try:
+        """`flush_all`, unless another assembler is open on the pool, and no more calls. A second call does nothing."""
+        if self.closed:
+            return
+        self.pool._assemblers.discard(self)
+        try:
+            if self._is_alone():
                 self.finish()
-            finally:
-                self.shut()
+        finally:
+            self.shut()
 
     @property
     def stats(self) -> AssemblerStats:
