@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import DATA, REPOSITORY
+from conftest import DATA
 from traffic import Talk, corpus_cases, pcap, sha256
 
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
@@ -65,12 +65,15 @@ def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]
 @pytest.fixture
 def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
     """Starts the command as a process, on the same core."""
-    environment = os.environ | {"TCPREASM_IMPLEMENTATION": tcpreasm.implementation, "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {
+        "TCPREASM_IMPLEMENTATION": tcpreasm.implementation,
+        "PYTHONPATH": str(Path(str(tcpreasm.__file__)).parent.parent),
+    }
 
     def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, cwd=REPOSITORY, **(pipes | rest))
+        return subprocess.Popen(command, env=environment, **(pipes | rest))
 
     return call
 

@@ -221,8 +221,9 @@ def test_each_package_runs_on_its_own_core(both: tuple[ModuleType, ModuleType]) 
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
     for source in (SOURCES / "_compiled").glob("*.pyx"):
         assert str(submodule(compiled, f"_compiled.{source.stem}").__file__).endswith(suffixes)
-    loaded = [name for name in sys.modules if name.startswith(f"{pure.__name__}._compiled")]
-    assert loaded == []
+    for package, core in zip(both, CORES, strict=True):
+        for name in ("Reassembly", "PageCache", "byte_span"):
+            assert getattr(package, name).__module__.startswith(f"{package.__name__}.{core}.")
 
 
 def test_both_packages_have_the_same_public_names(both: tuple[ModuleType, ModuleType]) -> None:
