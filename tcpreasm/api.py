@@ -171,7 +171,7 @@ class Assembler(core.AssemblerBase):
 
     def _is_alone(self) -> bool:
         """No other assembler is open on the pool."""
-        return all(assembler is self for assembler in self.pool._assemblers)
+        return len(self.pool._assemblers) == (self in self.pool._assemblers)
 
     def _file_steps(self, capture: Capture, progress: Progress | None) -> Iterator[None]:
         frames = iter(capture)

@@ -580,9 +580,9 @@ cdef class AssemblerBase:
     # next_seq goes on over bytes that are missing.
     cdef void _jump(self, connection_s *connection, int64_t missing) noexcept:
         connection.next_seq += <uint32_t>missing
-        self.counts[BYTES_SKIPPED] += missing
-        if connection.skip >= 0:
+        if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
+            self.counts[BYTES_SKIPPED] += missing
 
     cdef int _emit(self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, bint start) except -1:
         self.out.append(piece_of_bytes(self.packet, data, size, connection.skip, start, seen_ns))

@@ -531,9 +531,9 @@ class AssemblerBase:
         """next_seq goes on over bytes that are missing."""
         assert connection.next_seq is not None
         connection.next_seq = add(connection.next_seq, missing)
-        self._counts["bytes_skipped"] += missing
-        if connection.skip >= 0:
+        if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
+            self._counts["bytes_skipped"] += missing
 
     def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool) -> None:
         self._out.append(Reassembly(data, connection.skip, start, False, seen_ns))

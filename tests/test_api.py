@@ -1,0 +1,184 @@
+"""The thin layer: what assemble_capture reads, what it says of it, when it flushes, what the options refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import DATA
+from recorder import SYN, Recorder, Rig, frame
+
+HTTP = DATA / "http.pcap"
+SENT = sum(
+    connection[side]["len"]
+    for connection in json.loads((DATA / "truth.json").read_text())["http.pcap"]["connections"]
+    for side in ("c2s", "s2c")
+)
+
+
+def digests(tcpreasm: ModuleType, source: Any, **options: Any) -> tuple[list[str], Any]:
+    """SHA-256 of every stream, in order of creation, and the summary."""
+    streams: list[Any] = []
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        streams.append(tcpreasm.BytesStream(net_flow, transport_flow))
+        return streams[-1]
+
+    with tcpreasm.Assembler(tcpreasm.StreamPool(factory)) as assembler:
+        summary = assembler.assemble_capture(source, **options)
+    return [sha256(stream.data).hexdigest() for stream in streams], summary
+
+
+def frames_of(tcpreasm: ModuleType) -> list[Any]:
+    with tcpreasm.open_capture(HTTP) as capture:
+        return list(capture)
+
+
+SOURCES: dict[str, Callable[[ModuleType], Any]] = {
+    "path": lambda _: HTTP,
+    "text": lambda _: str(HTTP),
+    "bytes": lambda _: HTTP.read_bytes(),
+    "bytearray": lambda _: bytearray(HTTP.read_bytes()),
+    "file": lambda _: io.BytesIO(HTTP.read_bytes()),
+    "capture": lambda tcpreasm: tcpreasm.open_capture(HTTP),
+    "frames": frames_of,
+    "generator of frames": lambda tcpreasm: iter(frames_of(tcpreasm)),
+    "pairs": lambda tcpreasm: [(each.timestamp_ns / 1e9, each.data) for each in frames_of(tcpreasm)],
+    "list of one path": lambda _: [HTTP],
+    "list of halves": lambda tcpreasm: [frames_of(tcpreasm)[:40], frames_of(tcpreasm)[40:]],
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_kind_of_source_gives_the_same(tcpreasm: ModuleType, name: str) -> None:
+    expected, plain = digests(tcpreasm, HTTP)
+    got, summary = digests(tcpreasm, SOURCES[name](tcpreasm))
+    assert got == expected
+    assert summary == plain
+    assert (summary.packets, summary.streams, summary.bytes_delivered, summary.bytes_skipped) == (79, 6, SENT, 0)
+    assert summary.complete
+    assert summary.problems == ()
+
+
+def test_a_cut_file_gives_what_is_there_and_says_so(tcpreasm: ModuleType) -> None:
+    _, summary = digests(tcpreasm, HTTP.read_bytes()[:-10])
+    assert summary.packets == 78
+    assert not summary.complete
+    assert len(summary.problems) == 1
+    assert "ends in the middle of a record" in summary.problems[0]
+
+
+@pytest.mark.parametrize("source", [3, None, object()])
+def test_what_is_no_source(tcpreasm: ModuleType, source: Any) -> None:
+    with pytest.raises(TypeError, match="a capture is a path"):
+        digests(tcpreasm, source)
+
+
+def test_what_is_no_frame(tcpreasm: ModuleType) -> None:
+    with pytest.raises(TypeError, match="a frame is a Frame or a"):
+        digests(tcpreasm, iter([b"no time"]))
+
+
+def test_no_such_file(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        digests(tcpreasm, tmp_path / "none.pcap")
+    with pytest.raises(tcpreasm.CaptureError, match="is no pcap or pcapng capture"):
+        digests(tcpreasm, b"GET / HTTP/1.1\r\n\r\n")
+
+
+def test_state_is_kept_between_captures_unless_flushed(tcpreasm: ModuleType) -> None:
+    """A segment at the end of one capture, what comes before it in the next."""
+    rig = Rig(tcpreasm)
+    first = [(1.0, frame(1000, flags=SYN)), (1.1, frame(1004, b"def"))]
+    second = [(1.2, frame(1001, b"abc"))]
+    rig.assembler.assemble_capture(first, flush=False)
+    assert len(rig.pool) == 1
+    rig.assembler.assemble_capture(second, flush=False)
+    assert rig.recorder.data() == b"abcdef"
+    assert rig.flush_all()[0] == 1
+
+
+def test_progress_is_told(tcpreasm: ModuleType) -> None:
+    seen: list[tuple[int, int, int]] = []
+    digests(tcpreasm, HTTP, progress=lambda capture: seen.append((capture.packets, capture.position, capture.size)))
+    assert seen[-1] == (79, HTTP.stat().st_size, HTTP.stat().st_size)
+
+
+def test_an_exception_of_a_stream_ends_the_capture_and_loses_no_state(tcpreasm: ModuleType) -> None:
+    recorder = Recorder()
+    rig = Rig(tcpreasm, recorder)
+    recorder.plan["reassembled"] = RuntimeError("mine")
+    with pytest.raises(RuntimeError, match="mine"):
+        rig.assembler.assemble_capture([(1.0, frame(1000, flags=SYN)), (2.0, frame(1001, b"abc"))])
+    rig.taken()
+    assert len(rig.pool) == 1
+    assert rig.segment(1001, b"xyz", at=3)[-1][2][0][0] == b"xyz"
+
+
+def test_the_last_assembler_of_a_pool_flushes(tcpreasm: ModuleType) -> None:
+    recorder = Recorder()
+    first = Rig(tcpreasm, recorder)
+    second = Rig(tcpreasm, recorder, first.pool)
+    first.send(_syn(tcpreasm))
+    assert first.assembler.assemble_capture([(2.0, frame(1001, b"abc"))]).bytes_delivered == 3
+    assert len(first.pool) == 1
+    first.assembler.close()
+    assert len(first.pool) == 1
+    second.assembler.close()
+    assert len(first.pool) == 0
+    assert recorder.calls[-1][0] == "complete"
+
+
+def _syn(tcpreasm: ModuleType) -> Any:
+    return tcpreasm.TCPSegment(1234, 80, 1000, syn=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("max_buffered_pages_total", "many", TypeError),
+        ("max_buffered_pages_per_connection", 1.5, TypeError),
+        ("max_buffered_pages_per_connection", True, TypeError),
+        ("overlap", "whatever", ValueError),
+        ("verify_checksums", "yes", TypeError),
+        ("start_wait_segments", 0, ValueError),
+        ("start_wait", -1, ValueError),
+        ("max_gap", 0, ValueError),
+        ("max_gap", 2**31, ValueError),
+        ("hole_timeout", "1", TypeError),
+        ("idle_timeout", float("nan"), ValueError),
+        ("closed_timeout", None, TypeError),
+    ],
+)
+def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=option) as raised:
+        tcpreasm.AssemblerOptions(**{option: value})
+    assert repr(value) in str(raised.value)
+
+
+def test_pool_and_options_are_checked(tcpreasm: ModuleType) -> None:
+    with pytest.raises(TypeError, match="pool is a StreamPool, not dict"):
+        tcpreasm.Assembler({})
+    with pytest.raises(TypeError, match="options are AssemblerOptions, not dict"):
+        tcpreasm.Assembler(tcpreasm.StreamPool(Recorder()), {})
+    with pytest.raises(TypeError, match="a stream factory has a method new"):
+        tcpreasm.StreamPool(3)
+
+
+def test_closed_for_good(tcpreasm: ModuleType) -> None:
+    rig = Rig(tcpreasm)
+    rig.send(_syn(tcpreasm))
+    rig.assembler.close()
+    rig.assembler.close()
+    assert [call[0] for call in rig.recorder.calls] == ["new", "reassembled", "complete"]
+    with pytest.raises(ValueError, match="closed"):
+        rig.send(_syn(tcpreasm))
+    with pytest.raises(ValueError, match="closed"):
+        rig.assembler.flush_all()
+    assert rig.assembler.stats.streams_closed == 1
