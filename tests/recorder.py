@@ -37,7 +37,7 @@ def to_ns(seconds: float) -> int:
 
 def key_of(ends: Ends = ENDS) -> str:
     """The key as it is written down: `10.0.0.1:1234->10.0.0.2:80`, with brackets around IPv6 addresses."""
-    src, src_port, dst, dst_port = ends
+    src, src_port, dst, dst_port = str(ipaddress.ip_address(ends[0])), ends[1], str(ipaddress.ip_address(ends[2])), ends[3]
     return f"[{src}]:{src_port}->[{dst}]:{dst_port}" if ":" in src else f"{src}:{src_port}->{dst}:{dst_port}"
 
 
@@ -104,12 +104,14 @@ class Recorder:
 
     Args:
         keep: hold on to every Reassembly, in `kept`.
+        stream: class of the streams, called with the recorder and the key.
 
     `plan` says what raises: plan["new"], plan["reassembled"] or plan["complete"] is an exception, raised once, at the next such call, after
     that was logged; or a function, called at each such call.
     """
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, stream: type[RecordedStream] = RecordedStream) -> None:
+        self.stream = stream
         self.calls: list[Call] = []
         self.streams: list[RecordedStream] = []
         self.keep = keep
@@ -121,7 +123,7 @@ class Recorder:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
         self.calls.append(("new", key))
         self.raise_planned("new")
-        stream = RecordedStream(self, key)
+        stream = self.stream(self, key)
         self.streams.append(stream)
         return stream
 
@@ -230,7 +232,8 @@ class Rig:
             stats = self.assembler.stats
             assert stats.bytes_captured == stats.bytes_delivered + stats.bytes_dropped + stats.bytes_held, stats
             assert stats.bytes_delivered == self.delivered, stats
-            assert stats.connections == len(self.pool) == len(self.pool.keys()), stats
+            assert stats.connections == len(self.pool), stats
+            assert stats.connections > 50 or stats.connections == len(self.pool.keys()), stats  # costs too much when there are many
             assert 0 <= stats.pages_used <= stats.pages_allocated, stats
             assert stats.pages_used or not stats.bytes_held, stats
         if one_segment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import random
 import time
@@ -28,7 +29,7 @@ def page_at(cache: Any, seq: int, data: bytes | memoryview = b"x", seen_ns: int 
 
 def insert(pages: Any, *chain: Any) -> None:
     """Where `find` says, the pages linked to each other first."""
-    for one, other in zip(chain, chain[1:]):
+    for one, other in itertools.pairwise(chain):
         one.next, other.prev = other, one
     prev, next_ = pages.find(chain[0].seq)
     pages.push_between(prev, next_, chain[0], chain[-1])
@@ -411,7 +412,7 @@ def check_tree(pages: Any) -> int:
 
 def test_any_sequence_of_insertions_and_removals(tcpreasm: ModuleType) -> None:
     machine = type("Machine", (PageListMachine,), {"package": tcpreasm})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=60, deadline=None))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=60, deadline=None))
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------------
