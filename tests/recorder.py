@@ -17,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from types import ModuleType
 from typing import Any
 
@@ -186,12 +187,12 @@ class Rig:
         self.assembler.assemble_frame(data, timestamp_ns=to_ns(at), linktype=linktype, wire_length=wire_length)
         return self.taken(one_segment=True)
 
-    def flush(self, t: float | None = None, close_all: bool = False) -> tuple[tuple[int, int], list[Call]]:
+    def flush(self, t: float | datetime | None = None, close_all: bool = False) -> tuple[tuple[int, int], list[Call]]:
         """`flush_with_options`: ((flushed, closed), calls)."""
         result = self.assembler.flush_with_options(self.package.FlushOptions(t=t, close_all=close_all))
         return result, self.taken()
 
-    def flush_older_than(self, t: float) -> tuple[tuple[int, int], list[Call]]:
+    def flush_older_than(self, t: float | datetime) -> tuple[tuple[int, int], list[Call]]:
         result = self.assembler.flush_older_than(t)
         return result, self.taken()
 
