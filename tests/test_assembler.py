@@ -654,7 +654,7 @@ def test_no_growth_out_of_order(tcpreasm: ModuleType) -> None:
 
 def test_no_growth_with_many_connections(tcpreasm: ModuleType) -> None:
     rig = Rig(tcpreasm)
-    for round_ in range(30):
+    for _ in range(30):
         for index in range(100):
             rig.segment(0, syn=True, ends=number(index))
             rig.segment(11, b"x" * 10_000, ends=number(index))
