@@ -233,7 +233,7 @@ def test_10_syn_while_waiting(rig: Rig) -> None:
 
 
 def test_11_conflict_lower_seq_wins(tcpreasm: ModuleType) -> None:
-    """The model: of two held copies the one with the lower sequence number wins. Here it is the first captured, and the conflict is told."""
+    """The model: of two held copies the one with the lower sequence number wins. Here the first captured, and the conflict is told."""
     rig = opened(tcpreasm)
     assert rig.segment(1005, b"FIRST", at=1) == []
     assert rig.segment(1003, b"..second..", at=2) == []
@@ -321,7 +321,7 @@ def test_23_no_syn_waits_a_second(rig: Rig) -> None:
 
 
 def test_32_late_syn_no_start(rig: Rig) -> None:
-    """The model: a SYN after its flushed data: the start is never reported. Here skip -1 says that it was missed, and the SYN is counted."""
+    """The model: a SYN after its flushed data: the start is never reported. Here skip -1 says that it was missed, and it is counted."""
     assert rig.segment(1000, b"abc", at=1) == [new()]
     assert rig.flush() == ((1, 0), [got(piece(b"abc", skip=-1, at=1))])
     assert rig.segment(999, syn=True, at=2) == []
