@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -168,12 +169,17 @@ class Extracted(NamedTuple):
     started: bool
 
 
-def extracted(tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any, *options: str) -> list[Extracted]:
-    """The capture through `tcpreasm extract`, run in this process: the files on disk, in the order in which they were told."""
+def extracted(
+    tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any, *options: str, problems: tuple[str, ...] = ()
+) -> list[Extracted]:
+    """The capture through `tcpreasm extract`, run in this process: the files on disk, in the order in which they were told.
+
+    What the command says of the capture on standard error must be the problems.
+    """
     capsys.readouterr()
     status = submodule(tcpreasm, "cli").main(["extract", str(path), "-o", str(folder), *options])
     output, errors = capsys.readouterr()
-    assert (status, errors) == (0, "")
+    assert (status, errors.splitlines()) == (0, [f"tcpreasm: {problem}" for problem in problems])
     result = []
     for line in output.splitlines():
         match = _LINE.fullmatch(line)
@@ -216,7 +222,7 @@ def check_three_ways(tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any
     run = assembled(tcpreasm, path)
     # A stream to which nothing came is not yielded.
     assert followed(tcpreasm, path) == [(told(stream), stream.ended) for stream in run.completed if stream.pieces]
-    assert extracted(tcpreasm, path, folder, capsys) == expected_files(run)
+    assert extracted(tcpreasm, path, folder, capsys, problems=run.summary.problems) == expected_files(run)
 
 
 def file_name(ends: Ends, number: int) -> str:
@@ -226,11 +232,10 @@ def file_name(ends: Ends, number: int) -> str:
 
 
 def _address(address: str) -> str:
-    if ":" not in address:
-        return ".".join(part.zfill(3) for part in address.split("."))
-    head, _, tail = address.partition("::")
-    groups, last = (part.split(":") if part else [] for part in (head, tail))
-    return ".".join(group.zfill(4) for group in groups + ["0"] * (8 - len(groups) - len(last)) + last)
+    packed = ip_address(address).packed
+    if len(packed) == 4:
+        return ".".join(f"{byte:03}" for byte in packed)
+    return ".".join(packed[at : at + 2].hex() for at in range(0, 16, 2))
 
 
 class Seen(NamedTuple):
@@ -238,6 +243,7 @@ class Seen(NamedTuple):
 
     ends: Ends
     seq: int
+    ack: int
     flags: int
     payload: bytes
     wire_length: int
@@ -255,7 +261,7 @@ def segments(tcpreasm: ModuleType, path: Path) -> Iterator[Seen]:
                 net = flow(s.src, s.dst)
                 ends = (str(net.src), s.src_port), (str(net.dst), s.dst_port)
                 payload = bytes(frame.data[s.payload_offset : s.payload_offset + s.payload_length])
-                yield Seen(ends, s.seq, s.flags, payload, s.wire_payload_length)
+                yield Seen(ends, s.seq, s.ack, s.flags, payload, s.wire_payload_length)
 
 
 def opened_in_sight(tcpreasm: ModuleType, path: Path) -> set[Ends]:
