@@ -69,6 +69,9 @@ class Flow:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Flow is immutable: {name} cannot be set")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Flow is immutable: {name} cannot be deleted")
+
     @property
     def src(self) -> Endpoint:
         """Where the packets come from."""

@@ -13,6 +13,8 @@ __all__ = ["ACK", "FIN", "PSH", "RST", "SYN", "URG", "TCPSegment"]
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32  # RFC 9293 3.1
 
+MAX_TEXT_BYTES = 1 << 30  # RFC 7323 2.3: no window is larger
+
 
 def _bounded(name: str, value: object, limit: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -23,7 +25,7 @@ def _bounded(name: str, value: object, limit: int) -> int:
 
 
 class TCPSegment:
-    """One TCP segment (RFC 9293 3.1).
+    """One TCP segment (RFC 9293 3.1). Immutable.
 
     Args:
         src_port: 0 to 65535.
@@ -40,6 +42,16 @@ class TCPSegment:
     """
 
     __slots__ = ("ack", "dst_port", "flags", "payload", "seq", "src_port", "urgent", "window", "wire_payload_length")
+
+    src_port: int
+    dst_port: int
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    urgent: int
+    payload: bytes
+    wire_payload_length: int
 
     def __init__(
         self,
@@ -59,25 +71,32 @@ class TCPSegment:
         urgent: int = 0,
         wire_payload_length: int | None = None,
     ) -> None:
-        self.src_port = _bounded("src_port", src_port, 0xFFFF)
-        self.dst_port = _bounded("dst_port", dst_port, 0xFFFF)
-        self.seq = _bounded("seq", seq, 0xFFFFFFFF)
-        self.ack = _bounded("ack", ack, 0xFFFFFFFF)
-        self.window = _bounded("window", window, 0xFFFF)
-        self.urgent = _bounded("urgent", urgent, 0xFFFF)
-        self.payload = payload if isinstance(payload, bytes) else bytes(memoryview(payload))
+        text = payload if isinstance(payload, bytes) else bytes(memoryview(payload))
         if ack_flag is None:
             ack_flag = not syn or ack != 0
-        self.flags = (
+        wire = len(text) if wire_payload_length is None else wire_payload_length
+        put = object.__setattr__
+        put(self, "src_port", _bounded("src_port", src_port, 0xFFFF))
+        put(self, "dst_port", _bounded("dst_port", dst_port, 0xFFFF))
+        put(self, "seq", _bounded("seq", seq, 0xFFFFFFFF))
+        put(self, "ack", _bounded("ack", ack, 0xFFFFFFFF))
+        put(self, "window", _bounded("window", window, 0xFFFF))
+        put(self, "urgent", _bounded("urgent", urgent, 0xFFFF))
+        put(self, "payload", text)
+        put(self, "wire_payload_length", _bounded("wire_payload_length", wire, MAX_TEXT_BYTES))
+        if wire < len(text):
+            raise ValueError(f"wire_payload_length {wire} is below the {len(text)} bytes of payload")
+        flags = (
             (FIN if fin else 0) | (SYN if syn else 0) | (RST if rst else 0)
             | (PSH if psh else 0) | (ACK if ack_flag else 0) | (URG if urg else 0)
         )  # fmt: skip
-        if wire_payload_length is None:
-            self.wire_payload_length = len(self.payload)
-        else:
-            self.wire_payload_length = _bounded("wire_payload_length", wire_payload_length, 0x7FFFFFFF)
-            if self.wire_payload_length < len(self.payload):
-                raise ValueError(f"wire_payload_length {wire_payload_length} is below the {len(self.payload)} bytes of payload")
+        put(self, "flags", flags)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a TCPSegment is immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a TCPSegment is immutable: {name} cannot be deleted")
 
     @property
     def transport_flow(self) -> Flow:

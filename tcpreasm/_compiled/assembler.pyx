@@ -62,6 +62,7 @@ cdef enum:
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
 
+cdef int64_t SPAN_LIMIT = 0x7FFFFFFF               # what is held lies within so many bytes of next_seq, so that comparing is exact
 cdef int64_t CLOCK_STEP_NS = 60_000_000_000        # a packet further from the last one's time needs a second one to be believed
 cdef int64_t CLOCK_CHANGE_NS = 3_600_000_000_000   # further ahead than this is a changed clock, not a quiet hour
 cdef int64_t ALWAYS_NS = 0x7FFFFFFFFFFFFFFF        # every time lies before this one
@@ -473,7 +474,7 @@ cdef class AssemblerBase:
         if ahead <= 0:
             return self._deliver(connection, text, start)
         if text.wire:
-            if ahead > self.max_gap and self._is_wild(connection, text):
+            if ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text)):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             self._hold_in(&connection.pages, text, False)
@@ -506,9 +507,8 @@ cdef class AssemblerBase:
         return 0
 
     cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1:
-        cdef int64_t reach = min(self.max_gap, START_REACH)
         if text.wire:
-            if connection.pages.first != NULL and not -reach <= difference(connection.pages.first.seq, text.seq) <= reach:
+            if connection.pages.first != NULL and span_with(&connection.pages, text) > min(self.max_gap, START_REACH):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             self._hold_in(&connection.pages, text, True)
@@ -531,7 +531,7 @@ cdef class AssemblerBase:
         cdef page_s *page = connection.pages.first
         if position:
             early = 0
-            if not connection.has & HAS_ISN:
+            if not connection.has & HAS_ISN or connection.isn + 1 != connection.first_seq:
                 early = max(0, min(position, <int64_t>difference(text.seq, connection.first_seq)))
             self.counts[BEFORE_START] += early
             self.counts[RETRANSMITTED] += position - early
@@ -756,7 +756,7 @@ cdef class AssemblerBase:
         finally:
             kept = Py_REFCNT(<PyObject *>pieces) > 1
             for i in range(len(pieces)):
-                if kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1:
+                if (kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1) and type(pieces[i]) is Reassembly:
                     (<Reassembly>pieces[i]).settle()
             if complete is not None:
                 complete()
@@ -863,6 +863,12 @@ cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t se
         return True
     away = difference(connection.next_seq, seq)
     return 0 < ahead <= CONTINUES_WITHIN and not -CONTINUES_WITHIN <= away <= CONTINUES_WITHIN
+
+
+# From the first to the last byte held, were this segment held too.
+cdef int64_t span_with(page_list_s *pages, text_s *text) noexcept:
+    cdef int64_t ahead = difference(pages.first.seq, text.seq)
+    return max(<int64_t>difference(pages.first.seq, page_end(pages.last)), ahead + text.wire) - min(0, ahead)
 
 
 cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept:

@@ -15,7 +15,7 @@ from ..flow import Flow
 from ..segment import ACK, FIN, RST, SYN, TCPSegment
 from ..stats import COUNTERS, DROP_REASONS
 from ..verdict import Verdict
-from .connection import Connection, RawKey, Successor
+from .connection import Connection, RawKey, Successor, key_object
 from .decode import decode_frame
 from .pages import PAGE_BYTES, Page, PageCache, PageList
 from .pool import StreamPoolBase
@@ -29,6 +29,7 @@ CONTINUES_WITHIN = 1 << 20  # what continues from a SYN lies at most so many byt
 CLOCK_STEP_NS = 60_000_000_000  # a packet that is further from the last one's time needs a second one to be believed
 CLOCK_CHANGE_NS = 3_600_000_000_000  # further ahead than this is a changed clock, not a quiet hour
 START_REACH = 1 << 30  # without a start, data within so many bytes of the first belongs together
+SPAN_LIMIT = (1 << 31) - 1  # what is held lies within so many bytes of next_seq, so that comparing is exact
 ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
 NEVER_NS = -ALWAYS_NS  # and none before this one
 
@@ -261,7 +262,7 @@ class AssemblerBase:
                 counts["rst_ignored"] += 1
                 counts["rst_text"] += len(payload)
             if self._debug:
-                _log.debug("%s: nothing to open a stream with", key)
+                _log.debug("%s: nothing to open a stream with", key_object(key))
             return
         try:
             if connection.closed:
@@ -416,7 +417,7 @@ class AssemblerBase:
         if ahead <= 0:
             self._deliver(connection, seq, payload, missing, seen_ns, start)
         elif wire:
-            if ahead > self._max_gap and self._is_wild(connection, seq, wire):
+            if ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire)):
                 self._counts["out_of_window"] += len(payload)
                 return
             self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
@@ -461,7 +462,7 @@ class AssemblerBase:
     def _wait_for_start(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int) -> None:
         first = connection.pages.first
         if len(payload) or missing:
-            if first is not None and abs(difference(first.seq, seq)) > min(self._max_gap, START_REACH):
+            if first is not None and self._span_with(connection, seq, len(payload) + missing) > min(self._max_gap, START_REACH):
                 self._counts["out_of_window"] += len(payload)
                 return
             self._hold_in(connection.pages, seq, payload, missing, seen_ns, True)
@@ -472,6 +473,14 @@ class AssemblerBase:
             self._skip(connection)
         self._keep_limits(connection)
 
+    def _span_with(self, connection: Connection, seq: int, wire: int) -> int:
+        """From the first to the last byte held, were this segment held too."""
+        first, last = connection.pages.first, connection.pages.last
+        assert first is not None
+        assert last is not None
+        ahead = difference(first.seq, seq)
+        return max(difference(first.seq, last.end), ahead + wire) - min(0, ahead)
+
     # -- what arrives in order --------------------------------------------------------------------------------------
 
     def _deliver(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, start: bool) -> None:
@@ -481,7 +490,7 @@ class AssemblerBase:
         position = min(difference(seq, connection.next_seq), size)
         if position:
             early = 0
-            if connection.isn is None:
+            if connection.isn is None or add(connection.isn, 1) != connection.first_seq:
                 early = max(0, min(position, difference(seq, connection.first_seq)))
             self._counts["before_start"] += early
             self._counts["retransmitted"] += position - early

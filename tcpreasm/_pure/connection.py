@@ -12,9 +12,15 @@ from ..flow import ConnectionKey, Flow
 from .pages import PageList
 from .sequence import difference
 
-__all__ = ["Connection", "RawKey", "Successor"]
+__all__ = ["Connection", "RawKey", "Successor", "key_object"]
 
 RawKey = tuple[bytes, bytes, int, int]  # packed source and destination address, source and destination port
+
+
+def key_object(key: RawKey) -> ConnectionKey:
+    """The two flows."""
+    src, dst, src_port, dst_port = key
+    return ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
 
 
 class Successor(NamedTuple):
@@ -87,8 +93,7 @@ class Connection:
     @property
     def key(self) -> ConnectionKey:
         """Both flows."""
-        src, dst, src_port, dst_port = self._key
-        return ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
+        return key_object(self._key)
 
     @property
     def closed(self) -> bool:
