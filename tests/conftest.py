@@ -139,7 +139,7 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are no names: they are long, and compressed ones hold the time, while all processes of a run must find the same names."""
-    return argname if isinstance(val, (bytes, bytearray, memoryview)) and len(val) > 8 else None
+    return argname if isinstance(val, (bytes, bytearray, memoryview)) and len(val) > 4 else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
