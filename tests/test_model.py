@@ -382,7 +382,7 @@ class Bench:
             self.syn(which, model.space, size, cut, variant, fin)
         elif action == "other syn" and self.spaces[which] < 6:
             self.spaces[which] += 1
-            self.syn(which, self.spaces[which], size, cut, variant, False)
+            self.syn(which, self.spaces[which], size, 0, variant, False)
         elif action == "confirm" and model.next_stream is not None:
             model.meant_for_next = True
             try:

@@ -334,6 +334,28 @@ def test_callbacks_that_call_the_other_assembler(
     run(both, actions, isns, False, options, nested=True)
 
 
+def test_flush_by_an_assembler_that_has_seen_no_packet(both: Both) -> None:
+    """What waits for a hole before its FIN ends in the flush of another assembler on the pool. Late packets open no ghost stream."""
+    step = LockStep(both, [1000] * 3, False, {})
+    step.do(send(0, 0, 0, 1, 0, ACK | 1, 0, START_NS))
+    assert step.do(lambda side: side.assemblers[1].flush_ns(None, False)) == (1, 1)
+    step.do(send(0, 0, 0, 1, 0, ACK | 1, 0, START_NS + NS))
+    assert not len(step.sides[0].pool)
+    step.end()
+
+
+@pytest.mark.parametrize("call", ["new", "reassembled", "complete"])
+def test_flush_of_the_other_assembler_from_a_callback(both: Both, call: str) -> None:
+    step = LockStep(both, [1000] * 3, False, {})
+    step.balanced = False
+    step.do(send(1, 0, -1, 0, 0, 2, 0, START_NS))
+    step.do(send(1, 0, 5, 5, 0, ACK, 0, START_NS))
+    perform(step, ("nest", call, ("flush", 1, START_NS + NS)))
+    for place, flags in ((-1, 2), (0, ACK), (1, ACK | 1)):
+        step.do(send(0, 0, place, place + 1 & 1, 0, flags, 0, START_NS))
+    step.end()
+
+
 # -- frames -----------------------------------------------------------------------------------------------------------------
 
 LINKTYPES = (1, 0, 9, 10, 12, 50, 51, 101, 104, 105, 108, 113, 127, 228, 229, 276, 147)
