@@ -29,7 +29,7 @@ CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryvi
 Progress = Callable[[Capture], None]
 """Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
 
-STEP_FRAMES = 64  # frames between two looks at the clock
+STEP_FRAMES = 64  # frames between two chances for the caller to use what there is
 PROGRESS_STEPS = 64  # such steps between two calls of progress
 EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
 LIVE_POLL = 0.25  # seconds
@@ -180,9 +180,11 @@ class Assembler(core.AssemblerBase):
         while True:
             size = 0
             for frame in islice(frames, STEP_FRAMES):
-                assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
+                seen_ns = frame.timestamp_ns
+                assemble_frame(frame.data, timestamp_ns=seen_ns, linktype=frame.linktype, wire_length=frame.wire_length)
                 size += 1
-            self._expire_in_time()
+                if not self._expired_ns <= seen_ns < self._expire_ns:
+                    self._expire_in_time()
             steps += 1
             if progress is not None and (steps % PROGRESS_STEPS == 0 or size < STEP_FRAMES):
                 progress(capture)
@@ -202,13 +204,13 @@ class Assembler(core.AssemblerBase):
                 progress(capture)
             yield
 
+    _expired_ns = _expire_ns = 0  # capture time of the last walk over all connections, and of the next one
+
     def _expire_in_time(self) -> None:
         now = self.now_ns()
-        if now is not None and not 0 <= now - self._expired_ns < EXPIRE_EVERY_NS:
-            self._expired_ns = now
+        if now is not None and not self._expired_ns <= now < self._expire_ns:
+            self._expired_ns, self._expire_ns = now, now + EXPIRE_EVERY_NS
             self.expire()
-
-    _expired_ns = 0
 
     def flush_older_than(self, t: Timestamp) -> tuple[int, int]:
         """Give out what has been held since before t, and close what has seen nothing since then.
@@ -239,10 +241,10 @@ class Assembler(core.AssemblerBase):
             return
         self.pool._assemblers.discard(self)
         try:
-            if self._is_alone():
-                self.finish()
+            self.shut(self._is_alone())
         finally:
-            self.shut()
+            if not self.closed:  # refused: called from a callback
+                self.pool._assemblers.add(self)
 
     @property
     def stats(self) -> AssemblerStats:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -333,3 +335,18 @@ def test_a_pool_is_shared_or_not(tcpreasm: ModuleType) -> None:
 def test_what_is_no_pool(tcpreasm: ModuleType, pool: Any) -> None:
     with pytest.raises(TypeError, match="pool is a StreamPool, not "):
         tcpreasm.Assembler(pool)
+
+
+def test_a_pool_in_a_reference_cycle_dies_with_all_that_it_holds(tcpreasm: ModuleType) -> None:
+    """The garbage collector empties the members of a cycle in any order: open connections, held pages and kept pieces among them."""
+    for _ in range(3):
+        recorder = Recorder(keep=True)
+        rig = Rig(tcpreasm, recorder)
+        rig.segment(1000, syn=True)
+        rig.segment(1100, b"early" * 1000)
+        rig.segment(5000, syn=True, payload=b"of a successor")
+        rig.assembler.cycle = recorder.cycle = [rig.assembler, rig.pool, recorder]
+        dead = weakref.ref(rig.assembler)
+        del rig, recorder
+        gc.collect()
+        assert dead() is None

@@ -45,6 +45,16 @@ cdef struct text_s:
     int64_t seen_ns
 
 
+# Capture time. It follows the packets, but a far step only when a second packet confirms it.
+cdef struct clock_s:
+    int64_t now                   # as far as it is believed
+    int64_t suspect               # a time far from it, seen last
+    int64_t changed               # when the clock was last set ahead
+    bint has_now
+    bint has_suspect
+    bint has_changed
+
+
 cdef class AssemblerBase:
     cdef StreamPoolBase pool_
     cdef PageCache cache
@@ -63,26 +73,22 @@ cdef class AssemblerBase:
     cdef bytes packet             # what the text at hand lies in
     cdef list out                 # pieces for the connection at hand
     cdef object late_error        # an exception of a stream that ended while the segment still had to be taken in, or None
-    # time
-    cdef int64_t now              # capture time, as far as it is believed
-    cdef int64_t suspect          # a time far from it, seen once
-    cdef int64_t changed          # when the clock was last set ahead
-    cdef bint has_now
-    cdef bint has_suspect
-    cdef bint has_changed
     # the rest
+    cdef clock_s clock
+    cdef clock_s clock_before     # of the packet at hand
     cdef bint closed_             # no more calls
     cdef bint debug
     cdef uint64_t counts[COUNTS]
     cdef uint64_t verdicts[VERDICTS]
 
     cdef int _enter(self) except -1
+    cdef int _finish(self) except -1
     cdef void _observe(self, int64_t seen_ns) noexcept
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept
     cdef int64_t _forget_before(self) noexcept
 
     # One segment, from the look-up of its connection to the calls of its stream.
-    cdef int _segment(self, const key_s *key, uint8_t flags, text_s *text) except -1
+    cdef int _segment(self, const key_s *key, uint8_t flags, text_s *text, bint from_frame) except -1
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1
     cdef int _reset(self, connection_s *connection, text_s *text) except -1
@@ -108,8 +114,11 @@ cdef class AssemblerBase:
 
     # Early: into pages.
     cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1
-    cdef page_s *_push(self, page_list_s *pages, page_s *prev, page_s *next_, uint32_t seq, const uint8_t *data, uint32_t size, int64_t seen_ns) except NULL
+    cdef page_s *_push(
+        self, page_list_s *pages, page_s *prev, page_s *next_, uint32_t seq, const uint8_t *data, uint32_t size, int64_t seen_ns
+    ) except NULL
     cdef void _compare(self, page_s *page, uint32_t offset, const uint8_t *copy, uint32_t size, bint unsure) noexcept
+    cdef bint _is_at_limit(self, page_list_s *pages) noexcept
     cdef int _keep_limits(self, connection_s *connection) except -1
     cdef int _skip(self, connection_s *connection) except -1
     cdef void _drop(self, page_list_s *pages, int reason) noexcept

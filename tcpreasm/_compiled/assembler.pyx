@@ -9,8 +9,9 @@ stores no payload, and makes two Python objects: the piece and the list that it 
 
 import logging
 
+from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t
@@ -22,7 +23,6 @@ from .connection cimport (
     HAS_FAR,
     HAS_ISN,
     HAS_START,
-    KEY_BYTES,
     connection_s,
     ended,
     is_ahead,
@@ -33,7 +33,19 @@ from .connection cimport (
     waits_until,
 )
 from .decode cimport decode, segment_s
-from .pages cimport PAGE_SIZE, PageCache, find_place, give_back_page, hold_bytes, page_end, page_list_s, page_s, pop_first, pop_last, push_between
+from .pages cimport (
+    PAGE_SIZE,
+    PageCache,
+    find_place,
+    give_back_page,
+    hold_bytes,
+    page_end,
+    page_list_s,
+    page_s,
+    pop_first,
+    pop_last,
+    push_between,
+)
 from .pool cimport StreamPoolBase
 from .reassembly cimport Reassembly, piece_of_bytes, piece_of_page
 from .sequence cimport difference
@@ -145,7 +157,7 @@ cdef class AssemblerBase:
         try:
             self.packet = payload
             self._observe(text.seen_ns)
-            self._segment(&key, flags, &text)
+            self._segment(&key, flags, &text, False)
         finally:
             self.packet = None
             self.busy = False
@@ -154,7 +166,7 @@ cdef class AssemblerBase:
         """`assemble` with the time as a third argument, as in the model."""
         self.assemble(net_flow, tcp, timestamp)
 
-    def assemble_frame(self, frame, timestamp=None, *, timestamp_ns=None, int linktype=1, wire_length=None):
+    def assemble_frame(self, frame, timestamp=None, *, timestamp_ns=None, linktype=1, wire_length=None):
         """Decode one captured frame and take in the segment that it carries.
 
         Args:
@@ -168,27 +180,31 @@ cdef class AssemblerBase:
         """
         cdef segment_s segment
         cdef text_s text
-        cdef int verdict
-        cdef bytes data = <bytes>frame if PyBytes_CheckExact(frame) else bytes(memoryview(frame))
-        cdef size_t length = <size_t>PyBytes_GET_SIZE(data)
-        cdef size_t on_wire = length
+        cdef bytes data
+        cdef size_t length, on_wire
+        cdef int verdict, link
         text.seen_ns = as_ns(timestamp, timestamp_ns)
+        link = <int>bounded_int("linktype", "an int", linktype)
+        on_wire = 0
         if wire_length is not None:
+            on_wire = <size_t>bounded_int("wire_length", "an int or None", wire_length)
             if wire_length < 0:
                 raise ValueError(f"wire_length is 0 or more, not {wire_length}")
-            on_wire = wire_length
+        data = <bytes>frame if PyBytes_CheckExact(frame) else bytes(memoryview(frame))
+        length = <size_t>PyBytes_GET_SIZE(data)
         self._enter()
         try:
             self._observe(text.seen_ns)
-            verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, linktype, self.verify, &segment)
-            self.verdicts[verdict] += 1
-            if verdict == 0:
+            verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.verify, &segment)
+            if verdict != 0:
+                self.verdicts[verdict] += 1
+            else:
                 self.packet = data
                 text.data = segment.payload
                 text.seq = segment.seq
                 text.size = segment.payload_length
                 text.wire = segment.wire_payload_length
-                self._segment(<const key_s *>&segment, segment.flags, &text)
+                self._segment(<const key_s *>&segment, segment.flags, &text, True)
             return VERDICT_OF[verdict]
         finally:
             self.packet = None
@@ -218,23 +234,37 @@ cdef class AssemblerBase:
 
     def finish(self):
         """Give out everything held and close everything. Returns the number of connections closed."""
+        self._enter()
         try:
-            return self.flush_ns(None, True)[1]
+            return self._finish()
+        finally:
+            self.busy = False
+
+    cdef int _finish(self) except -1:
+        try:
+            return self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
         finally:
             self.pool_.forget_closed_before(ALWAYS_NS)
+            self.cache.shrink_now()
+
+    def shut(self, finish):
+        """No more calls from now on; before that, finish if asked to."""
+        self._enter()
+        try:
+            if finish:
+                self._finish()
+        finally:
+            self.closed_ = True
+            self.busy = False
 
     @property
     def closed(self):
         """close() was called."""
         return self.closed_
 
-    def shut(self):
-        """No more calls from now on."""
-        self.closed_ = True
-
     def now_ns(self):
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
-        return self.now if self.has_now else None
+        return self.clock.now if self.clock.has_now else None
 
     def advance_clock(self, int64_t now_ns):
         """Time goes on without packets (live captures)."""
@@ -243,6 +273,8 @@ cdef class AssemblerBase:
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
         cdef int number
+        if self.pool_ is None:
+            raise AttributeError("this Assembler was not initialised: a subclass calls super().__init__(pool, options)")
         return (
             tuple([self.counts[number] for number in range(COUNTS)]),
             tuple([self.verdicts[number] for number in range(VERDICTS)]),
@@ -258,6 +290,8 @@ cdef class AssemblerBase:
     # -- time -------------------------------------------------------------------------------------------------------
 
     cdef int _enter(self) except -1:
+        if self.pool_ is None:
+            raise AttributeError("this Assembler was not initialised: a subclass calls super().__init__(pool, options)")
         if self.busy:
             raise RuntimeError("this Assembler is at work already: called from a callback, or from two threads at once")
         if self.closed_:
@@ -265,42 +299,38 @@ cdef class AssemblerBase:
         self.busy = True
         return 0
 
-    # Let the clock follow the packets, but believe a far step only when a second packet confirms it.
     cdef void _observe(self, int64_t seen_ns) noexcept:
-        cdef int64_t step = seen_ns - self.now
-        if not self.has_now:
-            self.now, self.has_now = seen_ns, True
-        elif 0 <= step <= CLOCK_STEP_NS:
-            self.now, self.has_suspect = seen_ns, False
-        elif -CLOCK_STEP_NS <= step < 0:
-            self.has_suspect = False
-        elif self.has_suspect and -CLOCK_STEP_NS <= seen_ns - self.suspect <= CLOCK_STEP_NS:
-            if step > CLOCK_CHANGE_NS:
-                self.changed, self.has_changed = seen_ns, True
-            self.now, self.has_suspect = seen_ns, False
-        else:
-            self.suspect, self.has_suspect = seen_ns, True
+        self.clock_before = self.clock
+        observe(&self.clock, seen_ns)
 
     # The time before which something is too old. Nothing expires by the setting of a clock.
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept:
-        if not self.has_now or timeout_ns < 0 or (self.has_changed and 0 <= self.now - self.changed < timeout_ns):
+        cdef clock_s *clock = &self.clock
+        if not clock.has_now or timeout_ns < 0 or (clock.has_changed and 0 <= clock.now - clock.changed < timeout_ns):
             return NEVER_NS
-        return self.now - timeout_ns
+        return clock.now - timeout_ns
 
     cdef int64_t _forget_before(self) noexcept:
-        return self.now - self.closed_timeout_ns if self.has_now else NEVER_NS
+        return self.clock.now - self.closed_timeout_ns if self.clock.has_now else NEVER_NS
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    cdef int _segment(self, const key_s *key, uint8_t flags, text_s *text) except -1:
-        cdef connection_s *connection
+    cdef int _segment(self, const key_s *key, uint8_t flags, text_s *text, bint from_frame) except -1:
+        cdef connection_s *connection = NULL
         cdef bint opens = (flags & SYN or text.wire) and not flags & RST
+        cdef bint no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        if not no_ack:
+            try:
+                connection = self.pool_.acquire(key, opens, text.seen_ns, self._forget_before())
+            except RuntimeError:
+                self.clock = self.clock_before  # refused: as if it had not been called
+                raise
+        self.verdicts[0] += from_frame
         self.counts[SEGMENTS] += 1
         self.counts[BYTES_CAPTURED] += text.size
-        if not flags & (SYN | RST | ACK) and (text.wire or flags & FIN):
+        if no_ack:
             self.counts[NO_ACK_FLAG] += text.size
             return 0
-        connection = self.pool_.acquire(key, opens, text.seen_ns, self._forget_before())
         if connection == NULL:
             if flags & RST:
                 self.counts[RST_IGNORED] += 1
@@ -403,6 +433,8 @@ cdef class AssemblerBase:
         connection.successor = successor
         if text.size:
             self._hold_in(&successor.pages, text, False)
+            if self._is_at_limit(&successor.pages):
+                self._drop(&successor.pages, UNCONFIRMED_SYN)
         return 0
 
     cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
@@ -670,10 +702,13 @@ cdef class AssemblerBase:
             # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
             hold_bytes(page, copy, 1)
 
+    cdef bint _is_at_limit(self, page_list_s *pages) noexcept:
+        return pages.count > 0 and (
+            0 < self.limit_connection <= pages.count or 0 < self.limit_total <= <int64_t>self.cache.used
+        )
+
     cdef int _keep_limits(self, connection_s *connection) except -1:
-        while connection.pages.count and (
-            0 < self.limit_connection <= connection.pages.count or 0 < self.limit_total <= <int64_t>self.cache.used
-        ):
+        while self._is_at_limit(&connection.pages):
             if self.debug:
                 _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
             self._skip(connection)
@@ -722,7 +757,7 @@ cdef class AssemblerBase:
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
         self.counts[STREAMS_CLOSED] += 1
-        self.pool_.close(connection, self.now)
+        self.pool_.close(connection, self.clock.now)
         if self.debug:
             _log.debug("%s: ended", key_object(&connection.key))
         return self._call(reassembled, complete)
@@ -829,6 +864,23 @@ cdef class AssemblerBase:
         return True
 
 
+cdef void observe(clock_s *clock, int64_t seen_ns) noexcept:
+    cdef int64_t step = seen_ns - clock.now
+    cdef int64_t agreed
+    if not clock.has_now:
+        clock.now, clock.has_now = seen_ns, True
+    elif -CLOCK_STEP_NS <= step <= CLOCK_STEP_NS:
+        clock.now, clock.has_suspect = max(clock.now, seen_ns), False
+    elif not clock.has_suspect or (clock.suspect > clock.now) != (step > 0):
+        clock.suspect, clock.has_suspect = seen_ns, True
+    else:
+        agreed = min(clock.suspect, seen_ns) if step > 0 else max(clock.suspect, seen_ns)  # two packets say: at least so far
+        if agreed - clock.now > CLOCK_CHANGE_NS:
+            clock.changed, clock.has_changed = agreed, True
+        clock.now = agreed
+        clock.suspect, clock.has_suspect = seen_ns, not -CLOCK_STEP_NS <= seen_ns - agreed <= CLOCK_STEP_NS
+
+
 # clock.to_ns, short for integer nanoseconds.
 cdef int64_t as_ns(object timestamp, object timestamp_ns) except? -1:
     cdef int overflow = 1
@@ -838,6 +890,18 @@ cdef int64_t as_ns(object timestamp, object timestamp_ns) except? -1:
     if not overflow and -NS_LIMIT <= ns <= NS_LIMIT:
         return ns
     return to_ns(timestamp, timestamp_ns)
+
+
+# An int of any size; beyond 2**31 - 1 either way it stays there.
+cdef int64_t bounded_int(str name, str kind, object value) except? -2:
+    cdef int overflow = 0
+    cdef int64_t number
+    if not PyLong_Check(value) or PyBool_Check(value):
+        raise TypeError(f"{name} is {kind}, not {type(value).__name__}: {value!r}")
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        number = SPAN_LIMIT * overflow
+    return max(-SPAN_LIMIT, min(SPAN_LIMIT, number))
 
 
 cdef void start_at(connection_s *connection, uint32_t isn) noexcept:

@@ -88,7 +88,8 @@ cdef inline bint is_ahead(connection_s *connection, uint32_t seq) noexcept nogil
 # Forget everything but where it lies, last_seen_ns too. The page list must be empty and the successor gone, as closing leaves them.
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil
 
-# The sequence number of the last thing held that was seen before t_ns goes to *seq. False where there is none. Looks at every page: flushes only.
+# The sequence number of the last thing held that was seen before t_ns goes to *seq. False where there is none.
+# Looks at every page: flushes only.
 cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noexcept nogil
 
 # The two flows, as Python objects.

@@ -7,7 +7,6 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from .pages cimport page_s
-from .sequence cimport difference
 
 from ..flow import ConnectionKey, Flow
 

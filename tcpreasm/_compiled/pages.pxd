@@ -4,7 +4,7 @@ A page is at the same time a node of a doubly linked list and of a search tree w
 Seidel and Aragon, "Randomized Search Trees", 1996), so that a place is found in O(log n) in any order of arrival.
 
 A page is in one of three states:
-    free    on its cache's free stack (linked by next)
+    free    on its cache's free stack (linked by next; prev is the page itself)
     used    taken; in a list, or about to be
     lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
 """

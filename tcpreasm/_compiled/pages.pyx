@@ -32,7 +32,7 @@ cdef class PageCache:
     added as there were twice at the last time, beginning with 1024.
     """
 
-    def __init__(self, initial=INITIAL_PAGES):
+    def __cinit__(self, initial=INITIAL_PAGES):
         if initial < 1:
             raise ValueError(f"a cache begins with 1 page or more, not {initial}")
         self.chunks = []
@@ -107,6 +107,8 @@ cdef class PageCache:
 
     def give_back(self, Page page not None):
         """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
+        if page.page.prev == page.page:
+            raise ValueError("this page is free already")
         give_back_page(page.page)
 
     def shrink(self):
@@ -145,6 +147,7 @@ cdef void lend_page(page_s *page) noexcept:
 
 cdef void return_page(page_s *page) noexcept:
     cdef PageCache cache = <PageCache>page.cache
+    page.prev = page  # marks it as free
     page.next = cache.free
     cache.free = page
     cache.out -= 1
@@ -168,8 +171,8 @@ cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcep
 cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil:
     cdef page_s *prev = pages.last
     cdef page_s *node
-    cdef int step
-    for step in range(STEPS_FROM_END):
+    cdef int _step
+    for _step in range(STEPS_FROM_END):
         if prev == NULL or difference(prev.seq, seq) >= 0:
             return prev
         prev = prev.prev
@@ -388,6 +391,21 @@ cdef class PageList:
         while page is not None:
             yield page
             page = page.next
+
+    def depth(self):
+        """Levels of the search tree: about 3 times the binary logarithm of the number of pages, at the most, in any order."""
+        level, depth = [], 0
+        if self.pages.root != NULL:
+            level.append(<uintptr_t>self.pages.root)
+        while level:
+            below = []
+            for node in level:
+                for child in (<uintptr_t>(<page_s *><uintptr_t>node).left, <uintptr_t>(<page_s *><uintptr_t>node).right):
+                    if child:
+                        below.append(child)
+            level = below
+            depth += 1
+        return depth
 
     def find(self, seq):
         """The place of a sequence number: the last page that begins at or before it, and the page after that."""

@@ -17,6 +17,10 @@ cdef struct slot_s:
     uint32_t hash
 
 
+cdef struct slab_s:               # followed by connections
+    slab_s *older
+
+
 cdef struct list_s:               # of connections, linked by older and newer
     connection_s *oldest
     connection_s *newest
@@ -31,7 +35,7 @@ cdef class StreamPoolBase:
     cdef slot_s *table
     cdef uint64_t mask            # number of slots - 1; a power of two - 1
     cdef uint64_t filled
-    cdef list slabs               # numpy uint8 arrays that the connections lie in
+    cdef slab_s *slabs            # what the connections lie in; C memory, since the garbage collector may empty a Python list too early
     cdef connection_s *free       # stack
     cdef uint32_t next_grow       # connections that the next slab will have
     cdef uint32_t made            # connections in all slabs

@@ -4,8 +4,6 @@ import logging
 import os
 import threading
 
-import numpy as np
-
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -49,17 +47,10 @@ _memory_log = logging.getLogger("tcpreasm.memory")
 cdef class StreamPoolBase:
     """The connections that one or several assemblers serve. Keeps 1024 ready, doubles when they run out."""
 
-    def __init__(self, factory):
-        new = getattr(factory, "new", factory)
-        if not callable(new):
-            raise TypeError(f"a stream factory has a method new(net_flow, transport_flow) or is callable, not {factory!r}")
-        if self.table != NULL:
-            raise TypeError("a pool is made once")
-        self.factory = factory
-        self.new = new
+    def __cinit__(self, *args, **keywords):
         self.secret0 = int.from_bytes(os.urandom(8), "little")
         self.secret1 = int.from_bytes(os.urandom(8), "little") | 1
-        self.slabs, self.streams, self.reassembled, self.complete = [], [], [], []
+        self.streams, self.reassembled, self.complete = [], [], []
         self.next_grow = INITIAL_CONNECTIONS
         self.condition = threading.Condition()
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
@@ -69,8 +60,16 @@ cdef class StreamPoolBase:
         self.mask = INITIAL_SLOTS - 1
         self._grow()
 
+    def __init__(self, factory):
+        new = getattr(factory, "new", factory)
+        if not callable(new):
+            raise TypeError(f"a stream factory has a method new(net_flow, transport_flow) or is callable, not {factory!r}")
+        self.factory = factory
+        self.new = new
+
     def __dealloc__(self):
         cdef connection_s *connection
+        cdef slab_s *slab
         cdef list_s lists[2]
         lists[0], lists[1] = self.open, self.closed
         for each in lists:
@@ -84,6 +83,9 @@ cdef class StreamPoolBase:
                     PyMem_RawFree(connection.successor)
                 connection = connection.newer
         PyMem_RawFree(self.table)
+        while self.slabs != NULL:
+            slab, self.slabs = self.slabs, self.slabs.older
+            PyMem_RawFree(slab)
 
     def __len__(self):
         """Open connections."""
@@ -189,7 +191,6 @@ cdef class StreamPoolBase:
             self._wait(connection)
         return False
 
-
     # Until its owner is done. It may be another connection's memory then: the caller looks again.
     cdef int _wait(self, connection_s *connection) except -1:
         if connection.owner == <unsigned long>PyThread_get_thread_ident():
@@ -237,10 +238,12 @@ cdef class StreamPoolBase:
     cdef int _grow(self) except -1:
         cdef uint32_t count = self.next_grow, i
         cdef size_t stride = (sizeof(connection_s) + LINE - 1) // LINE * LINE
-        slab = np.zeros(count * stride + LINE, np.uint8)
-        cdef uint8_t *place = <uint8_t *>((<uintptr_t>slab.ctypes.data + LINE - 1) // LINE * LINE)
+        cdef slab_s *slab = <slab_s *>PyMem_RawCalloc(1, sizeof(slab_s) + LINE + count * stride)
+        cdef uint8_t *place = <uint8_t *>((<uintptr_t>(slab + 1) + LINE - 1) // LINE * LINE)
         cdef connection_s *connection
-        self.slabs.append(slab)
+        if slab == NULL:
+            raise MemoryError()
+        slab.older, self.slabs = self.slabs, slab
         for i in range(count):
             connection = <connection_s *>(place + i * stride)
             connection.index = self.made + i

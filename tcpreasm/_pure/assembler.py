@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..clock import Timestamp, to_ns
 from ..flow import Flow
@@ -34,6 +34,31 @@ ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
 NEVER_NS = -ALWAYS_NS  # and none before this one
 
 _log = logging.getLogger("tcpreasm.assembly")
+
+
+class Clock(NamedTuple):
+    """Capture time. It follows the packets, but a far step only when a second packet confirms it."""
+
+    now_ns: int | None  # as far as it is believed
+    suspect_ns: int | None  # a time far from it, seen last
+    changed_ns: int | None  # when the clock was last set ahead
+
+    def observe(self, seen_ns: int) -> Clock:
+        """The clock after a packet of that time."""
+        now, suspect, changed = self
+        if now is None:
+            return Clock(seen_ns, None, None)
+        step = seen_ns - now
+        if abs(step) <= CLOCK_STEP_NS:
+            return Clock(max(now, seen_ns), None, changed)
+        if suspect is None or (suspect > now) != (step > 0):
+            return Clock(now, seen_ns, changed)
+        agreed = min(suspect, seen_ns) if step > 0 else max(suspect, seen_ns)  # two packets say: at least so far
+        return Clock(
+            agreed,
+            seen_ns if abs(seen_ns - agreed) > CLOCK_STEP_NS else None,
+            agreed if agreed - now > CLOCK_CHANGE_NS else changed,
+        )
 
 
 class AssemblerBase:
@@ -69,9 +94,8 @@ class AssemblerBase:
         self._verdicts = [0] * len(Verdict)
         self._out: list[Reassembly] = []  # pieces for the connection at hand
         self._late_error: BaseException | None = None
-        self._now_ns: int | None = None  # capture time, as far as it is believed
-        self._suspect_ns: int | None = None  # a time far from it, seen once
-        self._changed_ns: int | None = None  # when the clock was last set ahead
+        self._clock = Clock(None, None, None)
+        self._clock_before = self._clock  # of the packet at hand
         self._closed = False
         self._busy = threading.Lock()
         self._debug = _log.isEnabledFor(logging.DEBUG)
@@ -100,7 +124,7 @@ class AssemblerBase:
         self._enter()
         try:
             self._observe(seen_ns)
-            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns)
+            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, False)
         finally:
             self._busy.release()
 
@@ -129,15 +153,21 @@ class AssemblerBase:
         Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
         """
         seen_ns = to_ns(timestamp, timestamp_ns)
-        if wire_length is not None and wire_length < 0:
-            raise ValueError(f"wire_length is 0 or more, not {wire_length}")
-        data = frame if isinstance(frame, bytes) else bytes(memoryview(frame))
+        if isinstance(linktype, bool) or not isinstance(linktype, int):
+            raise TypeError(f"linktype is an int, not {type(linktype).__name__}: {linktype!r}")
+        if wire_length is not None:
+            if isinstance(wire_length, bool) or not isinstance(wire_length, int):
+                raise TypeError(f"wire_length is an int or None, not {type(wire_length).__name__}: {wire_length!r}")
+            if wire_length < 0:
+                raise ValueError(f"wire_length is 0 or more, not {wire_length}")
+        data = frame if type(frame) is bytes else bytes(memoryview(frame))
         self._enter()
         try:
             self._observe(seen_ns)
             verdict, segment = decode_frame(data, linktype, wire_length, self._verify)
-            self._verdicts[verdict] += 1
-            if segment is not None:
+            if segment is None:
+                self._verdicts[verdict] += 1
+            else:
                 offset = segment.payload_offset
                 self._segment(
                     (segment.src, segment.dst, segment.src_port, segment.dst_port),
@@ -146,6 +176,7 @@ class AssemblerBase:
                     memoryview(data)[offset : offset + segment.payload_length],
                     segment.wire_payload_length,
                     seen_ns,
+                    True,
                 )
             return verdict
         finally:
@@ -173,23 +204,37 @@ class AssemblerBase:
 
     def finish(self) -> int:
         """Give out everything held and close everything. Returns the number of connections closed."""
+        self._enter()
         try:
-            return self.flush_ns(None, True)[1]
+            return self._finish()
+        finally:
+            self._busy.release()
+
+    def _finish(self) -> int:
+        try:
+            return self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
         finally:
             self._pool.forget_closed(ALWAYS_NS)
+            self._cache.shrink()
+
+    def shut(self, finish: bool) -> None:
+        """No more calls from now on; before that, finish if asked to."""
+        self._enter()
+        try:
+            if finish:
+                self._finish()
+        finally:
+            self._closed = True
+            self._busy.release()
 
     @property
     def closed(self) -> bool:
         """close() was called."""
         return self._closed
 
-    def shut(self) -> None:
-        """No more calls from now on."""
-        self._closed = True
-
     def now_ns(self) -> int | None:
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
-        return self._now_ns
+        return self._clock.now_ns
 
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
@@ -219,44 +264,37 @@ class AssemblerBase:
             raise ValueError("this Assembler is closed")
 
     def _observe(self, seen_ns: int) -> None:
-        """Let the clock follow the packets, but believe a far step only when a second packet confirms it."""
-        now = self._now_ns
-        if now is None:
-            self._now_ns = seen_ns
-        elif 0 <= seen_ns - now <= CLOCK_STEP_NS:
-            self._now_ns = seen_ns
-            self._suspect_ns = None
-        elif -CLOCK_STEP_NS <= seen_ns - now < 0:
-            self._suspect_ns = None
-        elif self._suspect_ns is not None and abs(seen_ns - self._suspect_ns) <= CLOCK_STEP_NS:
-            if seen_ns - now > CLOCK_CHANGE_NS:
-                self._changed_ns = seen_ns
-            self._now_ns = seen_ns
-            self._suspect_ns = None
-        else:
-            self._suspect_ns = seen_ns
+        self._clock_before = self._clock
+        self._clock = self._clock.observe(seen_ns)
 
     def _expiry(self, timeout_ns: int) -> int:
         """The time before which something is too old. Nothing expires by the setting of a clock."""
-        now = self._now_ns
-        if now is None or timeout_ns < 0 or (self._changed_ns is not None and 0 <= now - self._changed_ns < timeout_ns):
+        now, _, changed = self._clock
+        if now is None or timeout_ns < 0 or (changed is not None and 0 <= now - changed < timeout_ns):
             return NEVER_NS
         return now - timeout_ns
 
     def _forget_before(self) -> int:
-        return NEVER_NS if self._now_ns is None else self._now_ns - self._closed_timeout_ns
+        now = self._clock.now_ns
+        return NEVER_NS if now is None else now - self._closed_timeout_ns
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    def _segment(self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+    def _segment(self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, from_frame: bool) -> None:
         counts = self._counts
+        opens = bool(flags & SYN or wire) and not flags & RST
+        no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
+        try:
+            connection = None if no_ack else self._pool.acquire(key, opens, seen_ns, self._forget_before())
+        except RuntimeError:
+            self._clock = self._clock_before  # refused: as if it had not been called
+            raise
+        self._verdicts[Verdict.SEGMENT] += from_frame
         counts["segments"] += 1
         counts["bytes_captured"] += len(payload)
-        opens = bool(flags & SYN or wire) and not flags & RST
-        if not flags & (SYN | RST | ACK) and (wire or flags & FIN):
+        if no_ack:
             counts["no_ack_flag"] += len(payload)
             return
-        connection = self._pool.acquire(key, opens, seen_ns, self._forget_before())
         if connection is None:
             if flags & RST:
                 counts["rst_ignored"] += 1
@@ -340,6 +378,8 @@ class AssemblerBase:
             connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
             if len(payload):
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
+                if self._is_at_limit(connection.successor.pages):
+                    self._drop(connection.successor.pages, "unconfirmed_syn")
 
     def _continue(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
         successor = connection.successor
@@ -621,12 +661,13 @@ class AssemblerBase:
             page.hold(copy)
 
     def _keep_limits(self, connection: Connection) -> None:
-        while connection.pages.count and (
-            0 < self._limit_connection <= connection.pages.count or 0 < self._limit_total <= self._cache.used
-        ):
+        while self._is_at_limit(connection.pages):
             if self._debug:
                 _log.debug("%s: page limit reached with %d pages", connection.key, connection.pages.count)
             self._skip(connection)
+
+    def _is_at_limit(self, pages: PageList) -> bool:
+        return pages.count > 0 and (0 < self._limit_connection <= pages.count or 0 < self._limit_total <= self._cache.used)
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""
@@ -666,8 +707,8 @@ class AssemblerBase:
             if connection.successor is not None:
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
             self._counts["streams_closed"] += 1
-            assert self._now_ns is not None
-            self._pool.close(connection, self._now_ns)
+            assert self._clock.now_ns is not None
+            self._pool.close(connection, self._clock.now_ns)
             if self._debug:
                 _log.debug("%s: ended", connection.key)
         self._call(reassembled, complete, self._out)

@@ -59,6 +59,9 @@ class Page:
     def __len__(self) -> int:
         return len(self.bytes)
 
+    def __bool__(self) -> bool:
+        return True
+
     @property
     def end(self) -> int:
         """Sequence number of the byte behind the last one."""
@@ -109,7 +112,10 @@ class PageCache:
 
     def give_back(self, page: Page) -> None:
         """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
+        if page.prev is page:
+            raise ValueError("this page is free already")
         page.hold(b"")
+        page.prev = page  # marks it as free
         owner = page._cache
         with owner._lock:
             owner._free.append(page)
@@ -158,6 +164,14 @@ class PageList:
         while page is not None:
             yield page
             page = page.next
+
+    def depth(self) -> int:
+        """Levels of the search tree: about 3 times the binary logarithm of the number of pages, at the most, in any order."""
+        level, depth = [self._root] if self._root is not None else [], 0
+        while level:
+            level = [child for node in level for child in (node.left, node.right) if child is not None]
+            depth += 1
+        return depth
 
     def find(self, seq: int) -> tuple[Page | None, Page | None]:
         """The place of a sequence number: the last page that begins at or before it, and the page after that."""
