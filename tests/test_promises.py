@@ -146,7 +146,7 @@ def test_3_writable_buffers_may_be_written_to_afterwards(tcpreasm: ModuleType) -
     assert [bytes(r) for r in rig.recorder.kept] == [b"", b"abc", b"def"]
 
 
-# -- 4: order, and its cost ---------------------------------------------------------------------------------------------
+# -- 4: order (its cost: test_the_tree_stays_flat in test_pages.py) -------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -157,23 +157,6 @@ def test_4_any_order_of_arrival_gives_the_order_of_sequence_numbers(tcpreasm: Mo
     for offset in offsets:
         assert rig.segment(WRAP - 999 + offset, b"%3d" % (offset % 1000)) == []
     assert rig.segment(WRAP - 999, b"!") == [got(piece(b"!"), *(piece(b"%3d" % (offset % 1000)) for offset in range(1, 3000, 3)))]
-
-
-def test_4_the_worst_orders_cost_about_what_the_best_does(tcpreasm: ModuleType) -> None:
-    """By time, since the compiled core cannot be asked what it compares; a list without a tree takes some 10**3 times as long here.
-    (The depth of the reference's tree is in test_pages.py.)"""
-    count = 16_000
-    ascending = list(range(2, 2 * count, 2))
-    middle = [seq for pair in zip(ascending[: count // 2][::-1], ascending[count // 2 :]) for seq in pair]
-    took = []
-    for order in (ascending, ascending[::-1], middle, middle[::-1]):
-        rig = opened(tcpreasm, 0, max_buffered_pages_per_connection=0)
-        ready = [segment(tcpreasm, seq, b"x") for seq in order]
-        began = time.process_time()
-        for tcp in ready:
-            rig.send(tcp)
-        took.append(time.process_time() - began)
-    assert max(took) < 20 * took[0], took
 
 
 # -- 5: limits ----------------------------------------------------------------------------------------------------------
