@@ -38,17 +38,13 @@ DIRECTIVES = {
     "binding": True,
 }
 
-if sys.platform == "win32":
-    COMPILE_ARGS = ["/Od", "/Zi"] if DEBUG else ["/O2"]
-    LINK_ARGS: list[str] = []
-else:
-    # No -march: a wheel runs on other machines than the one that built it.
-    COMPILE_ARGS = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3"]
-    LINK_ARGS = []
-    if DEBUG == "asan":
-        SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        COMPILE_ARGS += SANITIZE
-        LINK_ARGS += SANITIZE
+# No -march: a wheel runs on other machines than the one that built it.
+COMPILE_ARGS = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"] if DEBUG else ["-O3"]
+LINK_ARGS: list[str] = []
+if DEBUG == "asan":
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    COMPILE_ARGS += SANITIZE
+    LINK_ARGS += SANITIZE
 
 
 def extensions() -> list[Extension]:

@@ -223,6 +223,8 @@ class Assembler(core.AssemblerBase):
         A connection whose lowest held data is older than t gives that out with `skip` set, and what is contiguous with it; further
         islands only if something in them or behind them is older than t too.
         """
+        if t is None:
+            raise TypeError("t is seconds or an aware datetime, not None (flush_all gives out everything)")
         return self.flush_with_options(FlushOptions(t=t, close_all=True))
 
     def flush_with_options(self, options: FlushOptions) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 __all__ = ["NS", "Timestamp", "seconds_to_ns", "to_ns"]
 
 NS = 1_000_000_000
-NS_LIMIT = 2**62  # about 146 years either way: differences of two times still fit 64 bits, and both ends stay free for never and always
+NS_LIMIT = 2**62 - 1  # about 146 years either way: differences of two times still fit 64 bits, and both ends stay free for never and always
 Timestamp = float | datetime
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -27,7 +27,7 @@ def seconds_to_ns(seconds: float) -> int:
 
 def _bounded(ns: int) -> int:
     if not -NS_LIMIT <= ns <= NS_LIMIT:
-        raise ValueError(f"a time lies within 2**62 ns of 1970, not at {ns} ns")
+        raise ValueError(f"a time lies less than 2**62 ns from 1970, not at {ns} ns")
     return ns
 
 

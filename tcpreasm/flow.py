@@ -87,7 +87,7 @@ class Flow:
         return Flow(self.dst, self.src)
 
     def fast_hash(self) -> int:
-        """A hash that both directions share, so that they can be brought to one place. Differs between processes."""
+        """A hash that both directions share, so that they can be brought to one place."""
         return hash(frozenset((self.raw_src, self.raw_dst)))
 
     def __iter__(self) -> Iterator[Endpoint]:

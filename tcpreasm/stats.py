@@ -78,7 +78,7 @@ class AssemblerStats:
     syn_remembered: int
     """SYN segments with another initial sequence number on an open connection, remembered."""
     streams_opened: int
-    """Calls of the stream factory."""
+    """Streams that the factory has made."""
     streams_closed: int
     """Calls of reassembly_complete."""
     connections: int

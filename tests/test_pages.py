@@ -129,9 +129,9 @@ def test_a_cache_begins_with_what_it_is_told(tcpreasm: ModuleType, initial: int)
     assert cache.size == 3 * initial
 
 
-@pytest.mark.parametrize("initial", [0, -1])
+@pytest.mark.parametrize("initial", [0, -1, 2**22 + 1])
 def test_a_cache_of_no_pages(tcpreasm: ModuleType, initial: int) -> None:
-    with pytest.raises(ValueError, match=f"begins with 1 page or more, not {initial}"):
+    with pytest.raises(ValueError, match=f"begins with 1 to 4194304 pages, not {initial}"):
         tcpreasm.PageCache(initial)
 
 

@@ -23,11 +23,14 @@ from .connection cimport (
     HAS_FAR,
     HAS_ISN,
     HAS_START,
+    PAST_START,
     connection_s,
     ended,
+    first_held,
     is_ahead,
     key_object,
     key_s,
+    note_past_start,
     successor_s,
     waits,
     waits_until,
@@ -148,6 +151,8 @@ cdef class AssemblerBase:
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
         text.seq, text.wire = tcp.seq, tcp.wire_payload_length
+        if PyBytes_GET_SIZE(src) != PyBytes_GET_SIZE(dst) or PyBytes_GET_SIZE(src) not in (4, 16):
+            raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))
@@ -268,7 +273,9 @@ cdef class AssemblerBase:
 
     def advance_clock(self, int64_t now_ns):
         """Time goes on without packets (live captures)."""
+        self._enter()
         self._observe(now_ns)
+        self.busy = False
 
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
@@ -302,6 +309,8 @@ cdef class AssemblerBase:
     cdef void _observe(self, int64_t seen_ns) noexcept:
         self.clock_before = self.clock
         observe(&self.clock, seen_ns)
+        if self.clock_before.has_now and self.clock.now < self.clock_before.now:
+            self.pool_.set_back(self.clock.now)
 
     # The time before which something is too old. Nothing expires by the setting of a clock.
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept:
@@ -311,7 +320,7 @@ cdef class AssemblerBase:
         return clock.now - timeout_ns
 
     cdef int64_t _forget_before(self) noexcept:
-        return self.clock.now - self.closed_timeout_ns if self.clock.has_now else NEVER_NS
+        return self._expiry(self.closed_timeout_ns)
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
@@ -342,6 +351,10 @@ cdef class AssemblerBase:
             self._take_in(connection, flags, text)
             if self.late_error is not None:
                 raise self.late_error
+        except BaseException as raised:
+            if raised is not self.late_error and raised.__context__ is None:
+                raised.__context__ = self.late_error
+            raise
         finally:
             self.late_error = None
             if self.out:
@@ -390,7 +403,7 @@ cdef class AssemblerBase:
         if connection.has & HAS_START:
             exact = text.seq == connection.next_seq
         else:
-            exact = connection.pages.last != NULL and text.seq == page_end(connection.pages.last)
+            exact = waits(connection) and text.seq == (connection.end_seq if connection.has & HAS_END else connection.early_end)
         if not exact:
             self.counts[RST_IGNORED] += 1
             return 0
@@ -402,10 +415,9 @@ cdef class AssemblerBase:
 
     cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
         cdef uint32_t isn = text.seq
-        cdef page_s *first = connection.pages.first
         text.seq += 1
         if not connection.has & HAS_START:
-            if first != NULL and not 0 <= difference(text.seq, first.seq) <= SYN_REACH:
+            if waits(connection) and not 0 <= difference(text.seq, first_held(connection)) <= SYN_REACH:
                 self._begin_anew(connection, NULL, text.size, text.seen_ns)
             if self.debug:
                 _log.debug("%s: starts at %d", key_object(&connection.key), isn)
@@ -431,7 +443,7 @@ cdef class AssemblerBase:
         successor.next_seq = text.seq + text.wire
         successor.seen_ns = text.seen_ns
         connection.successor = successor
-        if text.size:
+        if text.wire:
             self._hold_in(&successor.pages, text, False)
             if self._is_at_limit(&successor.pages):
                 self._drop(&successor.pages, UNCONFIRMED_SYN)
@@ -494,7 +506,10 @@ cdef class AssemblerBase:
         if flags & FIN:
             self._note_end(connection, text.seq + text.wire, text.seen_ns)
         if connection.has & HAS_END:
-            room = difference(text.seq, connection.end_seq)
+            if connection.has & HAS_START:  # each of the two is exact; their sum may be too far for one
+                room = <int64_t>difference(text.seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
+            else:
+                room = difference(text.seq, connection.end_seq)
             if text.wire > room:
                 keep = <uint32_t>max(0, min(room, <int64_t>text.size))
                 self.counts[AFTER_END] += text.size - keep
@@ -503,6 +518,9 @@ cdef class AssemblerBase:
         if not connection.has & HAS_START:
             return self._wait_for_start(connection, text)
         ahead = difference(connection.next_seq, text.seq)
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            self.counts[OUT_OF_WINDOW] += text.size
+            return 0
         if ahead <= 0:
             return self._deliver(connection, text, start)
         if text.wire:
@@ -539,11 +557,19 @@ cdef class AssemblerBase:
         return 0
 
     cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1:
+        cdef bint first
+        cdef int64_t reach
         if text.wire:
-            if connection.pages.first != NULL and span_with(&connection.pages, text) > min(self.max_gap, START_REACH):
+            reach = min(self.max_gap, START_REACH)
+            if (connection.pages.first != NULL and span_with(&connection.pages, text) > reach) or (
+                connection.has & HAS_END and not 0 <= difference(text.seq, connection.end_seq) <= reach
+            ):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
+            first = connection.pages.first == NULL
             self._hold_in(&connection.pages, text, True)
+            if first or difference(connection.early_end, text.seq + text.wire) > 0:
+                connection.early_end = text.seq + text.wire
         if not waits(connection):
             return 0
         connection.early_segments += 1
@@ -558,12 +584,14 @@ cdef class AssemblerBase:
     # A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already.
     cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1:
         cdef int64_t size = text.size
-        cdef int64_t position = min(<int64_t>difference(text.seq, connection.next_seq), size)
+        cdef uint32_t before = connection.next_seq
+        cdef int64_t done = difference(text.seq, before)
+        cdef int64_t position = min(done, size)
         cdef int64_t at, early
         cdef page_s *page = connection.pages.first
         if position:
             early = 0
-            if not connection.has & HAS_ISN or connection.isn + 1 != connection.first_seq:
+            if not connection.has & PAST_START and (not connection.has & HAS_ISN or connection.isn + 1 != connection.first_seq):
                 early = max(0, min(position, <int64_t>difference(text.seq, connection.first_seq)))
             self.counts[BEFORE_START] += early
             self.counts[RETRANSMITTED] += position - early
@@ -572,7 +600,7 @@ cdef class AssemblerBase:
                 self._emit(connection, NOTHING, 0, text.seen_ns, True)
                 start = False
             while page != NULL and position < size:
-                at = difference(text.seq, page.seq)
+                at = done + difference(before, page.seq)  # each of the two is exact; their sum may be too far for one
                 if at >= size:
                     break
                 if position < at:
@@ -589,7 +617,10 @@ cdef class AssemblerBase:
             connection.next_seq = text.seq + text.size
         if text.wire > text.size:
             note_cut(connection, text.seq + text.wire)
-        return self._advance(connection)
+        self._advance(connection)
+        if (before ^ connection.next_seq) >> 30:
+            note_past_start(connection)
+        return 0
 
     # Everything that is contiguous with next_seq now, and over what the capture cut off.
     cdef int _advance(self, connection_s *connection) except -1:
@@ -716,8 +747,7 @@ cdef class AssemblerBase:
 
     # Stop waiting for the lowest hole: over it, and on with what is contiguous then.
     cdef int _skip(self, connection_s *connection) except -1:
-        cdef page_s *first = connection.pages.first
-        cdef uint32_t target = connection.end_seq if first == NULL else first.seq
+        cdef uint32_t target = first_held(connection)
         if connection.has & HAS_START:
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
@@ -725,7 +755,9 @@ cdef class AssemblerBase:
             connection.has |= HAS_START
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
-        return self._advance(connection)
+        self._advance(connection)
+        note_past_start(connection)
+        return 0
 
     cdef void _drop_successor(self, connection_s *connection) noexcept:
         if connection.successor != NULL:
@@ -757,7 +789,7 @@ cdef class AssemblerBase:
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
         self.counts[STREAMS_CLOSED] += 1
-        self.pool_.close(connection, self.clock.now)
+        self.pool_.close(connection, self.clock.now if self.clock.has_now else connection.last_seen_ns)
         if self.debug:
             _log.debug("%s: ended", key_object(&connection.key))
         return self._call(reassembled, complete)
@@ -772,10 +804,14 @@ cdef class AssemblerBase:
 
     # Everything held goes out; a gap behind the last byte goes out as a piece of its own.
     cdef int _finish_pieces(self, connection_s *connection) except -1:
+        cdef bint at_end
         while waits(connection):
             self._skip(connection)
-        if connection.skip:
-            self._emit(connection, NOTHING, 0, connection.last_seen_ns, False)
+        at_end = ended(connection)
+        if connection.skip or (at_end and not self.out):
+            self._emit(connection, NOTHING, 0, connection.end_seen_ns if at_end else connection.last_seen_ns, False)
+        if at_end:
+            (<Reassembly>self.out[len(self.out) - 1]).end_ = True
         self._drop_successor(connection)
         self.counts[STREAMS_CLOSED] += 1
         return 0
@@ -839,7 +875,7 @@ cdef class AssemblerBase:
                         self._close(connection)
                     elif gave_out:
                         self._serve(connection)
-                except Exception as raised:
+                except BaseException as raised:
                     error = error or raised
                 finally:
                     if self.out:
@@ -914,7 +950,7 @@ cdef void start_at(connection_s *connection, uint32_t isn) noexcept:
 cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept:
     if connection.has & HAS_ISN:
         return seq == connection.isn
-    return 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
+    return not connection.has & PAST_START and 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
 
 
 # A segment continues from another SYN, and not from what is open.
@@ -936,6 +972,8 @@ cdef int64_t span_with(page_list_s *pages, text_s *text) noexcept:
 
 
 cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept:
+    if connection.has & HAS_END and difference(connection.end_seq, cut_end) > 0:
+        cut_end = connection.end_seq
     if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
         connection.cut_end = cut_end
 

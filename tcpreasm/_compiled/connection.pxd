@@ -21,6 +21,7 @@ cdef enum:
     HAS_ISN = 2                   # isn means something: the SYN was seen
     HAS_END = 4                   # end_seq means something: a FIN (or an exact RST) was seen
     HAS_FAR = 8                   # far_next means something
+    PAST_START = 16               # so far from first_seq that it cannot be compared with any more
 
 cdef enum:
     KEY_BYTES = 37                # src .. is_ipv6, without a hole
@@ -46,7 +47,7 @@ cdef struct successor_s:
 cdef struct connection_s:
     key_s key
     uint8_t state                 # connection_state_e
-    uint8_t has                   # HAS_ flags
+    uint8_t has                   # HAS_ and PAST_ flags
     uint32_t next_seq             # sequence number expected next
     uint32_t cut_end              # up to here the capture cut bytes off, where ahead of next_seq: no use waiting for them
     uint32_t index                # of its stream in the pool's lists
@@ -62,6 +63,7 @@ cdef struct connection_s:
     int64_t end_seen_ns           # capture time of that FIN
     int64_t created_ns            # capture time of the first segment
     int64_t closed_at_ns          # believed capture time of the closing
+    uint32_t early_end            # the highest sequence number behind a segment that waits for the start
     uint32_t early_segments       # segments since the connection was made that wait for its start
     uint32_t generation           # counts the uses of this piece of memory: a walk knows by it whether it is still the same connection
     uint32_t slot_hash            # of the key, as it stands in the table
@@ -76,6 +78,15 @@ cdef inline bint waits(connection_s *connection) noexcept nogil:
         (connection.has & HAS_END) != 0
         and not ((connection.has & HAS_START) != 0 and connection.end_seq == connection.next_seq)
     )
+
+# The sequence number at which what waits begins.
+cdef inline uint32_t first_held(connection_s *connection) noexcept nogil:
+    return connection.end_seq if connection.pages.first == NULL else connection.pages.first.seq
+
+# To be called whenever next_seq has moved over a multiple of 2**30.
+cdef inline void note_past_start(connection_s *connection) noexcept nogil:
+    if not 0 <= difference(connection.first_seq, connection.next_seq) <= 1 << 30:
+        connection.has |= PAST_START
 
 # The stream has reached its FIN or RST.
 cdef inline bint ended(connection_s *connection) noexcept nogil:

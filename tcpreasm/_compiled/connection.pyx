@@ -20,7 +20,7 @@ cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noe
     connection.isn = connection.end_seq = connection.far_next = 0
     connection.end_seen_ns = connection.closed_at_ns = 0
     connection.skip = 0
-    connection.early_segments = 0
+    connection.early_end = connection.early_segments = 0
     connection.created_ns = connection.last_seen_ns = seen_ns
     connection.successor = NULL
 
@@ -48,6 +48,8 @@ cdef key_s raw_key(object key) except *:
     cdef key_s raw
     cdef bytes src, dst
     src, dst, src_port, dst_port = key
+    if len(src) != len(dst) or len(src) not in (4, 16):
+        raise ValueError(f"packed addresses have 4 or 16 bytes, not {len(src)} and {len(dst)}")
     memset(&raw, 0, sizeof(raw))
     memcpy(raw.src, <const char *>src, len(src))
     memcpy(raw.dst, <const char *>dst, len(dst))

@@ -82,6 +82,9 @@ cdef page_s *pop_last(page_list_s *pages) noexcept nogil
 cdef class Page:                  # a handle for callers and tests; the core works on page_s
     cdef page_s *page
     cdef PageCache owner
+    cdef object memory            # the chunk that the page lies in: kept as long as the handle
+
+    cdef int check_used(self) except -1
 
 
 cdef class PageList:              # likewise, over a list of its own

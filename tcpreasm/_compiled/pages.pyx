@@ -20,6 +20,7 @@ __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 PAGE_BYTES = PAGE_SIZE
 cdef enum:
     INITIAL_PAGES = 1024
+    MAX_CHUNK_PAGES = 1 << 22     # doubling goes no further: 8 GB at once
     STEPS_FROM_END = 4            # nearly in order is found within so many steps, and without the tree
 
 _memory_log = logging.getLogger("tcpreasm.memory")
@@ -33,8 +34,8 @@ cdef class PageCache:
     """
 
     def __cinit__(self, initial=INITIAL_PAGES):
-        if initial < 1:
-            raise ValueError(f"a cache begins with 1 page or more, not {initial}")
+        if not 1 <= initial <= MAX_CHUNK_PAGES:
+            raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
         self.chunks = []
         self.chunk_pages = []
         self.next_grow = initial
@@ -44,8 +45,8 @@ cdef class PageCache:
 
     cdef int _grow(self) except -1:
         cdef uint32_t count = self.next_grow, i
-        headers = np.empty(count * sizeof(page_s), np.uint8)
-        buffers = np.empty(count * PAGE_STRIDE, np.uint8)
+        headers = np.empty(<size_t>count * sizeof(page_s), np.uint8)
+        buffers = np.empty(<size_t>count * PAGE_STRIDE, np.uint8)
         cdef page_s *page = <page_s *><uintptr_t>headers.ctypes.data
         cdef uint8_t *data = <uint8_t *><uintptr_t>buffers.ctypes.data
         for i in range(count):
@@ -58,7 +59,7 @@ cdef class PageCache:
         self.chunks.append((headers, buffers))
         self.chunk_pages.append(count)
         self.size += count
-        self.next_grow = count * 2
+        self.next_grow = min(count * 2, <uint32_t>MAX_CHUNK_PAGES)
         if self.log:
             _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
         return 0
@@ -287,6 +288,7 @@ cdef Page handle(page_s *page):
     cdef Page made = Page.__new__(Page)
     made.page = page
     made.owner = <PageCache>page.cache
+    made.memory = made.owner.chunks[page.chunk]
     return made
 
 
@@ -296,9 +298,15 @@ cdef class Page:
     def __init__(self):
         raise TypeError("a Page comes from PageCache.take")
 
+    cdef int check_used(self) except -1:
+        if self.page.prev == self.page:
+            raise ValueError("this page is free")
+        return 0
+
     def hold(self, data):
-        """Keep a copy of data instead of what the page held."""
+        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than PAGE_BYTES."""
         cdef bytes copy = bytes(data)
+        self.check_used()
         if len(copy) > PAGE_SIZE:
             raise ValueError(f"a page holds {PAGE_SIZE} bytes, not {len(copy)}")
         hold_bytes(self.page, <const uint8_t *>PyBytes_AS_STRING(copy), <uint32_t>len(copy))
@@ -313,6 +321,7 @@ cdef class Page:
 
     @seq.setter
     def seq(self, value):
+        self.check_used()
         self.page.seq = value
 
     @property
@@ -321,6 +330,7 @@ cdef class Page:
 
     @missing.setter
     def missing(self, value):
+        self.check_used()
         self.page.missing = value
 
     @property
@@ -338,6 +348,7 @@ cdef class Page:
 
     @prev.setter
     def prev(self, Page other):
+        self.check_used()
         self.page.prev = NULL if other is None else other.page
 
     @property
@@ -346,6 +357,7 @@ cdef class Page:
 
     @next.setter
     def next(self, Page other):
+        self.check_used()
         self.page.next = NULL if other is None else other.page
 
     def __len__(self):
@@ -414,6 +426,8 @@ cdef class PageList:
 
     def push_between(self, Page prev, Page next_, Page first not None, Page last not None):
         """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
+        first.check_used()
+        last.check_used()
         push_between(&self.pages, NULL if prev is None else prev.page, NULL if next_ is None else next_.page, first.page, last.page)
 
     def pop_first(self):

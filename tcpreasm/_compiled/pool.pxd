@@ -54,7 +54,7 @@ cdef class StreamPoolBase:
     # The connection of the key, owned by this thread now; a new one without a stream where there is none and create says so; else NULL.
     # One that was closed before forget_ns counts as none. Raises RuntimeError where this thread owns it already.
     cdef connection_s *acquire(self, const key_s *key, bint create, int64_t seen_ns, int64_t forget_ns) except? NULL
-    # Own a connection met in a walk; False if it is no longer the one of that generation, or no longer open.
+    # Own a connection met in a walk; False if it is no longer the one of that generation, no longer open, or served by this very thread.
     cdef bint acquire_open(self, connection_s *connection, uint32_t generation) except -1
     # The opposite. A removed connection becomes a free one only now.
     cdef int release(self, connection_s *connection) except -1
@@ -64,8 +64,12 @@ cdef class StreamPoolBase:
     cdef int close(self, connection_s *connection, int64_t now_ns) except -1
     cdef int remove(self, connection_s *connection) except -1
     cdef int forget_closed_before(self, int64_t before_ns) except -1
+    # The clock was set back: nothing was closed later than now.
+    cdef void set_back(self, int64_t now_ns) noexcept
 
-    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) except NULL
+    # The first of the two makes room and may run Python code; the second does not.
+    cdef int _make_ready(self) except -1
+    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept
     cdef int _wait(self, connection_s *connection) except -1
     cdef bint _forget(self, connection_s *connection, int64_t before_ns) except -1
     cdef int _grow(self) except -1

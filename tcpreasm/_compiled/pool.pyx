@@ -4,10 +4,11 @@ import logging
 import os
 import threading
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from .connection cimport CLOSED, FREE, KEY_BYTES, OPEN, REMOVED, connection_s, key_object, key_s, reset
 from .pages cimport give_back_page, pop_first
@@ -94,10 +95,15 @@ cdef class StreamPoolBase:
     def keys(self):
         """The keys of the open connections, oldest first."""
         cdef connection_s *connection = self.open.oldest
-        keys = []
-        while connection != NULL:
-            keys.append(key_object(&connection.key))
+        cdef key_s key
+        raw = []
+        while connection != NULL:  # no Python code runs here: the list stays as it is
+            raw.append(PyBytes_FromStringAndSize(<const char *>&connection.key, sizeof(key_s)))
             connection = connection.newer
+        keys = []
+        for each in raw:
+            memcpy(&key, <const char *>each, sizeof(key_s))
+            keys.append(key_object(&key))
         return keys
 
     # -- the table --------------------------------------------------------------------------------------------------
@@ -175,6 +181,10 @@ cdef class StreamPoolBase:
                 if not create:
                     return NULL
                 self.forget_closed_before(forget_ns)
+                if self.free == NULL or (self.filled + 1) * 4 > (self.mask + 1) * 3 or (self.log and not (self.requests + 1) & 0x7FFF):
+                    # This may run Python code, and another thread may make the connection meanwhile: look again.
+                    self._make_ready()
+                    continue
                 connection = self._take(key, hash, seen_ns)
                 connection.owner = PyThread_get_thread_ident()
                 return connection
@@ -188,6 +198,8 @@ cdef class StreamPoolBase:
             if connection.owner == 0:
                 connection.owner = PyThread_get_thread_ident()
                 return True
+            if connection.owner == <unsigned long>PyThread_get_thread_ident():
+                return False
             self._wait(connection)
         return False
 
@@ -199,7 +211,7 @@ cdef class StreamPoolBase:
         try:
             with self.condition:
                 if connection.owner != 0:
-                    self.condition.wait()
+                    self.condition.wait(1)  # a wake-up may be lost to an exception of a signal handler
         finally:
             self.waiters -= 1
         return 0
@@ -215,16 +227,20 @@ cdef class StreamPoolBase:
                 self.condition.notify_all()
         return 0
 
-    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) except NULL:
-        cdef connection_s *connection
-        self.requests += 1
-        if self.log and not self.requests & 0x7FFF:
-            _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.made - self.open.count)
+    cdef int _make_ready(self) except -1:
         if self.free == NULL:
             self._grow()
         if (self.filled + 1) * 4 > (self.mask + 1) * 3:
             self._grow_table()
-        connection = self.free
+        if self.log and not (self.requests + 1) & 0x7FFF:
+            self.requests += 1
+            _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.made - self.open.count)
+            self.requests += 1
+        return 0
+
+    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept:
+        cdef connection_s *connection = self.free
+        self.requests += 1
         self.free = connection.newer
         reset(connection, key, seen_ns)
         connection.generation += 1
@@ -244,16 +260,15 @@ cdef class StreamPoolBase:
         if slab == NULL:
             raise MemoryError()
         slab.older, self.slabs = self.slabs, slab
+        nothing = [None] * count
+        for per_connection in (self.streams, self.reassembled, self.complete):
+            per_connection.extend(nothing)
         for i in range(count):
             connection = <connection_s *>(place + i * stride)
             connection.index = self.made + i
             connection.newer = self.free
             self.free = connection
         self.made += count
-        nothing = [None] * count
-        self.streams.extend(nothing)
-        self.reassembled.extend(nothing)
-        self.complete.extend(nothing)
         if self.log:
             _memory_log.debug("stream pool: %d connections added", count)
         self.next_grow = count * 2
@@ -282,6 +297,12 @@ cdef class StreamPoolBase:
         self._erase(connection)
         connection.state = REMOVED
         return self._clear_stream(connection)
+
+    cdef void set_back(self, int64_t now_ns) noexcept:
+        cdef connection_s *connection = self.closed.oldest
+        while connection != NULL:
+            connection.closed_at_ns = min(connection.closed_at_ns, now_ns)
+            connection = connection.newer
 
     cdef int forget_closed_before(self, int64_t before_ns) except -1:
         while self.closed.oldest != NULL and self._forget(self.closed.oldest, before_ns):

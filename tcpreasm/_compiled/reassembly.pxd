@@ -16,6 +16,7 @@ cdef class Reassembly:
     cdef Py_ssize_t length
     cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
     cdef int64_t seen_              # capture time, ns
+    cdef bint ready                 # made: bytes, once there, stay
     cdef bint start_
     cdef bint end_
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move

@@ -26,6 +26,9 @@ cdef class Reassembly:
         self.data = NOTHING
 
     def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0):
+        if self.ready:
+            raise TypeError("a Reassembly is made once")
+        self.ready = True
         self.owner = bytes(data)
         self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
         self.length = len(self.owner)
@@ -101,6 +104,7 @@ cdef class Reassembly:
 
 cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t length, int64_t skip, bint start, int64_t seen):
     cdef Reassembly piece = Reassembly.__new__(Reassembly)
+    piece.ready = True
     piece.owner = owner
     piece.data = data
     piece.length = length
@@ -112,6 +116,7 @@ cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t leng
 
 cdef Reassembly piece_of_page(page_s *page, int64_t skip):
     cdef Reassembly piece = Reassembly.__new__(Reassembly)
+    piece.ready = True
     piece.cache = <PageCache>page.cache
     piece.page = page
     piece.data = page.bytes

@@ -1,5 +1,7 @@
 """Sequence numbers for callers: `Sequence` and `byte_span`. The core itself works on uint32_t (sequence.pxd)."""
 
+from operator import index
+
 from libc.stdint cimport uint32_t
 
 __all__ = ["INVALID_SEQUENCE", "Sequence", "byte_span"]
@@ -15,7 +17,7 @@ cdef class Sequence:
     """
 
     def __init__(self, value):
-        number = value.__index__()
+        number = index(value)
         if not -1 <= number <= MASK:
             raise ValueError(f"a sequence number is from 0 to 2**32 - 1, not {number}")
         self._value = number
@@ -35,7 +37,7 @@ cdef class Sequence:
 
     def add(self, n):
         """The sequence number n bytes on (or back, where n is negative)."""
-        return Sequence((self._valid() + n.__index__()) & MASK)
+        return Sequence((self._valid() + index(n)) & MASK)
 
     def __index__(self):
         return self._value

@@ -238,7 +238,11 @@ class AssemblerBase:
 
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
-        self._observe(now_ns)
+        self._enter()
+        try:
+            self._observe(now_ns)
+        finally:
+            self._busy.release()
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
@@ -264,8 +268,10 @@ class AssemblerBase:
             raise ValueError("this Assembler is closed")
 
     def _observe(self, seen_ns: int) -> None:
-        self._clock_before = self._clock
-        self._clock = self._clock.observe(seen_ns)
+        before = self._clock_before = self._clock
+        clock = self._clock = before.observe(seen_ns)
+        if before.now_ns is not None and clock.now_ns is not None and clock.now_ns < before.now_ns:
+            self._pool.set_back(clock.now_ns)
 
     def _expiry(self, timeout_ns: int) -> int:
         """The time before which something is too old. Nothing expires by the setting of a clock."""
@@ -275,8 +281,7 @@ class AssemblerBase:
         return now - timeout_ns
 
     def _forget_before(self) -> int:
-        now = self._clock.now_ns
-        return NEVER_NS if now is None else now - self._closed_timeout_ns
+        return self._expiry(self._closed_timeout_ns)
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
@@ -320,6 +325,10 @@ class AssemblerBase:
             self._serve(connection)
             if self._late_error is not None:
                 raise self._late_error
+        except BaseException as raised:
+            if raised is not self._late_error and raised.__context__ is None:
+                raised.__context__ = self._late_error
+            raise
         finally:
             self._late_error = None
             self._out = []
@@ -342,8 +351,8 @@ class AssemblerBase:
         """RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream."""
         self._counts["rst_text"] += text
         expected = connection.next_seq
-        if expected is None:
-            expected = connection.pages.last.end if connection.pages.last is not None else None
+        if expected is None and connection.waits():
+            expected = connection.early_end if connection.end_seq is None else connection.end_seq
         if seq != expected:
             self._counts["rst_ignored"] += 1
             return
@@ -355,13 +364,12 @@ class AssemblerBase:
         """This SYN began the connection: the same again, or late where it was missed."""
         if connection.isn is not None:
             return seq == connection.isn
-        return 0 <= difference(add(seq, 1), connection.first_seq) <= SYN_REACH
+        return not connection.past_start and 0 <= difference(add(seq, 1), connection.first_seq) <= SYN_REACH
 
     def _syn(self, connection: Connection, isn: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
         text_seq = add(isn, 1)
         if connection.next_seq is None:
-            first = connection.pages.first
-            if first is not None and not 0 <= difference(text_seq, first.seq) <= SYN_REACH:
+            if connection.waits() and not 0 <= difference(text_seq, connection.first_held()) <= SYN_REACH:
                 self._begin_anew(connection, None, len(payload), seen_ns)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
@@ -376,7 +384,7 @@ class AssemblerBase:
             self._drop_successor(connection)
             self._counts["syn_remembered"] += 1
             connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
-            if len(payload):
+            if wire:
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
                 if self._is_at_limit(connection.successor.pages):
                     self._drop(connection.successor.pages, "unconfirmed_syn")
@@ -443,7 +451,10 @@ class AssemblerBase:
         if flags & FIN:
             self._note_end(connection, add(seq, wire), seen_ns)
         if connection.end_seq is not None:
-            room = difference(seq, connection.end_seq)
+            if connection.next_seq is None:
+                room = difference(seq, connection.end_seq)
+            else:  # each of the two is exact; their sum may be too far for one
+                room = difference(seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
             if wire > room:
                 keep = max(0, min(room, len(payload)))
                 self._counts["after_end"] += len(payload) - keep
@@ -454,7 +465,9 @@ class AssemblerBase:
             self._wait_for_start(connection, seq, payload, missing, seen_ns)
             return
         ahead = difference(connection.next_seq, seq)
-        if ahead <= 0:
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            self._counts["out_of_window"] += len(payload)
+        elif ahead <= 0:
             self._deliver(connection, seq, payload, missing, seen_ns, start)
         elif wire:
             if ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire)):
@@ -502,10 +515,16 @@ class AssemblerBase:
     def _wait_for_start(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int) -> None:
         first = connection.pages.first
         if len(payload) or missing:
-            if first is not None and self._span_with(connection, seq, len(payload) + missing) > min(self._max_gap, START_REACH):
+            reach = min(self._max_gap, START_REACH)
+            if (first is not None and self._span_with(connection, seq, len(payload) + missing) > reach) or (
+                connection.end_seq is not None and not 0 <= difference(seq, connection.end_seq) <= reach
+            ):
                 self._counts["out_of_window"] += len(payload)
                 return
             self._hold_in(connection.pages, seq, payload, missing, seen_ns, True)
+            end = add(seq, len(payload) + missing)
+            if first is None or difference(connection.early_end, end) > 0:
+                connection.early_end = end
         if not connection.waits():
             return
         connection.early_segments += 1
@@ -527,10 +546,12 @@ class AssemblerBase:
         """A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already."""
         assert connection.next_seq is not None
         size = len(payload)
-        position = min(difference(seq, connection.next_seq), size)
+        before = connection.next_seq
+        done = difference(seq, before)
+        position = min(done, size)
         if position:
             early = 0
-            if connection.isn is None or add(connection.isn, 1) != connection.first_seq:
+            if not connection.past_start and (connection.isn is None or add(connection.isn, 1) != connection.first_seq):
                 early = max(0, min(position, difference(seq, connection.first_seq)))
             self._counts["before_start"] += early
             self._counts["retransmitted"] += position - early
@@ -538,7 +559,7 @@ class AssemblerBase:
         if start and page is not None and page.seq == seq:
             self._emit(connection, b"", seen_ns, True)
             start = False
-        while page is not None and position < size and (at := difference(seq, page.seq)) < size:
+        while page is not None and position < size and (at := done + difference(before, page.seq)) < size:
             if position < at:
                 self._emit(connection, payload[position:at], seen_ns, start)
                 start = False
@@ -554,9 +575,13 @@ class AssemblerBase:
         if missing:
             self._note_cut(connection, add(seq, size + missing))
         self._advance(connection)
+        if (before ^ connection.next_seq) >> 30:
+            connection.note_past_start()
 
     def _note_cut(self, connection: Connection, cut_end: int) -> None:
         assert connection.next_seq is not None
+        if connection.end_seq is not None and difference(connection.end_seq, cut_end) > 0:
+            cut_end = connection.end_seq
         if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
             connection.cut_end = cut_end
 
@@ -671,9 +696,7 @@ class AssemblerBase:
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""
-        first = connection.pages.first
-        target = first.seq if first is not None else connection.end_seq
-        assert target is not None
+        target = connection.first_held()
         if connection.next_seq is None:
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
@@ -681,6 +704,7 @@ class AssemblerBase:
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
         self._advance(connection)
+        connection.note_past_start()
 
     def _drop_successor(self, connection: Connection) -> None:
         if connection.successor is not None:
@@ -707,8 +731,8 @@ class AssemblerBase:
             if connection.successor is not None:
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
             self._counts["streams_closed"] += 1
-            assert self._clock.now_ns is not None
-            self._pool.close(connection, self._clock.now_ns)
+            now = self._clock.now_ns
+            self._pool.close(connection, connection.last_seen_ns if now is None else now)
             if self._debug:
                 _log.debug("%s: ended", connection.key)
         self._call(reassembled, complete, self._out)
@@ -724,8 +748,11 @@ class AssemblerBase:
         """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
         while connection.waits():
             self._skip(connection)
-        if connection.skip:
-            self._emit(connection, b"", connection.last_seen_ns, False)
+        ended = connection.ended()
+        if connection.skip or (ended and not self._out):
+            self._emit(connection, b"", connection.end_seen_ns if ended else connection.last_seen_ns, False)
+        if ended:
+            self._out[-1].end = True
         self._drop_successor(connection)
         self._counts["streams_closed"] += 1
 
@@ -746,8 +773,8 @@ class AssemblerBase:
         An exception of user code does not keep the other connections from being served; the first one is raised at the end.
         """
         flushed = closed = 0
-        error: Exception | None = None
-        for connection, key in self._pool.walk():
+        error: BaseException | None = None
+        for connection, key in self._pool.walk(idle_ns):
             if not self._pool.acquire_open(connection, key):
                 continue
             try:
@@ -759,7 +786,7 @@ class AssemblerBase:
                     self._close(connection)
                 elif gave_out:
                     self._serve(connection)
-            except Exception as raised:
+            except BaseException as raised:
                 error = error or raised
             finally:
                 self._out = []

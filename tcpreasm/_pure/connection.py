@@ -42,6 +42,7 @@ class Connection:
         "_key",
         "created_ns",
         "cut_end",
+        "early_end",
         "early_segments",
         "end_seen_ns",
         "end_seq",
@@ -53,6 +54,7 @@ class Connection:
         "next_seq",
         "owner",
         "pages",
+        "past_start",
         "reassembled",
         "reassembly_complete",
         "skip",
@@ -77,11 +79,13 @@ class Connection:
         self.next_seq: int | None = None  # sequence number expected next; None until the stream has started
         self.isn: int | None = None  # sequence number of the SYN, where one was seen
         self.first_seq = 0  # sequence number of the stream's first byte, once it has started
+        self.past_start = False  # so far from first_seq that it cannot be compared with any more
         self.end_seq: int | None = None  # sequence number at which the FIN stands, once one was seen
         self.end_seen_ns = 0
         self.cut_end = 0  # up to here the capture cut bytes off, where that is ahead of next_seq: no use waiting for them
         self.far_next: int | None = None  # where the last segment ended that was further ahead than max_gap
         self.skip = 0  # missing bytes that the next piece will report; -1 for an unknown number
+        self.early_end = 0  # the highest sequence number behind a segment that waits for the start
         self.early_segments = 0  # segments since the connection was made that wait for its start
         self.created_ns = seen_ns
         self.last_seen_ns = seen_ns
@@ -103,6 +107,19 @@ class Connection:
     def waits(self) -> bool:
         """There is something to come that a hole holds back."""
         return self.pages.count > 0 or (self.end_seq is not None and self.end_seq != self.next_seq)
+
+    def first_held(self) -> int:
+        """The sequence number at which what waits begins."""
+        first = self.pages.first
+        if first is not None:
+            return first.seq
+        assert self.end_seq is not None
+        return self.end_seq
+
+    def note_past_start(self) -> None:
+        """To be called whenever next_seq has moved over a multiple of 2**30."""
+        if self.next_seq is not None and not 0 <= difference(self.first_seq, self.next_seq) <= 1 << 30:
+            self.past_start = True
 
     def ended(self) -> bool:
         """The stream has reached its FIN or RST."""

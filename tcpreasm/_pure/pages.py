@@ -20,6 +20,7 @@ __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 
 PAGE_BYTES = 1900
 INITIAL_PAGES = 1024
+MAX_CHUNK_PAGES = 1 << 22  # doubling goes no further: 8 GB at once
 _STEPS_FROM_END = 4  # nearly in order is found within so many steps, and without the tree
 
 _memory_log = logging.getLogger("tcpreasm.memory")
@@ -51,7 +52,11 @@ class Page:
         self.right: Page | None = None
 
     def hold(self, data: bytes | memoryview) -> None:
-        """Keep a copy of data instead of what the page held."""
+        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than PAGE_BYTES."""
+        if self.prev is self:
+            raise ValueError("this page is free")
+        if len(data) > PAGE_BYTES:
+            raise ValueError(f"a page holds {PAGE_BYTES} bytes, not {len(data)}")
         with self._cache._lock:
             self._cache.held_bytes += len(data) - len(self.bytes)
         self.bytes = bytes(data)
@@ -74,8 +79,8 @@ class PageCache:
     """
 
     def __init__(self, initial: int = INITIAL_PAGES) -> None:
-        if initial < 1:
-            raise ValueError(f"a cache begins with 1 page or more, not {initial}")
+        if not 1 <= initial <= MAX_CHUNK_PAGES:
+            raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
         self._lock = threading.Lock()  # another assembler of the same pool may give pages back
         self._free: list[Page] = []
         self._chunk_pages: list[int] = []  # pages of each chunk, oldest chunk first
@@ -92,7 +97,7 @@ class PageCache:
         self._free.extend([Page(self, chunk) for _ in range(count)])
         self._chunk_pages.append(count)
         self.size += count
-        self._next_grow = count * 2
+        self._next_grow = min(count * 2, MAX_CHUNK_PAGES)
         if self._log:
             _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
 

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from ..flow import ConnectionKey
-from .connection import Connection, RawKey
+from .connection import Connection, RawKey, key_object
 
 __all__ = ["StreamPoolBase"]
 
@@ -29,7 +29,8 @@ class StreamPoolBase:
             raise TypeError(f"a stream factory has a method new(net_flow, transport_flow) or is callable, not {factory!r}")
         self.factory = factory
         self._new = new
-        self._lock = threading.Lock()
+        # Allocating may start the garbage collector, and that a finaliser which asks this pool something.
+        self._lock = threading.RLock()
         self._open: dict[RawKey, Connection] = {}  # in order of creation
         self._closed: dict[RawKey, Connection] = {}  # in order of closing
         self._closed_at: dict[RawKey, int] = {}
@@ -46,8 +47,8 @@ class StreamPoolBase:
     def keys(self) -> list[ConnectionKey]:
         """The keys of the open connections, oldest first."""
         with self._lock:
-            connections = list(self._open.values())
-        return [connection.key for connection in connections]
+            keys = list(self._open)
+        return [key_object(key) for key in keys]
 
     def _grow(self) -> None:
         self._free.extend([Connection() for _ in range(self._next_grow)])
@@ -71,15 +72,15 @@ class StreamPoolBase:
                         return None
                     self._forget_closed(forget_ns)
                     connection = self._take(key, seen_ns)
-                    connection.lock.acquire()  # never waits: nobody has it
                     connection.owner = me
                     return connection
             if self._lock_found(connection, key, me):
                 return connection
 
     def acquire_open(self, connection: Connection, key: RawKey) -> bool:
-        """Lock a connection met in a walk; False if it is no longer open under that key."""
-        if not self._lock_found(connection, key, threading.get_ident()):
+        """Lock a connection met in a walk; False if it is no longer open under that key, or served by this very thread."""
+        me = threading.get_ident()
+        if connection.owner == me or not self._lock_found(connection, key, me):
             return False
         if connection.state == Connection.OPEN:
             return True
@@ -100,6 +101,8 @@ class StreamPoolBase:
         """The opposite of acquire. A removed connection becomes a free one only now, when nobody serves it any more."""
         connection.owner = 0
         if connection.state == Connection.REMOVED:
+            # Here, and not under the pool's lock: it may be the last that keeps the stream alive.
+            connection.stream = connection.reassembled = connection.reassembly_complete = None
             with self._lock:
                 self._set_free(connection)
                 connection.lock.release()
@@ -113,15 +116,19 @@ class StreamPoolBase:
         if not self._free:
             self._grow()
         connection = self._free.pop()
+        if not connection.lock.acquire(blocking=False):
+            # Somebody found it under its last key, and is about to see that it was too late: leave it to him.
+            connection = Connection()
+            connection.lock.acquire()
         connection.reset(key, seen_ns)
         connection.state = Connection.OPEN
         self._open[key] = connection
         return connection
 
-    def walk(self) -> list[tuple[Connection, RawKey]]:
-        """The connections that are open now, oldest first."""
+    def walk(self, idle_ns: int) -> list[tuple[Connection, RawKey]]:
+        """The open connections that hold something back or have seen nothing since idle_ns, oldest first."""
         with self._lock:
-            return [(connection, key) for key, connection in self._open.items()]
+            return [(connection, key) for key, connection in self._open.items() if connection.last_seen_ns < idle_ns or connection.waits()]
 
     def reopen(self, connection: Connection, seen_ns: int) -> None:
         """Begin anew under the same key: the newest connection now. The caller holds its lock and has emptied it."""
@@ -142,13 +149,19 @@ class StreamPoolBase:
             self._closed[key] = connection
             self._closed_at[key] = now_ns
             connection.state = Connection.CLOSED
-            connection.stream = connection.reassembled = connection.reassembly_complete = None
+        connection.stream = connection.reassembled = connection.reassembly_complete = None
 
     def remove(self, connection: Connection) -> None:
         """From open to forgotten."""
         with self._lock:
             del self._open[connection._key]
             connection.state = Connection.REMOVED
+
+    def set_back(self, now_ns: int) -> None:
+        """The clock was set back: nothing was closed later than now."""
+        with self._lock:
+            for key, closed_at in self._closed_at.items():
+                self._closed_at[key] = min(closed_at, now_ns)
 
     def forget_closed(self, before_ns: int) -> None:
         """Connections that were closed before before_ns are forgotten. Looks at the oldest only."""

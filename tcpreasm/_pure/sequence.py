@@ -6,6 +6,7 @@ those; `Sequence` is the same for callers.
 
 from __future__ import annotations
 
+from operator import index
 from typing import Final, SupportsIndex
 
 __all__ = ["INVALID_SEQUENCE", "Sequence", "add", "byte_span", "difference"]
@@ -34,7 +35,7 @@ class Sequence:
     __slots__ = ("_value",)
 
     def __init__(self, value: SupportsIndex) -> None:
-        number = value.__index__()
+        number = index(value)
         if not -1 <= number <= _MASK:
             raise ValueError(f"a sequence number is from 0 to 2**32 - 1, not {number}")
         self._value = number
@@ -48,7 +49,7 @@ class Sequence:
 
     def add(self, n: SupportsIndex) -> Sequence:
         """The sequence number n bytes on (or back, where n is negative)."""
-        return Sequence(add(self._valid(), n.__index__()))
+        return Sequence(add(self._valid(), index(n)))
 
     def _valid(self) -> int:
         if self._value < 0:

@@ -22,7 +22,7 @@ SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"  # the same in both byte orders
 BYTE_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _SECTION, _INTERFACE, _PACKET, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 6
 _READ = (_SECTION, _INTERFACE, _PACKET, _SIMPLE, _ENHANCED)
-_NS_LIMIT = 2**62  # the farthest time that the package knows; what lies beyond is damaged anyway
+_NS_LIMIT = 2**62 - 1  # the farthest time that the package knows; what lies beyond is damaged anyway
 _OPTION_END, _OPTION_TSRESOL, _OPTION_TSOFFSET = 0, 9, 14
 
 _STRUCTS = {
