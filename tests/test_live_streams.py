@@ -1,0 +1,89 @@
+"""Live capture to streams, all the way: real traffic of a real HTTP server on loopback, on both cores and through both libraries.
+
+Skipped only where the machine forbids capturing or a library is not installed, with the reason (fixture `library` of test_live).
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_live import BODY, LOOPBACK, fetch, library, port
+
+__all__ = ["library", "port"]  # fixtures
+
+REQUEST = b"GET /it HTTP/1.1\r\n"
+
+
+class Collected:
+    """A factory of BytesStreams that remembers them by the sender's port."""
+
+    def __init__(self, tcpreasm: ModuleType) -> None:
+        self.tcpreasm = tcpreasm
+        self.streams: list[Any] = []
+        self.complete = threading.Event()
+
+    def new(self, net_flow: Any, transport_flow: Any) -> Any:
+        stream = self.tcpreasm.BytesStream(net_flow, transport_flow)
+        self.streams.append(stream)
+        return stream
+
+    def sent_by(self, port: int) -> Any:
+        (stream,) = [stream for stream in self.streams if stream.key.transport_flow.src == port]
+        return stream
+
+
+def check(collected: Collected, port: int) -> None:
+    assert len(collected.streams) == 2
+    answer = collected.sent_by(port)
+    assert answer.started
+    assert answer.complete
+    assert answer.gaps == ()
+    head, _, body = answer.data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert body == BODY
+    (request,) = [stream for stream in collected.streams if stream is not answer]
+    assert request.data.startswith(REQUEST)
+    assert request.complete
+
+
+def test_the_bytes_of_an_http_server(tcpreasm: ModuleType, library: str, port: int) -> None:
+    collected = Collected(tcpreasm)
+    with tcpreasm.open_live(LOOPBACK, filter=f"tcp port {port}", library=library) as capture:
+        fetch(port)
+        capture.stop()
+        summary = tcpreasm.Assembler(tcpreasm.StreamPool(collected)).assemble_capture(capture)
+        drops = capture.drops
+    assert (summary.streams, summary.bytes_skipped, summary.complete) == (2, 0, True)
+    assert drops.dropped == 0
+    check(collected, port)
+
+
+def test_ctrl_c_gives_out_everything(tcpreasm: ModuleType, library: str, port: int) -> None:
+    """KeyboardInterrupt while it waits for packets; the connection is still open, its last bytes are there."""
+    collected = Collected(tcpreasm)
+    with tcpreasm.open_live(LOOPBACK, filter=f"tcp port {port}", library=library) as capture:
+        fetch(port)
+        timer = threading.Timer(0.5, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            tcpreasm.Assembler(tcpreasm.StreamPool(collected)).assemble_capture(capture)
+        timer.join()
+    check(collected, port)
+
+
+def test_follow_gives_streams_while_the_interface_runs(tcpreasm: ModuleType, library: str, port: int) -> None:
+    with tcpreasm.open_live(LOOPBACK, filter=f"tcp port {port}", library=library) as capture:
+        streams: Iterator[Any] = tcpreasm.follow(capture)
+        fetch(port)
+        first, second = next(streams), next(streams)
+        assert not capture.stopped
+        capture.stop()
+        assert list(streams) == []
+    bodies = {stream.key.transport_flow.src == port: stream.data for stream in (first, second)}
+    assert bodies[True].endswith(BODY)
+    assert bodies[False].startswith(REQUEST)
