@@ -301,7 +301,8 @@ def test_pcapng_time_resolutions(order: str, resolution: int, units: int, offset
 
 
 def test_pcapng_time_beyond_all_bounds_is_held_at_the_bound() -> None:
-    for resolution, offset, expected in ((0, 0, 2**62), (6, 2**63 - 1, 2**62), (6, -(2**63), -(2**62)), (127, 0, 0), (0xFF, 0, 0)):
+    far = 2**62 - 1
+    for resolution, offset, expected in ((0, 0, far), (6, 2**63 - 1, far), (6, -(2**63), -far), (127, 0, 0), (0xFF, 0, 0)):
         data = shb() + idb(options=tsresol("<", resolution) + tsoffset("<", offset)) + epb("<", 0, 2**64 - 1, b"x")
         frames, capture = read_all(data)
         assert frames[0].timestamp_ns == expected, resolution

@@ -245,11 +245,12 @@ DUNDERS = ("__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "
 # What the pure core's modules say to each other by Python names, and the compiled core's by C functions and struct fields.
 INTERNAL = {
     "Connection": {
-        *("CLOSED", "FREE", "OPEN", "REMOVED", "cut_end", "early_segments", "end_seen_ns", "far_next", "first_seq", "is_ahead", "isn"),
+        *("CLOSED", "FREE", "OPEN", "REMOVED", "cut_end", "early_end", "early_segments", "end_seen_ns", "far_next", "first_held"),
+        *("first_seq", "is_ahead", "isn", "note_past_start", "past_start"),
         *("lock", "owner", "pages", "reassembled", "reassembly_complete", "state", "stream", "successor", "waits_until"),
     },
     "Page": {"left", "parent", "priority", "right"},
-    "StreamPoolBase": {"acquire", "acquire_open", "close", "release", "remove", "reopen", "walk"},
+    "StreamPoolBase": {"acquire", "acquire_open", "close", "release", "remove", "reopen", "set_back", "walk"},
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
     "Reassembly": {"__contains__", "__getitem__", "__iter__"},
 }

@@ -147,12 +147,12 @@ cdef class AssemblerBase:
         cdef bytes src = net_flow.raw_src
         cdef bytes dst = net_flow.raw_dst
         cdef bytes payload = tcp.payload
+        if PyBytes_GET_SIZE(src) != PyBytes_GET_SIZE(dst) or PyBytes_GET_SIZE(src) not in (4, 16):
+            raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         text.seen_ns = as_ns(timestamp, timestamp_ns)
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
         text.seq, text.wire = tcp.seq, tcp.wire_payload_length
-        if PyBytes_GET_SIZE(src) != PyBytes_GET_SIZE(dst) or PyBytes_GET_SIZE(src) not in (4, 16):
-            raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))

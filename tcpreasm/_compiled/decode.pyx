@@ -32,6 +32,7 @@ cdef enum:  # tcpreasm.verdict.Verdict
 
 cdef enum:
     TCP = 6
+    OFFLOADED_MAX = 1 << 20  # no network card takes more at once (Linux: 512 KiB); a frame that claims more is damaged there
     SIZE_MAX_ = 0x7FFFFFFF  # a frame counts as no longer than this, so that every length fits 31 bits
 
 
@@ -124,6 +125,12 @@ cdef inline size_t _size(size_t length, size_t wire_length) noexcept nogil:
     return size if size < SIZE_MAX_ else SIZE_MAX_
 
 
+cdef inline size_t _offloaded(size_t length, size_t offset, size_t wire_length) noexcept nogil:
+    # Bytes from offset on, where only the frame tells: those on the wire, if that can be.
+    cdef size_t size = _size(length, wire_length) - offset
+    return size if size <= OFFLOADED_MAX else length - offset
+
+
 cdef int _ipv4(
     const uint8_t *frame, size_t length, size_t offset, size_t wire_length, bint verify_checksums, segment_s *out
 ) noexcept nogil:
@@ -147,8 +154,9 @@ cdef int _ipv4(
     if captured < header:
         return TRUNCATED
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
-        total = _size(length, wire_length)
-        total = total - offset if total > offset + header else header
+        total = _offloaded(length, offset, wire_length)
+        if total < header:
+            total = header
     if captured > total:  # what follows is padding
         captured = total
     _ipv4_addresses(ip, out)
@@ -173,9 +181,7 @@ cdef int _ipv6(
     if end != 0:
         end += offset
     else:  # a jumbogram (RFC 2675), or cut by the network card: the frame tells the length
-        end = _size(length, wire_length)
-        if end < offset:
-            end = offset
+        end = offset + _offloaded(length, offset, wire_length)
     while protocol != TCP:  # one extension header a turn, 8 bytes at least
         if not (protocol == 0 or protocol == 43 or protocol == 44 or protocol == 51 or protocol == 60 or protocol == 135
                 or protocol == 139 or protocol == 140):

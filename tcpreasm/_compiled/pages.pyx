@@ -344,7 +344,7 @@ cdef class Page:
 
     @property
     def prev(self):
-        return handle(self.page.prev)
+        return None if self.page.prev == self.page else handle(self.page.prev)
 
     @prev.setter
     def prev(self, Page other):
@@ -353,7 +353,7 @@ cdef class Page:
 
     @property
     def next(self):
-        return handle(self.page.next)
+        return None if self.page.prev == self.page else handle(self.page.next)
 
     @next.setter
     def next(self, Page other):

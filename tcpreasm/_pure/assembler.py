@@ -119,6 +119,8 @@ class AssemblerBase:
             raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         if not isinstance(tcp, TCPSegment):
             raise TypeError(f"tcp is a TCPSegment, not {type(tcp).__name__}: {tcp!r}")
+        if len(net_flow.raw_src) != len(net_flow.raw_dst) or len(net_flow.raw_src) not in (4, 16):
+            raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         seen_ns = to_ns(timestamp, timestamp_ns)
         key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port)
         self._enter()

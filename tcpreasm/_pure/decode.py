@@ -31,6 +31,7 @@ _BAD_IP_HEADER: Result = Verdict.BAD_IP_HEADER, None
 _BAD_TCP_HEADER: Result = Verdict.BAD_TCP_HEADER, None
 _BAD_CHECKSUM: Result = Verdict.BAD_CHECKSUM, None
 
+_OFFLOADED_MAX = 1 << 20  # no network card takes more at once (Linux: 512 KiB); a frame that claims more is damaged there
 _SIZE_MAX = 0x7FFFFFFF  # a frame counts as no longer than this, so that every length fits 31 bits
 _TCP = 6
 _IPV4, _IPV6 = 0x0800, 0x86DD
@@ -83,6 +84,12 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src:
     )  # fmt: skip
 
 
+def _offloaded(frame: bytes, offset: int, wire: int) -> int:
+    """Bytes from offset on, where only the frame tells: those on the wire, if that can be."""
+    size = max(0, wire - offset)
+    return size if size <= _OFFLOADED_MAX else len(frame) - offset
+
+
 def _ipv4(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
     """RFC 791 3.1."""
     captured = len(frame) - offset
@@ -103,7 +110,7 @@ def _ipv4(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
     if captured < header:
         return _TRUNCATED
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
-        total = max(wire - offset, header)
+        total = max(_offloaded(frame, offset, wire), header)
     captured = min(captured, total)  # what follows is padding
     return _tcp(frame, offset + header, captured - header, total - header, wire - offset - header, src, dst, verify)
 
@@ -120,7 +127,7 @@ def _ipv6(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
     payload_length, protocol, src, dst = _ipv6_header(frame, offset)
     offset += 40
     # No length: a jumbogram (RFC 2675), or to be cut by the network card. The frame tells the length then.
-    end = offset + payload_length if payload_length else max(wire, offset)
+    end = offset + (payload_length or _offloaded(frame, offset, wire))
     while protocol != _TCP:  # one extension header a turn, 8 bytes at least
         if protocol not in _EXTENSIONS:
             return _NOT_TCP

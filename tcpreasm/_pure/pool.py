@@ -71,6 +71,10 @@ class StreamPoolBase:
                     if not create:
                         return None
                     self._forget_closed(forget_ns)
+                    if not self._has_room():
+                        # Allocating may run a finaliser that comes in and makes the connection: look again.
+                        self._make_ready()
+                        continue
                     connection = self._take(key, seen_ns)
                     connection.owner = me
                     return connection
@@ -109,15 +113,24 @@ class StreamPoolBase:
         else:
             connection.lock.release()
 
-    def _take(self, key: RawKey, seen_ns: int) -> Connection:
-        self._requests += 1
-        if self._log and not self._requests & 0x7FFF:
-            _memory_log.debug("stream pool: %d requests, %d open, %d free", self._requests, len(self._open), len(self._free))
+    def _has_room(self) -> bool:
+        return bool(self._free) and not self._free[-1].lock.locked() and not (self._log and not (self._requests + 1) & 0x7FFF)
+
+    def _make_ready(self) -> None:
         if not self._free:
             self._grow()
-        connection = self._free.pop()
-        if not connection.lock.acquire(blocking=False):
+        if self._free[-1].lock.locked():
             # Somebody found it under its last key, and is about to see that it was too late: leave it to him.
+            self._free[-1] = Connection()
+        if self._log and not (self._requests + 1) & 0x7FFF:
+            self._requests += 1
+            _memory_log.debug("stream pool: %d requests, %d open, %d free", self._requests, len(self._open), len(self._free))
+            self._requests += 1
+
+    def _take(self, key: RawKey, seen_ns: int) -> Connection:
+        self._requests += 1
+        connection = self._free.pop()
+        if not connection.lock.acquire(blocking=False):  # found under its last key between the look and now
             connection = Connection()
             connection.lock.acquire()
         connection.reset(key, seen_ns)
