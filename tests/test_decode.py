@@ -473,10 +473,13 @@ def test_numbers_at_their_ends(decode_frame: Decode) -> None:
 
 
 @pytest.mark.parametrize("wire_length", [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, 2**80])
-def test_lengths_fit_31_bits(decode_frame: Decode, wire_length: int) -> None:
+def test_a_length_that_only_the_frame_tells_is_believed_up_to_a_megabyte(decode_frame: Decode, wire_length: int) -> None:
     for frame, ip in ((ipv4(tcp(), total=0), 4), (ipv6(tcp(), length=0), 6)):
-        headers = len(frame) - len(PAYLOAD)
         assert decode_frame(frame, RAW, wire_length) == expected(frame, ip=ip, on_wire=len(PAYLOAD))
+        headers = len(frame) - len(PAYLOAD)
+        at_most = 2**20 + (40 if ip == 6 else 0)  # IPv6 counts from behind its header
+        assert decode_frame(frame, RAW, at_most) == expected(frame, ip=ip, on_wire=at_most - headers)
+        assert decode_frame(frame, RAW, at_most + 1) == expected(frame, ip=ip, on_wire=len(PAYLOAD))
     frame = ipv4(tcp())
     assert decode_frame(frame, RAW, wire_length) == expected(frame)
     assert decode_frame(frame, RAW, -wire_length) == expected(frame)
