@@ -295,7 +295,7 @@ def test_a_long_stack_of_tags_and_llc_ends(decode_frame: Decode) -> None:
     assert decode_frame(MACS + bytes.fromhex("8100 0001") * 50_000, ETHERNET) == (Verdict.TRUNCATED, None)
     assert decode_frame(MACS + b"\0\x40" + (SNAP + b"\0\x40") * 50_000, ETHERNET) == (Verdict.TRUNCATED, None)
     assert decode_frame(ipv6(extension(60) * 50_000, next_header=60, length=0), RAW) == (Verdict.BAD_IP_HEADER, None)
-    assert decode_frame(ipv6(extension(60) * 50_000, next_header=60, length=0), RAW, 1 << 30) == (Verdict.TRUNCATED, None)
+    assert decode_frame(ipv6(extension(60) * 50_000, next_header=60, length=0), RAW, 1 << 19) == (Verdict.TRUNCATED, None)
 
 
 # IPv4.
