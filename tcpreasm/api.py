@@ -6,7 +6,7 @@ Lives here: constructors, options, seconds, whole captures, with-blocks. Everyth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from .clock import NS, Timestamp, seconds_to_ns, to_ns
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
+from .verdict import Verdict
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
@@ -64,6 +65,8 @@ class CaptureSummary:
     """Payload bytes given to streams."""
     bytes_skipped: int
     """Bytes of the streams that the source does not hold."""
+    verdicts: Mapping[Verdict, int]
+    """The frames by what they were: SEGMENT, and why others were left out."""
     complete: bool
     """Every file was read to its end and no record was cut."""
     problems: tuple[str, ...]
@@ -135,6 +138,11 @@ class Assembler(core.AssemblerBase):
             streams=after.streams_opened - before.streams_opened,
             bytes_delivered=after.bytes_delivered - before.bytes_delivered,
             bytes_skipped=after.bytes_skipped - before.bytes_skipped,
+            verdicts={
+                verdict: count - before.verdicts.get(verdict, 0)
+                for verdict, count in after.verdicts.items()
+                if count > before.verdicts.get(verdict, 0)
+            },
             complete=not problems,
             problems=tuple(problems),
         )

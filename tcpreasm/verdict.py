@@ -29,3 +29,6 @@ class Verdict(IntEnum):
     """A data offset below 5 words or beyond the segment (RFC 9293 3.1)."""
     BAD_CHECKSUM = 8
     """The TCP checksum is wrong, and `verify_checksums` asks for it (RFC 9293 3.1)."""
+
+    def __str__(self) -> str:
+        return self.name

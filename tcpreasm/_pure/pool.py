@@ -66,18 +66,19 @@ class StreamPoolBase:
             with self._lock:
                 connection = self._open.get(key)
                 if connection is None and key in self._closed and not self._forget(key, forget_ns):
-                    connection = self._closed[key]
+                    connection = self._closed.get(key)
                 if connection is None:
                     if not create:
                         return None
                     self._forget_closed(forget_ns)
-                    if not self._has_room():
-                        # Allocating may run a finaliser that comes in and makes the connection: look again.
-                        self._make_ready()
-                        continue
                     connection = self._take(key, seen_ns)
                     connection.owner = me
-                    return connection
+                    if key not in self._closed and self._open.setdefault(key, connection) is connection:
+                        return connection
+                    # A finaliser came in while this one was made ready, and made the connection: look again.
+                    connection.state = Connection.REMOVED
+                    self.release(connection)
+                    continue
             if self._lock_found(connection, key, me):
                 return connection
 
@@ -113,29 +114,19 @@ class StreamPoolBase:
         else:
             connection.lock.release()
 
-    def _has_room(self) -> bool:
-        return bool(self._free) and not self._free[-1].lock.locked() and not (self._log and not (self._requests + 1) & 0x7FFF)
-
-    def _make_ready(self) -> None:
-        if not self._free:
-            self._grow()
-        if self._free[-1].lock.locked():
-            # Somebody found it under its last key, and is about to see that it was too late: leave it to him.
-            self._free[-1] = Connection()
-        if self._log and not (self._requests + 1) & 0x7FFF:
-            self._requests += 1
-            _memory_log.debug("stream pool: %d requests, %d open, %d free", self._requests, len(self._open), len(self._free))
-            self._requests += 1
-
     def _take(self, key: RawKey, seen_ns: int) -> Connection:
         self._requests += 1
+        if self._log and not self._requests & 0x7FFF:
+            _memory_log.debug("stream pool: %d requests, %d open, %d free", self._requests, len(self._open), len(self._free))
+        if not self._free:
+            self._grow()
         connection = self._free.pop()
-        if not connection.lock.acquire(blocking=False):  # found under its last key between the look and now
+        if not connection.lock.acquire(blocking=False):
+            # Somebody found it under its last key, and is about to see that it was too late: leave it to him.
             connection = Connection()
             connection.lock.acquire()
         connection.reset(key, seen_ns)
         connection.state = Connection.OPEN
-        self._open[key] = connection
         return connection
 
     def walk(self, idle_ns: int) -> list[tuple[Connection, RawKey]]:
@@ -186,7 +177,9 @@ class StreamPoolBase:
             pass
 
     def _forget(self, key: RawKey, before_ns: int) -> bool:
-        connection = self._closed[key]
+        connection = self._closed.get(key)
+        if connection is None:
+            return True
         if self._closed_at[key] >= before_ns or not connection.lock.acquire(blocking=False):
             return False
         del self._closed[key], self._closed_at[key]

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from ..api import Assembler
 from ..flow import ConnectionKey
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
+from ..verdict import Verdict
 
 __all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "read", "text_of", "time_of"]
 
@@ -64,10 +65,23 @@ def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
         raise CommandError(str(error)) from None
 
 
+# Every capture has some of these; they are worth a word only where there is nothing else.
+_ORDINARY = (Verdict.NOT_IP, Verdict.NOT_TCP)
+
+
 def read(assembler: Assembler, captures: Sequence[str]) -> None:
-    """Assembles captures, and tells on standard error what was wrong with them."""
-    for problem in assembler.assemble_capture(list(captures)).problems:
+    """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out."""
+    summary = assembler.assemble_capture(list(captures))
+    for problem in summary.problems:
         complain(problem)
+    left_out = {
+        verdict: count
+        for verdict, count in summary.verdicts.items()
+        if verdict is not Verdict.SEGMENT and (verdict not in _ORDINARY or not summary.segments)
+    }
+    if left_out:
+        reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
+        complain(f"{sum(left_out.values())} of {summary.packets} frames were left out: {reasons}")
 
 
 class Pairs(Generic[T]):
