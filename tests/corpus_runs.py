@@ -104,6 +104,17 @@ class Run(NamedTuple):
     def verdicts(self) -> dict[str, int]:
         return {verdict.name: count for verdict, count in self.stats.verdicts.items()}
 
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What the command has to say of the capture: its problems, and what was left out though it may hold TCP (fragments, unknown
+        link types, ...), or whatever it holds where there is no segment at all."""
+        plain = {"SEGMENT"} if "SEGMENT" not in self.verdicts else {"SEGMENT", "NOT_IP", "NOT_TCP"}
+        out = {name: count for name, count in self.verdicts.items() if name not in plain}
+        if not out:
+            return tuple(self.summary.problems)
+        reasons = ", ".join(f"{count} {name}" for name, count in out.items())
+        return (*self.summary.problems, f"{sum(out.values())} of {sum(self.verdicts.values())} frames were left out: {reasons}")
+
 
 @cache
 def assembled(tcpreasm: ModuleType, path: Path) -> Run:
@@ -170,16 +181,16 @@ class Extracted(NamedTuple):
 
 
 def extracted(
-    tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any, *options: str, problems: tuple[str, ...] = ()
+    tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any, *options: str, complaints: tuple[str, ...] = ()
 ) -> list[Extracted]:
     """The capture through `tcpreasm extract`, run in this process: the files on disk, in the order in which they were told.
 
-    What the command says of the capture on standard error must be the problems.
+    What the command says on standard error must be the complaints.
     """
     capsys.readouterr()
     status = submodule(tcpreasm, "cli").main(["extract", str(path), "-o", str(folder), *options])
     output, errors = capsys.readouterr()
-    assert (status, errors.splitlines()) == (0, [f"tcpreasm: {problem}" for problem in problems])
+    assert (status, errors.splitlines()) == (0, [f"tcpreasm: {complaint}" for complaint in complaints])
     result = []
     for line in output.splitlines():
         match = _LINE.fullmatch(line)
@@ -222,7 +233,7 @@ def check_three_ways(tcpreasm: ModuleType, path: Path, folder: Path, capsys: Any
     run = assembled(tcpreasm, path)
     # A stream to which nothing came is not yielded.
     assert followed(tcpreasm, path) == [(told(stream), stream.ended) for stream in run.completed if stream.pieces]
-    assert extracted(tcpreasm, path, folder, capsys, problems=run.summary.problems) == expected_files(run)
+    assert extracted(tcpreasm, path, folder, capsys, complaints=run.complaints) == expected_files(run)
 
 
 def file_name(ends: Ends, number: int) -> str:
