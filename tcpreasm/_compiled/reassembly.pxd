@@ -6,9 +6,24 @@ The piece borrows its bytes from one of three owners, and keeps that one alive:
     nobody           an empty piece.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from .pages cimport PageCache, page_s
+
+
+cdef enum:
+    PIECE_START = 1               # the piece comes with the SYN
+    PIECE_END = 2                 # the stream ends with it
+
+
+cdef struct piece_s:              # one piece before anybody asked for an object; good during the call only
+    const uint8_t *data           # size bytes
+    page_s *page                  # the page that they lie in, or NULL: they lie in the packet at hand
+    int64_t skip                  # missing bytes right before; -1 unknown; 0 none
+    int64_t seen_ns               # capture time
+    int64_t offset                # of data[0] in the decompressed capture file (or the batch's buffer); -1 unknown, and where size is 0
+    uint32_t size
+    uint32_t flags                # PIECE_
 
 
 cdef class Reassembly:
@@ -16,6 +31,7 @@ cdef class Reassembly:
     cdef Py_ssize_t length
     cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
     cdef int64_t seen_              # capture time, ns
+    cdef int64_t offset_            # where data[0] stands in the capture; -1 unknown
     cdef bint ready                 # made: bytes, once there, stay
     cdef bint start_
     cdef bint end_

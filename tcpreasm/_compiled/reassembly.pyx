@@ -24,8 +24,9 @@ cdef class Reassembly:
 
     def __cinit__(self):
         self.data = NOTHING
+        self.offset_ = -1
 
-    def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0):
+    def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1):
         if self.ready:
             raise TypeError("a Reassembly is made once")
         self.ready = True
@@ -36,6 +37,7 @@ cdef class Reassembly:
         self.start_ = start
         self.end_ = end
         self.seen_ = seen_ns
+        self.offset_ = offset
 
     def __dealloc__(self):
         if self.page != NULL:
@@ -84,6 +86,12 @@ cdef class Reassembly:
     def seen(self):
         """Capture time of the packet that brought these bytes, in seconds since 1970."""
         return self.seen_ / 1e9
+
+    @property
+    def offset(self):
+        """Where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over all of
+        them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes."""
+        return self.offset_
 
     def __len__(self):
         return self.length

@@ -23,12 +23,19 @@ class Reassembly(bytes):
     seen_ns: int
     """Capture time of the packet that brought these bytes, in nanoseconds since 1970."""
 
-    def __new__(cls, data: bytes | memoryview = b"", skip: int = 0, start: bool = False, end: bool = False, seen_ns: int = 0) -> Reassembly:
+    offset: int
+    """Where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over all of
+    them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes."""
+
+    def __new__(
+        cls, data: bytes | memoryview = b"", skip: int = 0, start: bool = False, end: bool = False, seen_ns: int = 0, offset: int = -1
+    ) -> Reassembly:
         self = super().__new__(cls, data)
         self.skip = skip
         self.start = start
         self.end = end
         self.seen_ns = seen_ns
+        self.offset = offset
         return self
 
     @property
