@@ -41,7 +41,7 @@ FORBIDDEN = {
     "streams": {*CORES, "_select", "api", "capture", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"clock", "decoded", "errors", "flow", "options", "segment", "stats", "verdict"}
+LEAVES = {"batch", "clock", "decoded", "errors", "flow", "options", "segment", "stats", "verdict"}
 
 
 class Import(NamedTuple):
@@ -246,7 +246,7 @@ DUNDERS = ("__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "
 INTERNAL = {
     "Connection": {
         *("CLOSED", "FREE", "OPEN", "REMOVED", "cut_end", "early_end", "early_segments", "end_seen_ns", "far_next", "first_held"),
-        *("first_seq", "is_ahead", "isn", "note_past_start", "past_start"),
+        *("first_seq", "gathered", "gatherer", "is_ahead", "isn", "note_past_start", "past_start"),
         *("lock", "owner", "pages", "reassembled", "reassembly_complete", "state", "stream", "successor", "waits_until"),
     },
     "Page": {"left", "parent", "priority", "right"},

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
-from ..clock import Timestamp, to_ns
+from ..batch import batch_arrays, batch_buffer, check_linktype
+from ..clock import NS, Timestamp, to_ns
 from ..flow import Flow
 from ..segment import ACK, FIN, RST, SYN, TCPSegment
 from ..stats import COUNTERS, DROP_REASONS
@@ -32,6 +35,7 @@ START_REACH = 1 << 30  # without a start, data within so many bytes of the first
 SPAN_LIMIT = (1 << 31) - 1  # what is held lies within so many bytes of next_seq, so that comparing is exact
 ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
 NEVER_NS = -ALWAYS_NS  # and none before this one
+EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
 
 _log = logging.getLogger("tcpreasm.assembly")
 
@@ -93,9 +97,13 @@ class AssemblerBase:
         self._counts = dict.fromkeys(COUNTERS + DROP_REASONS, 0)
         self._verdicts = [0] * len(Verdict)
         self._out: list[Reassembly] = []  # pieces for the connection at hand
+        self._text_offset = -1  # where the text of the segment at hand stands in the file; -1 where that is not known
+        self._gathers = False  # the call at hand gives each stream its pieces at its end
+        self._gathered: list[tuple[Connection, RawKey, list[Reassembly]]] = []  # what it has put aside, in the order of the first pieces
         self._late_error: BaseException | None = None
         self._clock = Clock(None, None, None)
         self._clock_before = self._clock  # of the packet at hand
+        self._ticked_ns: int | None = None  # capture time of the last tick that expired anything
         self._closed = False
         self._busy = threading.Lock()
         self._debug = _log.isEnabledFor(logging.DEBUG)
@@ -126,7 +134,7 @@ class AssemblerBase:
         self._enter()
         try:
             self._observe(seen_ns)
-            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, False)
+            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, -1, False)
         finally:
             self._busy.release()
 
@@ -155,8 +163,7 @@ class AssemblerBase:
         Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
         """
         seen_ns = to_ns(timestamp, timestamp_ns)
-        if isinstance(linktype, bool) or not isinstance(linktype, int):
-            raise TypeError(f"linktype is an int, not {type(linktype).__name__}: {linktype!r}")
+        check_linktype(linktype)
         if wire_length is not None:
             if isinstance(wire_length, bool) or not isinstance(wire_length, int):
                 raise TypeError(f"wire_length is an int or None, not {type(wire_length).__name__}: {wire_length!r}")
@@ -165,24 +172,64 @@ class AssemblerBase:
         data = frame if type(frame) is bytes else bytes(memoryview(frame))
         self._enter()
         try:
-            self._observe(seen_ns)
-            verdict, segment = decode_frame(data, linktype, wire_length, self._verify)
-            if segment is None:
-                self._verdicts[verdict] += 1
-            else:
-                offset = segment.payload_offset
-                self._segment(
-                    (segment.src, segment.dst, segment.src_port, segment.dst_port),
-                    segment.seq,
-                    segment.flags,
-                    memoryview(data)[offset : offset + segment.payload_length],
-                    segment.wire_payload_length,
-                    seen_ns,
-                    True,
-                )
-            return verdict
+            return self._frame(data, seen_ns, linktype, wire_length, -1)
         finally:
             self._busy.release()
+
+    def assemble_records(self, records: Any, limit: int, coalesce: bool = False) -> int:
+        """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
+
+        Args:
+            records: the reader of the file (PcapRecords, PcapngRecords): an iterator of frames, whose `offset` is the place of the
+                last one's bytes in the decompressed file.
+            limit: so many frames at the most.
+            coalesce: as for `assemble_batch`.
+
+        Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
+        hand was taken in; the next call goes on behind it. So does one of the reader.
+        """
+        frames = ((frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, records.offset) for frame in islice(records, limit))
+        return self._take(frames, coalesce, True)[0]
+
+    def assemble_batch(
+        self,
+        buffer: Any,
+        offsets: Any,
+        lengths: Any,
+        timestamps_ns: Any,
+        wire_lengths: Any = None,
+        linktype: int = 1,
+        coalesce: bool = False,
+    ) -> int:
+        """Take in many frames that lie in one buffer, in order, each as `assemble_frame` does. Flushes nothing by itself.
+
+        Args:
+            buffer: the captured bytes: bytes, or another one-dimensional, C-contiguous buffer of bytes. Nobody may change it during
+                the call; what its owner does with it afterwards changes no piece.
+            offsets: where each frame begins in it: a sequence of ints, or a one-dimensional array of an integer type.
+            lengths: bytes captured of each frame.
+            timestamps_ns: capture time of each frame, in nanoseconds since 1970.
+            wire_lengths: bytes that each frame had on the wire. None: as captured.
+            linktype: LINKTYPE_ number of all frames, 1 for Ethernet.
+            coalesce: all that one stream gets goes out in one `reassembled` call at the end, streams in the order of their first
+                piece. A stream that ends gets its pieces at once, before `reassembly_complete`.
+
+        Returns how many of the frames were TCP segments. The offset of each piece is its place in the buffer.
+
+        TypeError and ValueError for arguments that cannot be right (batch_arrays), before the first frame is touched. An exception of
+        a stream or of the factory passes through after the frame at hand was taken in, and the frames behind that are not
+        (`stats.frames` tells how many were). What was put aside goes out even then; of several exceptions the first one is raised.
+        """
+        with batch_buffer(buffer) as view:
+            arrays = batch_arrays(view.nbytes, offsets, lengths, timestamps_ns, wire_lengths)
+            check_linktype(linktype)
+            frames = (
+                (bytes(view[start : start + length]), seen_ns, linktype, wire, start)
+                for start, length, seen_ns, wire in zip(
+                    arrays.offsets, arrays.lengths, arrays.timestamps_ns, arrays.wire_lengths or arrays.lengths
+                )
+            )
+            return self._take(frames, coalesce, False)[1]
 
     def flush_ns(self, t_ns: int | None, close_all: bool) -> tuple[int, int]:
         """Give out what was held since before t_ns (None: all), and close what is idle since then if close_all."""
@@ -198,11 +245,30 @@ class AssemblerBase:
         """Flush by the time-outs of the options, on capture time as far as it is believed."""
         self._enter()
         try:
+            return self._expire()
+        finally:
+            self._busy.release()
+
+    def _expire(self) -> tuple[int, int]:
+        try:
             self._pool.forget_closed(self._forget_before())
             return self._walk(self._expiry(self._hole_timeout_ns), self._expiry(self._idle_timeout_ns), self._expiry(self._start_wait_ns))
         finally:
             self._cache.shrink()
+
+    def tick(self) -> None:
+        """`expire`, where a second of capture time has passed since the last tick that did so, or the clock was set back behind it."""
+        self._enter()
+        try:
+            self._tick()
+        finally:
             self._busy.release()
+
+    def _tick(self) -> None:
+        now, ticked = self._clock.now_ns, self._ticked_ns
+        if now is not None and (ticked is None or not ticked <= now < ticked + EXPIRE_EVERY_NS):
+            self._ticked_ns = now
+            self._expire()
 
     def finish(self) -> int:
         """Give out everything held and close everything. Returns the number of connections closed."""
@@ -285,10 +351,57 @@ class AssemblerBase:
     def _forget_before(self) -> int:
         return self._expiry(self._closed_timeout_ns)
 
+    # -- many frames ------------------------------------------------------------------------------------------------
+
+    def _take(self, frames: Iterable[tuple[bytes, int, int, int, int]], gather: bool, ticks: bool) -> tuple[int, int]:
+        """The arguments of `_frame`, one after the other. Returns how many there were, and how many of them were segments."""
+        taken = 0
+        error: BaseException | None = None
+        self._enter()
+        try:
+            segments_before = self._verdicts[Verdict.SEGMENT]
+            self._gathers = bool(gather)
+            try:
+                for frame in frames:
+                    taken += 1
+                    self._frame(*frame)
+                    if ticks:
+                        self._tick()
+            except BaseException as raised:
+                error = raised
+            self._gathers = False
+            self._give_gathered(error)
+            return taken, self._verdicts[Verdict.SEGMENT] - segments_before
+        finally:
+            self._busy.release()
+
+    def _frame(self, data: bytes, seen_ns: int, linktype: int, wire_length: int | None, offset: int) -> Verdict:
+        """One frame, which stands at that offset in the file; -1 where that is not known."""
+        self._observe(seen_ns)
+        verdict, segment = decode_frame(data, linktype, wire_length, self._verify)
+        if segment is None:
+            self._verdicts[verdict] += 1
+        else:
+            text = segment.payload_offset
+            self._segment(
+                (segment.src, segment.dst, segment.src_port, segment.dst_port),
+                segment.seq,
+                segment.flags,
+                memoryview(data)[text : text + segment.payload_length],
+                segment.wire_payload_length,
+                seen_ns,
+                -1 if offset < 0 else offset + text,
+                True,
+            )
+        return verdict
+
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    def _segment(self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, from_frame: bool) -> None:
+    def _segment(
+        self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, offset: int, from_frame: bool
+    ) -> None:
         counts = self._counts
+        self._text_offset = offset
         opens = bool(flags & SYN or wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
         try:
@@ -430,7 +543,7 @@ class AssemblerBase:
         self._finish_pieces(connection)
         pieces, self._out = self._out, []
         try:
-            self._call(reassembled, complete, pieces)
+            self._call(connection, reassembled, complete, pieces)
         except BaseException as raised:
             self._late_error = raised  # raised once the segment at hand is taken in
         self._restart(connection, successor, at_stake, seen_ns)
@@ -563,15 +676,15 @@ class AssemblerBase:
             start = False
         while page is not None and position < size and (at := done + difference(before, page.seq)) < size:
             if position < at:
-                self._emit(connection, payload[position:at], seen_ns, start)
+                self._emit(connection, payload[position:at], seen_ns, start, self._offset(position))
                 start = False
-            self._compare(page, 0, payload[at : at + len(page)], False)
+            self._compare(page, 0, payload, at, at + len(page), False)
             position = max(position, at + len(page))
             connection.next_seq = page.seq
             self._emit_page(connection)
             page = connection.pages.first
         if position < size or start:
-            self._emit(connection, payload[position:], seen_ns, start)
+            self._emit(connection, payload[position:], seen_ns, start, self._offset(position))
         if difference(connection.next_seq, add(seq, size)) > 0:
             connection.next_seq = add(seq, size)
         if missing:
@@ -611,8 +724,12 @@ class AssemblerBase:
             connection.skip += missing
             self._counts["bytes_skipped"] += missing
 
-    def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool) -> None:
-        self._out.append(Reassembly(data, connection.skip, start, False, seen_ns))
+    def _offset(self, position: int) -> int:
+        """Where that byte of the text at hand stands in the file."""
+        return -1 if self._text_offset < 0 else self._text_offset + position
+
+    def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int = -1) -> None:
+        self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
         self._counts["bytes_delivered"] += len(data)
         connection.skip = 0
 
@@ -621,7 +738,7 @@ class AssemblerBase:
         assert connection.next_seq is not None
         page = connection.pages.pop_first()
         if len(page):
-            self._emit(connection, page.bytes, page.seen_ns, False)
+            self._emit(connection, page.bytes, page.seen_ns, False, page.offset)
         connection.next_seq = page.end
         if page.missing:
             self._note_cut(connection, add(page.end, page.missing))
@@ -638,26 +755,29 @@ class AssemblerBase:
             held = difference(seq, prev.end)
             if held > 0:
                 position = min(held, size)
-                self._compare(prev, len(prev) - held, payload[:position], unsure)
+                self._compare(prev, len(prev) - held, payload, 0, position, unsure)
         while True:
             at = size if next_ is None else min(size, difference(seq, next_.seq))
             if position < at:
-                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns)
+                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns, self._offset(position))
             if next_ is None or at >= size:
                 break
             position = min(size, at + len(next_))
-            self._compare(next_, 0, payload[at:position], unsure)
+            self._compare(next_, 0, payload, at, position, unsure)
             prev, next_ = next_, next_.next
         if missing:
             self._hold_cut(pages, prev, next_, seq, size, missing, seen_ns)
 
-    def _push(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, data: bytes | memoryview, seen_ns: int) -> Page:
+    def _push(
+        self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, data: bytes | memoryview, seen_ns: int, offset: int
+    ) -> Page:
         """A chain of pages for data goes in between two neighbours. Returns its last page."""
         first = last = None
-        for offset in range(0, max(len(data), 1), PAGE_BYTES):
+        for position in range(0, max(len(data), 1), PAGE_BYTES):
             page = self._cache.take(seen_ns)
-            page.seq = add(seq, offset)
-            page.hold(data[offset : offset + PAGE_BYTES])
+            page.seq = add(seq, position)
+            page.offset = -1 if offset < 0 else offset + position
+            page.hold(data[position : position + PAGE_BYTES])
             if last is None:
                 first = page
             else:
@@ -671,21 +791,23 @@ class AssemblerBase:
     def _hold_cut(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int) -> None:
         """Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one."""
         if prev is None or (not size and difference(prev.end, seq) > 0):
-            prev = self._push(pages, prev, next_, seq, b"", seen_ns)
+            prev = self._push(pages, prev, next_, seq, b"", seen_ns, -1)
         prev.missing = max(prev.missing, difference(prev.end, add(seq, size + missing)))
 
-    def _compare(self, page: Page, offset: int, copy: bytes | memoryview, unsure: bool) -> None:
-        """Count a copy of bytes that a page holds, and those of them that differ."""
+    def _compare(self, page: Page, place: int, payload: bytes | memoryview, begin: int, end: int, unsure: bool) -> None:
+        """Count payload[begin:end] as a copy of bytes that a page holds from that place on, and those of them that differ."""
+        copy = payload[begin:end]
         if not len(copy):
             return
         self._counts["overlapping"] += len(copy)
-        held = page.bytes[offset : offset + len(copy)]
+        held = page.bytes[place : place + len(copy)]
         if held == copy:
             return
         self._counts["conflicting"] += sum(a != b for a, b in zip(held, copy))
         if unsure and len(page) == 1 and page.prev is None:
             # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
             page.hold(copy)
+            page.offset = self._offset(begin)
 
     def _keep_limits(self, connection: Connection) -> None:
         while self._is_at_limit(connection.pages):
@@ -737,14 +859,14 @@ class AssemblerBase:
             self._pool.close(connection, connection.last_seen_ns if now is None else now)
             if self._debug:
                 _log.debug("%s: ended", connection.key)
-        self._call(reassembled, complete, self._out)
+        self._call(connection, reassembled, complete, self._out)
 
     def _close(self, connection: Connection) -> None:
         """The end of a connection that nobody closed."""
         reassembled, complete = connection.reassembled, connection.reassembly_complete
         self._finish_pieces(connection)
         self._pool.remove(connection)
-        self._call(reassembled, complete, self._out)
+        self._call(connection, reassembled, complete, self._out)
 
     def _finish_pieces(self, connection: Connection) -> None:
         """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
@@ -758,13 +880,53 @@ class AssemblerBase:
         self._drop_successor(connection)
         self._counts["streams_closed"] += 1
 
-    def _call(self, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
+    def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
+        """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""
+        if complete is None:
+            if not pieces:
+                return
+            if self._gathers:
+                self._gather(connection, pieces)
+                return
+        if connection.gathered is not None:
+            pieces = connection.gathered + pieces
+            connection.gathered = connection.gatherer = None
         try:
             if pieces:
                 reassembled(pieces)
         finally:
             if complete is not None:
                 complete()
+
+    def _gather(self, connection: Connection, pieces: list[Reassembly]) -> None:
+        """Put aside with the connection, where everybody who serves the stream finds them, and noted to be given out by this one."""
+        if connection.gathered is None:
+            connection.gathered = pieces
+        else:
+            connection.gathered += pieces
+        if connection.gatherer is not self:
+            connection.gatherer = self
+            self._gathered.append((connection, connection._key, connection.gathered))
+
+    def _give_gathered(self, error: BaseException | None) -> None:
+        """What was put aside goes out, but where somebody else has given it out meanwhile.
+
+        An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
+        """
+        gathered, self._gathered = self._gathered, []
+        for connection, key, pieces in gathered:
+            if not self._pool.acquire_open(connection, key):
+                continue
+            try:
+                if connection.gathered is pieces:
+                    connection.gathered = connection.gatherer = None
+                    connection.reassembled(pieces)
+            except BaseException as raised:
+                error = error or raised
+            finally:
+                self._pool.release(connection)
+        if error is not None:
+            raise error
 
     # -- all connections --------------------------------------------------------------------------------------------
 

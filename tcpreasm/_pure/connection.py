@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..flow import ConnectionKey, Flow
 from .pages import PageList
+from .reassembly import Reassembly
 from .sequence import difference
 
 __all__ = ["Connection", "RawKey", "Successor", "key_object"]
@@ -48,6 +49,8 @@ class Connection:
         "end_seq",
         "far_next",
         "first_seq",
+        "gathered",
+        "gatherer",
         "isn",
         "last_seen_ns",
         "lock",
@@ -73,7 +76,7 @@ class Connection:
         self.reset((b"", b"", 0, 0), 0)
 
     def reset(self, key: RawKey, seen_ns: int) -> None:
-        """Forget everything, last_seen_ns too. The page list must be empty, as closing leaves it."""
+        """Forget everything, last_seen_ns too. Nothing may be held or put aside, as closing leaves it."""
         assert not self.pages.count
         self._key = key
         self.next_seq: int | None = None  # sequence number expected next; None until the stream has started
@@ -93,6 +96,8 @@ class Connection:
         self.stream: Any = None
         self.reassembled: Any = None  # the stream's methods, looked up once
         self.reassembly_complete: Any = None
+        self.gathered: list[Reassembly] | None = None  # pieces put aside for the stream, until the call that does so ends
+        self.gatherer: Any = None  # the assembler that was the last to put some there
 
     @property
     def key(self) -> ConnectionKey:

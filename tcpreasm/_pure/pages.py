@@ -32,7 +32,7 @@ class Page:
     A node of the list (prev, next) and of the search tree beside it (parent, left, right, priority).
     """
 
-    __slots__ = ("_cache", "_chunk", "bytes", "left", "missing", "next", "parent", "prev", "priority", "right", "seen_ns", "seq")
+    __slots__ = ("_cache", "_chunk", "bytes", "left", "missing", "next", "offset", "parent", "prev", "priority", "right", "seen_ns", "seq")
 
     def __init__(self, cache: PageCache, chunk: int) -> None:
         self._cache = cache
@@ -44,6 +44,7 @@ class Page:
         self.bytes = b""
         self.missing = 0  # bytes right behind these that the capture cut off: no use waiting for them
         self.seen_ns = seen_ns
+        self.offset = -1  # where the first of these bytes stands in the capture file; -1 where that is not known
         self.priority = 0
         self.prev: Page | None = None
         self.next: Page | None = None
