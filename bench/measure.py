@@ -1,0 +1,433 @@
+"""One process, one measurement, one line of JSON; and what runs such processes and checks their totals.
+
+    python -m bench.measure WAY CAPTURE.pcap [--core compiled|pure]
+
+Lives here: the ways of use of tcpreasm that are measured. A way does what a user would write; the clock runs from opening the capture
+to the last stream's end, with the capture in the page cache. Not here: which are measured, how often, and how it is shown (run, compare).
+
+A module that a measuring process imports is memory that it is blamed for: this one imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .captures import Capture
+
+__all__ = [
+    "WAYS",
+    "Job",
+    "Measurement",
+    "Missing",
+    "Totals",
+    "Way",
+    "WrongTotals",
+    "check",
+    "peak_rss",
+    "read_once",
+    "run_process",
+    "run_way",
+]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Missing(Exception):
+    """Something that this revision, or this machine, does not have."""
+
+
+class WrongTotals(Exception):
+    """What came out is not what the capture holds: a measurement of nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one process found. None: not known there."""
+
+    name: str
+    """The way of use, or the peer."""
+    workload: str
+    packets: int | None
+    ns_per_packet: float
+    bytes_delivered: int | None = None
+    bytes_skipped: int | None = None
+    streams: int | None = None
+    digest_sum: str | None = None
+    """As `Capture.digest_sum`."""
+    peak_rss: int | None = None
+    """Bytes: the most memory that the process ever had resident, with its interpreter and libraries."""
+
+    def line(self) -> str:
+        """As JSON, without what is None."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value is not None})
+
+
+def check(measurement: Measurement, capture: Capture) -> None:
+    """WrongTotals where a number that the measurement knows is not the capture's."""
+    expected = {
+        "packets": capture.packets,
+        "bytes_delivered": capture.bytes_present,
+        "bytes_skipped": capture.bytes_skipped,
+        "streams": 2 * capture.connections,
+        "digest_sum": capture.digest_sum,
+    }
+    for name, value in expected.items():
+        found = getattr(measurement, name)
+        if found is not None and found != value:
+            raise WrongTotals(f"{measurement.name} over {capture.name}: {name} is {found}, and the capture holds {value}")
+
+
+# -- ways of use ----------------------------------------------------------------------------------------------------------
+
+
+class Totals(NamedTuple):
+    """What a way of use took, and what came out."""
+
+    elapsed_ns: int
+    packets: int | None
+    bytes_delivered: int | None = None
+    bytes_skipped: int | None = None
+    streams: int | None = None
+    digest_sum: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a way of use is given: the package, on whichever core, and a capture."""
+
+    tcpreasm: ModuleType
+    path: Path
+
+    @property
+    def options(self) -> Any:
+        """The defaults, but for the captures that hold back more than those allow."""
+        limits = {"max_buffered_pages_total": 0, "max_buffered_pages_per_connection": 0} if self.path.stem.startswith("ooo-") else {}
+        return self.tcpreasm.AssemblerOptions(**limits)
+
+    def need(self, name: str) -> Any:
+        """A public name of the package. Missing where this revision has none."""
+        if not hasattr(self.tcpreasm, name):
+            raise Missing(f"no {name}")
+        return getattr(self.tcpreasm, name)
+
+    def assemble(self, factory: Any, source: Any = None, **keywords: Any) -> Totals:
+        """assemble_capture, from the file unless there is another source."""
+        tcpreasm, options = self.tcpreasm, self.options
+        known = inspect.signature(tcpreasm.Assembler.assemble_capture).parameters
+        for keyword in keywords:
+            if keyword not in known:
+                raise Missing(f"no {keyword}=")
+        begin = perf_counter_ns()
+        with tcpreasm.Assembler(tcpreasm.StreamPool(factory), options) as assembler:
+            summary = assembler.assemble_capture(str(self.path) if source is None else source, **keywords)
+        elapsed = perf_counter_ns() - begin
+        return Totals(elapsed, summary.packets, summary.bytes_delivered, summary.bytes_skipped, summary.streams)
+
+    def assemble_frames(self, factory: Any) -> Totals:
+        """assemble_frame, called from a loop over frames that are in memory."""
+        tcpreasm = self.tcpreasm
+        with tcpreasm.open_capture(str(self.path)) as capture:
+            frames = [(frame.data, frame.timestamp_ns) for frame in capture]
+        begin = perf_counter_ns()
+        with tcpreasm.Assembler(tcpreasm.StreamPool(factory), self.options) as assembler:
+            assemble_frame = assembler.assemble_frame
+            for data, timestamp_ns in frames:
+                assemble_frame(data, timestamp_ns=timestamp_ns)
+            assembler.flush_all()
+            elapsed = perf_counter_ns() - begin
+            stats = assembler.stats
+        return Totals(elapsed, stats.frames, stats.bytes_delivered, stats.bytes_skipped, stats.streams_opened)
+
+
+class PythonStreams:
+    """A factory of streams in plain Python, that count bytes and gaps, as a user would write them."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int]] = []  # of bytes and missing ones, one of each finished stream
+
+    def new(self, net_flow: Any, transport_flow: Any) -> _PythonStream:
+        return _PythonStream(self)
+
+    def totals(self, totals: Totals) -> Totals:
+        """With the streams' own counts."""
+        delivered, skipped = (sum(column) for column in zip(*self.counts)) if self.counts else (0, 0)
+        return totals._replace(bytes_delivered=delivered, bytes_skipped=skipped, streams=len(self.counts))
+
+
+class _PythonStream:
+    __slots__ = ("length", "skipped", "streams")
+
+    def __init__(self, streams: PythonStreams) -> None:
+        self.streams = streams
+        self.length = 0
+        self.skipped = 0
+
+    def reassembled(self, reassemblies: list[Any]) -> None:
+        for piece in reassemblies:
+            self.length += len(piece)
+            if piece.skip > 0:
+                self.skipped += piece.skip
+
+    def reassembly_complete(self) -> None:
+        self.streams.counts.append((self.length, self.skipped))
+
+
+class Kept:
+    """A factory that keeps the streams that it makes."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+        self.streams: list[Any] = []
+
+    def new(self, net_flow: Any, transport_flow: Any) -> Any:
+        stream = self.make(net_flow, transport_flow)
+        self.streams.append(stream)
+        return stream
+
+
+class Way(NamedTuple):
+    """A way of use."""
+
+    name: str
+    text: str
+    run: Callable[[Job], Totals]
+
+
+WAYS: dict[str, Way] = {}
+
+
+def way(text: str) -> Callable[[Callable[[Job], Totals]], Callable[[Job], Totals]]:
+    """Enters a function among the ways of use, under its name."""
+
+    def enter(function: Callable[[Job], Totals]) -> Callable[[Job], Totals]:
+        name = function.__name__.replace("_", "-")
+        WAYS[name] = Way(name, text, function)
+        return function
+
+    return enter
+
+
+@way("counting streams, from the file, one thread")
+def count(job: Job) -> Totals:
+    return job.assemble(job.tcpreasm.ByteCountStream)
+
+
+@way("counting streams, from the file, two threads")
+def count_threads(job: Job) -> Totals:
+    return job.assemble(job.tcpreasm.ByteCountStream, threads=2)
+
+
+@way("counting streams, the capture in memory")
+def count_memory(job: Job) -> Totals:
+    return job.assemble(job.tcpreasm.ByteCountStream, job.path.read_bytes())
+
+
+@way("counting streams, assemble_batch over all frames in one buffer")
+def count_batch(job: Job) -> Totals:
+    import numpy as np
+
+    tcpreasm = job.tcpreasm
+    if not hasattr(tcpreasm.Assembler, "assemble_batch"):
+        raise Missing("no assemble_batch")
+    data = job.path.read_bytes()
+    places, lengths, times = [], [], []
+    at = 24
+    view = memoryview(data)
+    while at < len(data):
+        seconds, microseconds, length, _ = view[at : at + 16].cast("I")
+        places.append(at + 16)
+        lengths.append(length)
+        times.append(seconds * 1_000_000_000 + microseconds * 1000)
+        at += 16 + length
+    columns = [np.array(column, np.int64) for column in (places, lengths, times)]
+    del places, lengths, times
+    begin = perf_counter_ns()
+    with tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream), job.options) as assembler:
+        assembler.assemble_batch(data, *columns)
+        assembler.flush_all()
+        elapsed = perf_counter_ns() - begin
+        stats = assembler.stats
+    return Totals(elapsed, stats.frames, stats.bytes_delivered, stats.bytes_skipped, stats.streams_opened)
+
+
+@way("streams in Python, called once a packet, from the file")
+def python(job: Job) -> Totals:
+    streams = PythonStreams()
+    return streams.totals(job.assemble(streams))
+
+
+@way("streams in Python, coalesce=True, from the file")
+def python_coalesced(job: Job) -> Totals:
+    streams = PythonStreams()
+    return streams.totals(job.assemble(streams, coalesce=True))
+
+
+@way("streams in Python, from the file, two threads")
+def python_threads(job: Job) -> Totals:
+    streams = PythonStreams()
+    return streams.totals(job.assemble(streams, threads=2))
+
+
+@way("counting streams, assemble_frame from a Python loop")
+def frames(job: Job) -> Totals:
+    return job.assemble_frames(job.tcpreasm.ByteCountStream)
+
+
+@way("streams in Python, assemble_frame from a Python loop")
+def frames_python(job: Job) -> Totals:
+    streams = PythonStreams()
+    return streams.totals(job.assemble_frames(streams))
+
+
+@way("all bytes in memory (BytesStream)")
+def collect(job: Job) -> Totals:
+    streams = Kept(job.tcpreasm.BytesStream)
+    totals = job.assemble(streams)
+    return totals._replace(bytes_delivered=sum(len(stream.data) for stream in streams.streams))
+
+
+@way("a file for each stream (FileStream)")
+def write_files(job: Job) -> Totals:
+    tcpreasm = job.tcpreasm
+    with tempfile.TemporaryDirectory(prefix="tcpreasm-bench-") as folder:
+        number = iter(range(1 << 62))
+
+        def factory(net_flow: Any, transport_flow: Any) -> Any:
+            return tcpreasm.FileStream(net_flow, transport_flow, path=f"{folder}/{next(number)}", pool=pool)
+
+        begin = perf_counter_ns()
+        with tcpreasm.FilePool() as pool:
+            totals = job.assemble(factory)
+        elapsed = perf_counter_ns() - begin
+        written = sum(entry.stat().st_size for entry in os.scandir(folder))
+    return totals._replace(elapsed_ns=elapsed, bytes_delivered=written)
+
+
+@way("SHA-256 of each stream (DigestStream)")
+def digest(job: Job) -> Totals:
+    streams = Kept(job.need("DigestStream"))
+    totals = job.assemble(streams)
+    whole = sum(int.from_bytes(stream.digest()[:8], "big") for stream in streams.streams if stream.length)
+    return totals._replace(digest_sum=f"{whole % 2**64:016x}")
+
+
+@way("where each stream's bytes lie in the file (SpanStream)")
+def spans(job: Job) -> Totals:
+    streams = Kept(job.need("SpanStream"))
+    totals = job.assemble(streams)
+    tables = [stream.spans for stream in streams.streams]
+    skipped = sum(int(rows["skip"][rows["skip"] > 0].sum()) for rows in tables)
+    return totals._replace(bytes_delivered=sum(int(rows["length"].sum()) for rows in tables), bytes_skipped=skipped)
+
+
+@way("frames as Python objects, nothing else (open_capture)")
+def read_frames(job: Job) -> Totals:
+    packets = 0
+    begin = perf_counter_ns()
+    with job.tcpreasm.open_capture(str(job.path)) as capture:
+        for _ in capture:
+            packets += 1
+    return Totals(perf_counter_ns() - begin, packets)
+
+
+@way("the command: tcpreasm extract, the whole process")
+def extract(job: Job) -> Totals:
+    with tempfile.TemporaryDirectory(prefix="tcpreasm-bench-") as folder:
+        begin = perf_counter_ns()
+        subprocess.run(
+            [sys.executable, "-m", "tcpreasm", "extract", job.path, "-o", folder, "--quiet"], check=True, stdout=subprocess.DEVNULL
+        )
+        elapsed = perf_counter_ns() - begin
+        written = sum(entry.stat().st_size for entry in os.scandir(folder))
+    return Totals(elapsed, None, written)
+
+
+# -- processes ------------------------------------------------------------------------------------------------------------
+
+
+def read_once(path: Path) -> None:
+    """Bring a file into the page cache, without holding it."""
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(1 << 18)
+        while file.readinto(buffer):
+            pass
+
+
+def peak_rss() -> int:
+    """The most memory that this process ever had resident, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    # Elsewhere. On Linux this one would also count what the parent had resident when it started this process.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_way(name: str, path: Path, packets: int, core: str = "compiled", tree: Path = REPOSITORY) -> Measurement:
+    """Measure a way of use in a process of its own. packets: how many the capture has, for ways that do not tell.
+
+    core: which one of tcpreasm. tree: the checkout that it is taken from, built in place. Missing where that does not have it.
+    """
+    command = [sys.executable, "-m", "bench.measure", name, str(path), "--core", core, "--packets", str(packets)]
+    return run_process(command, cwd=tree, env={**os.environ, "TCPREASM_IMPLEMENTATION": core})
+
+
+def run_process(command: list[str], **keywords: Any) -> Measurement:
+    """Run a command that prints one measurement. Missing where it says so; RuntimeError where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **keywords)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in found:
+        raise Missing(found["missing"])
+    return Measurement(**found)
+
+
+def import_ns() -> int:
+    """What `import tcpreasm` takes in a fresh process that has imported numpy."""
+    code = "import time, numpy; t = time.perf_counter_ns(); import tcpreasm; print(time.perf_counter_ns() - t)"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.measure", description="One measurement, as one line of JSON.")
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("capture", type=Path)
+    parser.add_argument("--core", choices=("compiled", "pure"), default="compiled")
+    parser.add_argument("--packets", type=int, help="that the capture has, for ways that do not tell")
+    given = parser.parse_args()
+    os.environ["TCPREASM_IMPLEMENTATION"] = given.core
+    import tcpreasm
+
+    read_once(given.capture)
+    name = given.way if given.core == "compiled" else f"{given.way} (pure)"
+    try:
+        totals = WAYS[given.way].run(Job(tcpreasm, given.capture))
+    except Missing as missing:
+        print(json.dumps({"missing": str(missing)}))
+        return 0
+    memory = None if given.way == "extract" else peak_rss()  # which runs in a process of its own
+    results = totals._asdict()
+    per_packet = results.pop("elapsed_ns") / (totals.packets or given.packets or 1)
+    print(Measurement(name=name, workload=given.capture.stem, ns_per_packet=per_packet, peak_rss=memory, **results).line())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
