@@ -36,12 +36,12 @@ FORBIDDEN = {
     "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams"},
     "_select": {"api", "capture", "cli", "streams"},
     "api": {*CORES, "cli"},
-    "capture": {*CORES, "_select", "api", "cli", "streams"},
+    "capture": {*CORES, "api", "cli", "streams"},
     "cli": {*CORES},
     "streams": {*CORES, "_select", "api", "capture", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"batch", "clock", "decoded", "errors", "flow", "options", "segment", "stats", "verdict"}
+LEAVES = {"batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "stats", "verdict"}
 
 
 class Import(NamedTuple):

@@ -6,6 +6,7 @@ from .decode import decode_frame
 from .pages import PAGE_BYTES, Page, PageCache, PageList
 from .pool import StreamPoolBase
 from .reassembly import Reassembly
+from .records import PcapngRecords, PcapRecords
 from .sequence import INVALID_SEQUENCE, Sequence, byte_span
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Page",
     "PageCache",
     "PageList",
+    "PcapRecords",
+    "PcapngRecords",
     "Reassembly",
     "Sequence",
     "StreamPoolBase",

@@ -1,9 +1,9 @@
 """Sources of frames: capture files (pcap, pcapng, also compressed) and live interfaces.
 
-Lives here: reading captures, and nothing else; frames are decoded elsewhere. Depends on neither core, and on the standard
-library alone: zstd (before Python 3.14) and live capture import their library when they are first used.
+Lives here: opening captures, and nothing else; the core reads the records of files, and frames are decoded elsewhere. Beside the core
+it needs the standard library alone: zstd (before Python 3.14) and live capture import their library when they are first used.
 
-    base      Frame, and Capture, what every source of frames is
+    base      Capture, what every source of frames is
     source    bytes out of a path, a file object, memory or standard input, decompressed
     files     open_capture: which format is it?
     pcap      the pcap format
@@ -13,7 +13,8 @@ library alone: zstd (before Python 3.14) and live capture import their library w
 
 from __future__ import annotations
 
-from .base import Capture, Frame
+from ..frame import Frame
+from .base import Capture
 from .files import open_capture
 from .live import Drops, LiveCapture, open_live
 from .source import CaptureSource

@@ -6,9 +6,10 @@ Lives here: that decision, nothing else. Called once per capture.
 from __future__ import annotations
 
 from ..errors import CaptureError
+from ..frame import BYTE_ORDERS, PCAP_MAGICS, SECTION_MAGIC
 from .base import Capture
-from .pcap import PCAP_MAGICS, PcapCapture
-from .pcapng import BYTE_ORDERS, SECTION_MAGIC, PcapngCapture
+from .pcap import PcapCapture
+from .pcapng import PcapngCapture
 from .source import CaptureSource, Compressed, Source, compression_of, open_source
 
 __all__ = ["open_capture"]

@@ -38,7 +38,14 @@ class Source:
         name: for messages.
         size: bytes to come, None where unknown.
         owned: close the file with this.
+
+    What `read` does is enough for every reader of captures; where more is there, they may save themselves the copy.
     """
+
+    data: bytes | None = None
+    """All of it, where it lies in memory anyhow: see `advance`."""
+    is_plain = False
+    """A regular file from its beginning: `readinto` and `fileno` are there, and its bytes are the capture's."""
 
     def __init__(self, file: Any, name: str, size: int | None, owned: bool) -> None:
         self.name = name
@@ -83,6 +90,38 @@ class Source:
     def close(self) -> None:
         if self._owned:
             self._file.close()
+
+
+class _InMemory(Source):
+    """A capture that is a bytes object."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), f"<{len(data)} bytes in memory>", len(data), True)
+        self.data = data
+
+    def advance(self) -> int:
+        """Count the next piece as read, for a reader that finds it in `data`. Returns its length, 0 at the end."""
+        end = self._file.seek(min(self._position + BLOCK_BYTES, len(self.data or b"")))
+        length: int = end - self._position
+        self._position = end
+        return length
+
+
+class _Plain(Source):
+    """A regular file, opened by its path."""
+
+    is_plain = True
+
+    def readinto(self, memory: memoryview) -> int:
+        """The next bytes, as many as there are and fit. Returns their number, 0 at the end."""
+        length: int = self._file.readinto(memory)
+        self._position += length
+        return length
+
+    def fileno(self) -> int:
+        """The descriptor, good until `close`."""
+        number: int = self._file.fileno()
+        return number
 
 
 class _Decompressor(Protocol):
@@ -237,7 +276,7 @@ def open_source(source: CaptureSource) -> Source:
     """Open what `open_capture` was given. TypeError for what is none of it, OSError where opening fails."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = source if isinstance(source, bytes) else bytes(source)
-        return Source(io.BytesIO(data), f"<{len(data)} bytes in memory>", len(data), True)
+        return _InMemory(data)
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         if path == "-" and isinstance(source, str):
@@ -246,7 +285,7 @@ def open_source(source: CaptureSource) -> Source:
             return Source(sys.stdin.buffer, "standard input", None, False)
         file = open(path, "rb", buffering=0)  # noqa: SIM115 -- the Source closes it
         status = os.fstat(file.fileno())
-        return Source(file, path, status.st_size if stat.S_ISREG(status.st_mode) else None, True)
+        return _Plain(file, path, status.st_size, True) if stat.S_ISREG(status.st_mode) else Source(file, path, None, True)
     other: Any = source
     if isinstance(other, io.TextIOBase):
         raise TypeError(f"a capture is read from a binary file; open it with mode 'rb': {source!r}")
