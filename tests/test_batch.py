@@ -546,6 +546,11 @@ def test_each_batch_stands_for_itself(tcpreasm: ModuleType) -> None:
     assert way.take() == [got(piece(b"b", at=us(2)))]
     way.assembler.assemble_batch(*batch.arguments(3, 4), coalesce=True)
     assert way.take() == [got(piece(b"c", at=us(3)))]
+    way.one(Captured(9000, frame(4, b"d"), 55))
+    assert way.take() == [got(piece(b"d", at=us(9)))]
+    way.one(Captured(9000, frame(9, b"i"), 55))
+    assert way.assembler.flush_ns(None, False) == (1, 0)
+    assert way.take() == [got(piece(b"i", skip=4, at=us(9)))]
     way.assembler.assemble_batch(*batch.arguments(0, 4), coalesce=True)
     assert way.take() == []
 
