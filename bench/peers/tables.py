@@ -67,11 +67,11 @@ def in_words(results: Sequence[Result], skipped: Sequence[tuple[str, str]]) -> s
     """The tables, and what was run."""
     grid = Grid(results)
     head = ["", *grid.workloads]
+    ratios = _ratios(grid)
     parts = [
         "## Nanoseconds a packet: minimum / median (*: of a part of the capture)",
         table(head, [[row, *(_cell(grid.best(row, workload)) for workload in grid.workloads)] for row in grid.rows]),
-        "## Times as fast as the peer (minimum against minimum)",
-        table(["", "against", *grid.workloads], _ratios(grid)),
+        *(["## Times as fast as the peer (minimum against minimum)", table(["", "against", *grid.workloads], ratios)] if ratios else []),
         "## Peak resident memory of the whole process, MB",
         table(head, _memory(grid)),
         "## What was run",
@@ -177,11 +177,12 @@ def chart(path: Path, results: Sequence[Result]) -> None:
         panel.margins(y=0.01)
         panel.spines[["top", "right"]].set_visible(False)
     found = [result.minimum for result in results if result.runs]
-    panels[0].set_xlim(min(found) / 2, max(found) * 12)
+    panels[0].set_xlim(min(found) / 2, max(found) * 25)
     panels[0].invert_yaxis()
     for panel in panels[len(grid.workloads) :]:
         panel.set_visible(False)
     where = machine()
     figure.suptitle("Nanoseconds a packet, minimum of the runs, logarithmic: shorter is faster", fontsize=12, fontweight="bold")
-    figure.supxlabel(f"{where['processor']}, {where['cores']} cores, {where['system']}; red: loses bytes, or delivers too many", fontsize=8)
+    machine_said = ", ".join(where[name] for name in ("processor", "cores", "system"))
+    figure.supxlabel(f"{machine_said}; red: loses bytes, or delivers too many", fontsize=8)
     figure.savefig(path, dpi=130)
