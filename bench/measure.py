@@ -61,8 +61,8 @@ class Measurement:
     name: str
     """The way of use, or the peer."""
     workload: str
-    packets: int | None
     ns_per_packet: float
+    packets: int | None = None
     bytes_delivered: int | None = None
     bytes_skipped: int | None = None
     streams: int | None = None

@@ -36,7 +36,7 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; numbers and dashes to the right."""
     cells = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
-    sides = ["right" if all(row[at][:1] in "-0123456789" for row in cells) else "left" for at in range(len(head))]
+    sides = ["right" if all(set(row[at]) <= set("0123456789.,- e+") for row in cells) else "left" for at in range(len(head))]
     return tabulate(cells, head, tablefmt="github", colalign=sides, disable_numparse=True) if cells else ""
 
 
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     """The machine and what runs on it."""
     return {
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "compiler": _first_line(os.environ.get("CC", "cc"), "--version"),

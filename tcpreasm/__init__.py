@@ -20,9 +20,9 @@ The same in parts, each of which you can replace:
 A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own.
 
 Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
-FilePool), ByteCountStream. Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic
-modulo 2**32), AssemblerOptions and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was),
-CaptureSummary.
+FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. Values: Flow and ConnectionKey (who talks to
+whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions and FlushOptions (limits and rules),
+AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
 
 Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns.
 
@@ -46,9 +46,11 @@ from .stats import AssemblerStats
 from .streams import (
     ByteCountStream,
     BytesStream,
+    DigestStream,
     FilePool,
     FileStream,
     ReaderStream,
+    SpanStream,
     Stream,
     StreamFactory,
     discard_bytes_to_eof,
@@ -82,6 +84,7 @@ __all__ = [
     "Connection",
     "ConnectionKey",
     "DataLost",
+    "DigestStream",
     "FilePool",
     "FileStream",
     "FinishedStream",
@@ -94,6 +97,7 @@ __all__ = [
     "ReaderStream",
     "Reassembly",
     "Sequence",
+    "SpanStream",
     "Stream",
     "StreamFactory",
     "StreamPool",

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 
 from .clock import Timestamp
 
-__all__ = ["DEFAULT_ASSEMBLER_OPTIONS", "AssemblerOptions", "FlushOptions"]
+__all__ = ["DEFAULT_ASSEMBLER_OPTIONS", "DEFAULT_MAX_OPEN_FILES", "AssemblerOptions", "FlushOptions", "check_number"]
+
+DEFAULT_MAX_OPEN_FILES = 256
+
+
+def check_number(name: str, value: object, unit: str) -> None:
+    """TypeError and ValueError unless the value is an int, 1 or more. `unit`: what it counts, for the message."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a number of {unit}, not {type(value).__name__}: {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is 1 or more, not {value}")
+
 
 _SECONDS = ("start_wait", "hole_timeout", "idle_timeout", "closed_timeout")
 

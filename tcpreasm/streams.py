@@ -1,10 +1,10 @@
-"""Where a stream's bytes go: the `Stream` protocol, the reader half `ReaderStream`, and ready-made streams in plain Python.
+"""Where a stream's bytes go: the `Stream` protocol, the reader half `ReaderStream`, and the names of the ready-made streams.
 
-Lives here: what receives `Reassembly` objects. Not here: what makes them (the core), and what runs an assembler (api, follow, cli).
-`reassembled` is called about once a packet with payload, `reassembly_complete` once a stream.
+Lives here: what receives `Reassembly` objects in Python. Not here: what makes them, and the other ready-made streams (the core), and what
+runs an assembler (api, follow, cli). `reassembled` is called about once a packet with payload, `reassembly_complete` once a stream.
 
 Two threads meet in a ReaderStream: the assembler's, which calls `reassembled` and `reassembly_complete`, and a reader's. All that
-they share is guarded by one lock; only the reader ever waits without a limit. The other streams are served by the assembler alone.
+they share is guarded by one lock; only the reader ever waits without a limit.
 """
 
 from __future__ import annotations
@@ -12,38 +12,44 @@ from __future__ import annotations
 import errno
 import io
 import logging
-import os
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from ._select import core
 from .errors import DataLost
-from .flow import ConnectionKey, Flow
+from .flow import Flow
+from .options import check_number
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from ._select import core
-
 __all__ = [
     "ByteCountStream",
     "BytesStream",
+    "DigestStream",
     "FilePool",
     "FileStream",
     "ReaderStream",
+    "SpanStream",
     "Stream",
     "StreamFactory",
     "discard_bytes_to_eof",
     "discard_bytes_to_first_error",
 ]
 
+ByteCountStream = core.ByteCountStream
+BytesStream = core.BytesStream
+DigestStream = core.DigestStream
+FilePool = core.FilePool
+FileStream = core.FileStream
+SpanStream = core.SpanStream
+
 _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BUFFERED_BYTES = 1 << 20
 DEFAULT_TIMEOUT = 10.0
-DEFAULT_MAX_OPEN_FILES = 256
 _SMALL = 1024  # bytes; pieces below are gathered in one bytearray, or a stream of 1-byte segments would cost 40 times its size
 _GATHERED = 16 * 1024  # bytes at which such a bytearray is full
 _CHUNK = 1 << 16  # bytes read at once where the reader leaves the size to us
@@ -68,13 +74,6 @@ class StreamFactory(Protocol):
         """A stream for one direction of a new connection."""
 
 
-def _check_bytes(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a number of bytes, not {type(value).__name__}: {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is 1 or more, not {value}")
-
-
 def _check_seconds(name: str, value: object) -> None:
     if value is None:
         return
@@ -82,80 +81,6 @@ def _check_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}: {value!r}")
     if not 0 <= value <= threading.TIMEOUT_MAX:
         raise ValueError(f"{name} is from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {value!r}")
-
-
-class ByteCountStream:
-    """Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCountStream)`. The base of the streams below.
-
-    Args:
-        net_flow: the addresses; `key` needs both.
-        transport_flow: the ports.
-    """
-
-    __slots__ = (
-        "complete", "ended", "first_seen_ns", "gap_count", "last_seen_ns", "length", "net_flow", "skipped", "started", "transport_flow",
-    )  # fmt: skip
-
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None) -> None:
-        self.net_flow = net_flow
-        self.transport_flow = transport_flow
-        self.first_seen_ns: int | None = None
-        """Capture time of the earliest packet that brought something, in nanoseconds since 1970; None before any did."""
-        self.last_seen_ns: int | None = None
-        """The same of the latest packet."""
-        self.length = 0
-        """Bytes that came."""
-        self.skipped = 0
-        """Bytes that are missing between those; an unknown start counts as none."""
-        self.gap_count = 0
-        """Holes with a known length."""
-        self.started = False
-        """The SYN was captured: the first byte is the stream's first."""
-        self.ended = False
-        """A FIN or RST was reached. False where the stream was closed for another reason (idleness, the end of the capture)."""
-        self.complete = False
-        """Nothing more will come."""
-
-    @property
-    def key(self) -> ConnectionKey:
-        """Who sends to whom. ValueError where the stream was made without flows."""
-        if self.net_flow is None or self.transport_flow is None:
-            raise ValueError("this stream was made without flows")
-        return ConnectionKey(self.net_flow, self.transport_flow)
-
-    @property
-    def first_seen(self) -> float | None:
-        """`first_seen_ns` in seconds."""
-        return None if self.first_seen_ns is None else self.first_seen_ns / 1e9
-
-    @property
-    def last_seen(self) -> float | None:
-        """`last_seen_ns` in seconds."""
-        return None if self.last_seen_ns is None else self.last_seen_ns / 1e9
-
-    def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
-        """Counts the next pieces."""
-        for piece in reassemblies:
-            self._count(piece)
-
-    def reassembly_complete(self) -> None:
-        """Marks the stream as complete."""
-        self.complete = True
-
-    def _count(self, piece: core.Reassembly) -> None:
-        seen_ns = piece.seen_ns  # pieces come in the stream's order, not in that of their times
-        if self.first_seen_ns is None or seen_ns < self.first_seen_ns:
-            self.first_seen_ns = seen_ns
-        if self.last_seen_ns is None or seen_ns > self.last_seen_ns:
-            self.last_seen_ns = seen_ns
-        if piece.start:
-            self.started = True
-        if piece.skip > 0:
-            self.gap_count += 1
-            self.skipped += piece.skip
-        self.length += len(piece)
-        if piece.end:
-            self.ended = True
 
 
 class ReaderStream(io.RawIOBase):
@@ -213,7 +138,7 @@ class ReaderStream(io.RawIOBase):
         """What came here so far, whether it was read or not: `counts.length`, `.skipped`, `.gap_count`, `.started`, `.last_seen`, ..."""
         self.discarded = 0
         """Bytes that were captured and came here, but found no reader: the buffer was full for too long, or the stream closed."""
-        _check_bytes("max_buffered_bytes", max_buffered_bytes)
+        check_number("max_buffered_bytes", max_buffered_bytes, "bytes")
         _check_seconds("timeout", timeout)
         _check_seconds("read_timeout", read_timeout)
         self.loss_errors = bool(loss_errors)
@@ -498,234 +423,3 @@ def discard_bytes_to_eof(reader: _Reader) -> int:
         if not data:
             return count
         count += len(data)
-
-
-class _GapStream(ByteCountStream):
-    """A stream that knows where its gaps are."""
-
-    __slots__ = ("_gaps",)
-
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None) -> None:
-        super().__init__(net_flow, transport_flow)
-        self._gaps: list[tuple[int, int]] = []
-
-    @property
-    def gaps(self) -> tuple[tuple[int, int], ...]:
-        """(offset, length) of each hole, in order. Offsets count the stream's bytes, the missing ones among them."""
-        return tuple(self._gaps)
-
-    def _count(self, piece: core.Reassembly) -> None:
-        if piece.skip > 0:
-            self._gaps.append((self.length + self.skipped, piece.skip))
-        super()._count(piece)
-
-
-class BytesStream(_GapStream):
-    """Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
-
-    Args:
-        net_flow, transport_flow: as for ByteCountStream.
-        max_bytes: the most that is kept. None: no limit.
-        on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
-            that brought it (what fits is kept, and the stream goes on dropping).
-    """
-
-    __slots__ = ("_data", "dropped", "max_bytes", "on_limit")
-
-    def __init__(
-        self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, max_bytes: int | None = None, on_limit: str = "error"
-    ) -> None:
-        super().__init__(net_flow, transport_flow)
-        if max_bytes is not None:
-            _check_bytes("max_bytes", max_bytes)
-        if on_limit not in ("drop", "error"):
-            raise ValueError(f"on_limit is 'drop' or 'error', not {on_limit!r}")
-        self._data = bytearray()
-        self.max_bytes = max_bytes
-        self.on_limit = on_limit
-        self.dropped = 0
-        """Bytes beyond `max_bytes`. `length` counts them too."""
-
-    @property
-    def data(self) -> bytes:
-        """The bytes so far: a copy."""
-        return bytes(self._data)
-
-    def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
-        """Appends the next pieces. BufferError beyond `max_bytes`, if asked for."""
-        over = False
-        for piece in reassemblies:
-            self._count(piece)
-            data = piece.bytes
-            if self.max_bytes is not None and len(self._data) + len(data) > self.max_bytes:
-                keep = self.max_bytes - len(self._data)
-                over = over or not self.dropped
-                self.dropped += len(data) - keep
-                data = data[:keep]
-            self._data += data
-        if over and self.on_limit == "error":
-            raise BufferError(f"the stream {self._name()} is longer than the {self.max_bytes} bytes that may be kept")
-
-    def _name(self) -> str:
-        return "" if self.net_flow is None or self.transport_flow is None else str(self.key)
-
-
-class FilePool:
-    """The open files of many FileStreams: the least recently written one is closed when too many are open, and opened again when
-    its stream goes on.
-
-    Args:
-        max_open: files that may be open at once. Where the system allows fewer, fewer it is.
-
-    Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
-    """
-
-    def __init__(self, max_open: int = DEFAULT_MAX_OPEN_FILES) -> None:
-        if isinstance(max_open, bool) or not isinstance(max_open, int):
-            raise TypeError(f"max_open is a number of files, not {type(max_open).__name__}: {max_open!r}")
-        if max_open < 1:
-            raise ValueError(f"max_open is 1 or more, not {max_open}")
-        self.max_open = max_open
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, _OpenFile] = OrderedDict()  # the least recently written first
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def create(self, path: str, *, overwrite: bool = False) -> None:
-        """Makes an empty file and keeps it open. FileExistsError where there is one, unless overwrite is set."""
-        with self._lock:
-            self._open_file(path, "w" if overwrite else "x")
-
-    def write(self, path: str, offset: int, data: bytes) -> None:
-        """Writes at an offset of a file that `create` made. An offset beyond the end leaves a hole, which reads as zeros."""
-        with self._lock:
-            entry = self._open.get(path)
-            if entry is None:
-                entry = self._open_file(path, "r+")
-            else:
-                self._open.move_to_end(path)
-            if entry.position != offset:
-                entry.file.seek(offset)
-            entry.file.write(data)
-            entry.position = offset + len(data)
-
-    def finish(self, path: str, size: int | None = None) -> None:
-        """Closes a file. It gets the given size, where one is given: a hole at its end needs no bytes."""
-        with self._lock:
-            entry = self._open.get(path)
-            if entry is None:
-                if size is None:
-                    return
-                entry = self._open_file(path, "r+")
-            del self._open[path]
-            with entry.file as file:
-                if size is not None:
-                    file.truncate(size)
-
-    def close(self) -> None:
-        """Closes all files. Later writes raise ValueError."""
-        with self._lock:
-            self._closed = True
-            first: OSError | None = None
-            while self._open:
-                _, entry = self._open.popitem(last=False)
-                try:
-                    entry.file.close()
-                except OSError as error:  # a full disk: the others still have to be closed
-                    first = first or error
-            if first is not None:
-                raise first
-
-    def __enter__(self) -> FilePool:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _open_file(self, path: str, mode: str) -> _OpenFile:
-        if self._closed:
-            raise ValueError("this FilePool is closed")
-        while len(self._open) >= self.max_open:
-            self._close_oldest()
-        while True:
-            try:
-                raw = io.FileIO(path, mode)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                    raise
-                self.max_open = len(self._open)  # the system allows no more
-                self._close_oldest()
-        entry = self._open[path] = _OpenFile(io.BufferedWriter(raw))
-        return entry
-
-    def _close_oldest(self) -> None:
-        _, entry = self._open.popitem(last=False)
-        entry.file.close()
-
-
-class _OpenFile:
-    __slots__ = ("file", "position")
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.file = file
-        self.position = 0
-
-
-class FileStream(_GapStream):
-    """Writes a stream to a file as it comes. The file is made with the first byte: a stream without bytes leaves none.
-
-    Args:
-        net_flow, transport_flow: as for ByteCountStream.
-        path: the file's path, or a callable that gives it when it is needed.
-        pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
-        fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
-            joined.
-    """
-
-    __slots__ = ("_make_path", "_position", "fill_gaps", "overwrite", "path", "pool")
-
-    def __init__(
-        self,
-        net_flow: Flow | None = None,
-        transport_flow: Flow | None = None,
-        *,
-        path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]],
-        pool: FilePool,
-        overwrite: bool = False,
-        fill_gaps: bool = False,
-    ) -> None:
-        super().__init__(net_flow, transport_flow)
-        self.pool = pool
-        self.overwrite = overwrite
-        self.fill_gaps = fill_gaps
-        self.path: str | None = None
-        """Where the bytes are; None as long as there were none."""
-        self._make_path = path
-        self._position = 0  # in the file: where the next byte goes
-
-    def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
-        """Writes the next pieces. OSError where the system refuses."""
-        for piece in reassemblies:
-            self._count(piece)
-            if self.fill_gaps and piece.skip > 0:
-                self._position += piece.skip
-            data = piece.bytes
-            if data:
-                self.pool.write(self.path or self._create(), self._position, data)
-                self._position += len(data)
-
-    def reassembly_complete(self) -> None:
-        """Closes the file."""
-        super().reassembly_complete()
-        if self.path is not None:
-            self.pool.finish(self.path, self._position if self.fill_gaps else None)
-
-    def _create(self) -> str:
-        path = os.fspath(self._make_path() if callable(self._make_path) else self._make_path)
-        self.pool.create(path, overwrite=self.overwrite)
-        self.path = path
-        return path

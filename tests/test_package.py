@@ -38,10 +38,10 @@ FORBIDDEN = {
     "api": {*CORES, "cli"},
     "capture": {*CORES, "api", "cli", "streams"},
     "cli": {*CORES},
-    "streams": {*CORES, "_select", "api", "capture", "cli"},
+    "streams": {*CORES, "api", "capture", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "stats", "verdict"}
+LEAVES = {"batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
 
 
 class Import(NamedTuple):

@@ -8,12 +8,18 @@ from .pool import StreamPoolBase
 from .reassembly import Reassembly
 from .records import PcapngRecords, PcapRecords
 from .sequence import INVALID_SEQUENCE, Sequence, byte_span
+from .streams import ByteCountStream, BytesStream, DigestStream, FilePool, FileStream, SpanStream
 
 __all__ = [
     "INVALID_SEQUENCE",
     "PAGE_BYTES",
     "AssemblerBase",
+    "ByteCountStream",
+    "BytesStream",
     "Connection",
+    "DigestStream",
+    "FilePool",
+    "FileStream",
     "Page",
     "PageCache",
     "PageList",
@@ -21,6 +27,7 @@ __all__ = [
     "PcapngRecords",
     "Reassembly",
     "Sequence",
+    "SpanStream",
     "StreamPoolBase",
     "byte_span",
     "decode_frame",

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..api import Assembler, StreamPool
 from ..flow import ConnectionKey, Flow
-from ..streams import DEFAULT_MAX_OPEN_FILES, FilePool, FileStream
+from ..options import DEFAULT_MAX_OPEN_FILES
+from ..streams import FilePool, FileStream
 from .common import CommandError, add_captures, assembler_options, read
 
 __all__ = ["add_parser", "file_name"]
