@@ -30,8 +30,10 @@ CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryvi
 Progress = Callable[[Capture], None]
 """Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
 
-STEP_FRAMES = 1024  # frames between two chances for the caller to use what there is
-PROGRESS_STEPS = 8  # such steps between two calls of progress
+STEP_FRAMES = 64  # frames between two chances for the caller to use what there is
+STEP_RECORDS = 1024  # the same in files, where a step costs next to nothing
+PROGRESS_STEPS = 64  # such steps between two calls of progress
+PROGRESS_RECORD_STEPS = 4
 LIVE_POLL = 0.25  # seconds
 
 
@@ -191,9 +193,9 @@ class Assembler(core.AssemblerBase):
 
     def _file_steps(self, capture: FileCapture, coalesce: bool, progress: Progress | None) -> Iterator[None]:
         steps = 0
-        while self.assemble_records(capture.records, STEP_FRAMES, coalesce):
+        while self.assemble_records(capture.records, STEP_RECORDS, coalesce):
             steps += 1
-            if progress is not None and steps % PROGRESS_STEPS == 0:
+            if progress is not None and steps % PROGRESS_RECORD_STEPS == 0:
                 progress(capture)
             yield
         if progress is not None:

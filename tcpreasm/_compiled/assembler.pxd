@@ -81,7 +81,7 @@ cdef class AssemblerBase:
     cdef bint coalesce
     cdef object packet            # what the text at hand lies in: bytes, or a Block; None: memory that the caller may change
     cdef bint shared              # the packet is more than one frame: whoever keeps a piece gets a copy
-    cdef piece_s *out             # pieces for the connection at hand
+    cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
     cdef Py_ssize_t out_count
     cdef Py_ssize_t out_room
     cdef list gathered            # lists of pieces put aside for streams in the call at hand,
@@ -176,7 +176,6 @@ cdef class AssemblerBase:
     cdef int _finish_native(self, const served_s *served) except -1
     cdef int _complete(self, uint32_t slot, void *native) except -1
     cdef void _take_gil(self) noexcept nogil
-    cdef void _lend_pages(self) noexcept nogil
     cdef list _piece_objects(self)
     cdef int _call(self, uint32_t slot, bint last) except -1
 

@@ -63,6 +63,7 @@ from .pages cimport (
     pop_first,
     pop_last,
     push_between,
+    return_page,
     take_page,
 )
 from .pool cimport StreamPoolBase, listed_s
@@ -1052,6 +1053,7 @@ cdef class AssemblerBase:
             give_back_page(page)
         else:
             self.out[self.out_count - 1].page = page
+            lend_page(page)
         return 0
 
     cdef piece_s *_new_piece(self) except NULL nogil:
@@ -1072,7 +1074,7 @@ cdef class AssemblerBase:
         cdef Py_ssize_t i
         for i in range(self.out_count):
             if self.out[i].page != NULL:
-                give_back_page(self.out[i].page)
+                return_page(self.out[i].page)
         self.out_count = 0
 
     # -- what arrives early -----------------------------------------------------------------------------------------
@@ -1235,7 +1237,6 @@ cdef class AssemblerBase:
                 self._drop_pieces()
             return 0
         self._take_gil()
-        self._lend_pages()
         if self.coalesce:
             with gil:
                 self._gather(connection)
@@ -1262,8 +1263,6 @@ cdef class AssemblerBase:
                 self.pool_.free_removed(connection)
             return 0
         self._take_gil()
-        if how == PYTHON:
-            self._lend_pages()
         self.pool_.own(connection)
         try:
             with gil:
@@ -1305,13 +1304,6 @@ cdef class AssemblerBase:
         if not self.holds_gil:
             PyEval_RestoreThread(PyGILState_GetThisThreadState())
             self.holds_gil = True
-
-    # Pages in `out` count as handed over from now on.
-    cdef void _lend_pages(self) noexcept nogil:
-        cdef Py_ssize_t i
-        for i in range(self.out_count):
-            if self.out[i].page != NULL:
-                lend_page(self.out[i].page)
 
     # `out` as objects; the pages in it are lent. A piece of memory that its owner may change gets bytes of its own.
     cdef list _piece_objects(self):
@@ -1611,13 +1603,13 @@ cdef int raise_late_error(AssemblerBase assembler) except -1:
 
 cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
     if assembler.has_late_error:
-        if raised.__context__ is None:
+        if raised is not assembler.late_error and raised.__context__ is None:
             raised.__context__ = assembler.late_error
         assembler.late_error, assembler.has_late_error = None, False
     return 0
 
 
-# The arguments of a batch that are int64 arrays already; None where one is something else.
+# Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
 cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
     for each in (offsets, lengths, timestamps_ns, wire_lengths):
         if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
@@ -1626,7 +1618,7 @@ cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, ob
         return None
     if wire_lengths is not None and len(wire_lengths) != len(offsets):
         return None
-    return offsets, lengths, timestamps_ns, wire_lengths
+    return offsets.copy(), lengths.copy(), timestamps_ns.copy(), None if wire_lengths is None else wire_lengths.copy()
 
 
 # batch_arrays would not refuse them.

@@ -392,6 +392,15 @@ cdef class Page:
         self.page.missing = value
 
     @property
+    def offset(self):
+        return self.page.offset
+
+    @offset.setter
+    def offset(self, value):
+        self.check_used()
+        self.page.offset = value
+
+    @property
     def seen_ns(self):
         return self.page.seen_ns
 

@@ -328,6 +328,9 @@ cdef class StreamPoolBase:
             number = self.made
             connection = self.at(number)
         self.requests += 1
+        if self.log and not self.requests & 0x7FFF:
+            with gil:
+                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.room - self.filled)
         reset(connection, key, seen_ns)
         self._insert(number, hash)
         self.filled += 1
