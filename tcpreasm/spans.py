@@ -45,9 +45,9 @@ def array_of(rows: bytes) -> SpanArray:
 class _Memory:
     """A buffer."""
 
-    def __init__(self, source: Any) -> None:
-        self._view = memoryview(source).cast("B")
-        self.size = len(self._view)
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.size = len(view)
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self._view[offset : offset + length])
@@ -58,7 +58,8 @@ class _File:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.size = int(file.seek(0, os.SEEK_END))
+        file.seek(0, os.SEEK_END)
+        self.size = int(file.tell())
 
     def read(self, offset: int, length: int) -> bytes:
         self._file.seek(offset)
@@ -77,14 +78,15 @@ class _File:
 def _open(source: Any, opened: ExitStack) -> _Memory | _File:
     if isinstance(source, (str, os.PathLike)):
         return _File(opened.enter_context(open(source, "rb", buffering=0)))
-    if callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None)):
-        return _File(source)
     try:
-        return _Memory(source)
+        view = opened.enter_context(memoryview(source))
     except TypeError:
+        if callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None)):
+            return _File(source)
         raise TypeError(
             f"spans are read from a path, a seekable binary file, a buffer, or a list of these, not {type(source).__name__}"
         ) from None
+    return _Memory(opened.enter_context(view.cast("B")))
 
 
 def read_rows(rows: memoryview, source: SpanSource) -> Iterator[bytes]:

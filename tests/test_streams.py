@@ -1,13 +1,17 @@
-"""Streams on their own, fed with pieces made here: no core, no capture.
+"""Streams: the reader, and the ready-made ones, fed with pieces made here; and these through whole captures against a stream in Python.
 
-Threads are joined with a time limit: a bug fails, it does not hang.
+Threads are joined with a time limit: a bug fails, it does not hang. What reads the bytes of a SpanStream is tested in test_spans.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
+import hashlib
 import io
 import os
+import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +35,7 @@ class Piece:
     start: bool = False
     end: bool = False
     seen_ns: int = 0
+    offset: int = -1
 
     @property
     def seen(self) -> float:
@@ -692,3 +697,694 @@ def test_file_pool_arguments(streams: ModuleType) -> None:
         streams.FilePool(0)
     with pytest.raises(TypeError, match="max_open"):
         streams.FilePool("3")
+
+
+# Ready-made streams, closer: both cores must do the same.
+
+READY = ("ByteCountStream", "BytesStream", "DigestStream", "FileStream", "SpanStream")
+CAPTURES = ("disordered.pcap", "edge.pcap", "http.pcap", "http6.pcapng", "missing.pcap", "snap96.pcap")
+KILO = bytes(range(256)) * 4
+
+
+def make(tcpreasm: ModuleType, name: str, folder: Path, pool: Any, flows: tuple[Any, Any] = (None, None), cls: type | None = None) -> Any:
+    """A stream of the ready-made class with that name, or of a subclass; a FileStream writes to a new file in the folder."""
+    cls = cls or getattr(tcpreasm, name)
+    if name != "FileStream":
+        return cls(*flows)
+    return cls(*flows, path=lambda: folder / f"{len(os.listdir(folder)):05}", pool=pool)
+
+
+def content(stream: Any, source: Any = None) -> bytes:
+    """What a stream that keeps its bytes somewhere has got. A file must be written out."""
+    if hasattr(stream, "gather"):
+        gathered: bytes = stream.gather(source)
+        return gathered
+    if hasattr(stream, "pool"):
+        return b"" if stream.path is None else Path(stream.path).read_bytes()
+    kept: bytes = stream.data
+    return kept
+
+
+def counters(stream: Any) -> tuple[Any, ...]:
+    seen = (stream.first_seen_ns, stream.last_seen_ns, stream.first_seen, stream.last_seen)
+    return (stream.length, stream.skipped, stream.gap_count, stream.started, stream.ended, stream.complete, *seen)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_each_ready_made_stream_counts(tcpreasm: ModuleType, tmp_path: Path, name: str) -> None:
+    with tcpreasm.FilePool() as pool:
+        stream = make(tcpreasm, name, tmp_path, pool)
+        assert counters(stream) == (0, 0, 0, False, False, False, None, None, None, None)
+        stream.reassembled([Piece(start=True, seen_ns=-3)])
+        assert counters(stream) == (0, 0, 0, True, False, False, -3, -3, -3e-9, -3e-9)
+        stream.reassembled([Piece(b"abc", seen_ns=7_000_000_000), Piece(b"d", skip=2**40, seen_ns=2), Piece(b"e", skip=-1, seen_ns=-4)])
+        stream.reassembled([Piece(skip=5, end=True, seen_ns=6)])
+        stream.reassembled([])
+        assert counters(stream) == (5, 2**40 + 5, 2, True, True, False, -4, 7_000_000_000, -4e-9, 7.0)
+        stream.reassembly_complete()
+        assert stream.complete
+        if hasattr(stream, "gaps"):
+            assert stream.gaps == ((3, 2**40), (5 + 2**40, 5))
+
+
+@pytest.mark.parametrize("name", READY)
+def test_what_a_stream_tells_can_only_be_read(tcpreasm: ModuleType, tmp_path: Path, name: str) -> None:
+    names = [
+        "net_flow",
+        "transport_flow",
+        "length",
+        "skipped",
+        "gap_count",
+        "started",
+        "ended",
+        "complete",
+        "first_seen_ns",
+        "last_seen_ns",
+    ]
+    names += ["first_seen", "last_seen", "key", "gaps", "data", "dropped", "max_bytes", "on_limit", "algorithm", "spans"]
+    names += ["path", "pool", "overwrite", "fill_gaps"]
+    with tcpreasm.FilePool() as pool:
+        stream = make(tcpreasm, name, tmp_path, pool)
+        for attribute in names:
+            with pytest.raises(AttributeError):
+                setattr(stream, attribute, 1)
+        with pytest.raises(AttributeError):
+            pool.max_open = 3
+
+
+@pytest.mark.parametrize("name", READY)
+def test_pieces_are_taken_as_objects_and_let_go(tcpreasm: ModuleType, tmp_path: Path, name: str) -> None:
+    pieces = [tcpreasm.Reassembly(KILO, 3, True, False, 5, 100), tcpreasm.Reassembly(b"", 0, False, True, 6)]
+    before = [sys.getrefcount(piece) for piece in pieces]
+    with tcpreasm.FilePool() as pool:
+        stream = make(tcpreasm, name, tmp_path, pool)
+        stream.reassembled(pieces)
+        stream.reassembled(tuple(pieces))
+        stream.reassembled(iter(pieces))
+        assert [sys.getrefcount(piece) for piece in pieces] == before
+        assert (stream.length, stream.skipped, stream.first_seen_ns) == (3 * len(KILO), 9, 5)
+        with pytest.raises(AttributeError):
+            stream.reassembled([object()])
+        with pytest.raises(TypeError):
+            stream.reassembled(None)
+        stream.reassembly_complete()
+        if name == "DigestStream":
+            assert stream.digest() == hashlib.sha256(KILO * 3).digest()
+        elif name != "ByteCountStream":
+            assert content(stream, [bytes(100) + KILO]) == KILO * 3
+
+
+def test_a_base_classs_method_does_what_the_base_class_does(tcpreasm: ModuleType) -> None:
+    stream = tcpreasm.BytesStream()
+    tcpreasm.ByteCountStream.reassembled(stream, [Piece(b"abc", skip=1)])
+    tcpreasm.ByteCountStream.reassembly_complete(stream)
+    assert (stream.length, stream.skipped, stream.data, stream.complete) == (3, 1, b"", True)
+
+
+def test_bytes_of_many_sizes(tcpreasm: ModuleType) -> None:
+    chance = random.Random(3)
+    parts = [chance.randbytes(chance.choice([0, 1, 63, 64, 65, 1448, 70_000, 200_000])) for _ in range(300)]
+    stream = tcpreasm.BytesStream()
+    early = b""
+    for number, part in enumerate(parts):
+        stream.reassembled([Piece(part, skip=number % 3)])
+        if number == 100:
+            early = stream.data
+    assert stream.data == b"".join(parts)
+    assert early == b"".join(parts[:101])
+    stream.reassembly_complete()
+    assert stream.data == b"".join(parts)
+    assert len(stream.gaps) == 200
+    assert tcpreasm.BytesStream().data == b""
+
+
+def test_bytes_stream_at_its_very_limit(tcpreasm: ModuleType) -> None:
+    stream = tcpreasm.BytesStream(max_bytes=5)
+    stream.reassembled([Piece(b"ab"), Piece(b"cde"), Piece(skip=4)])
+    assert (stream.data, stream.dropped) == (b"abcde", 0)
+    with pytest.raises(BufferError) as caught:
+        stream.reassembled([Piece(b"f", skip=2), Piece(b"ghi", end=True)])
+    assert str(caught.value) == "the stream  is longer than the 5 bytes that may be kept"
+    assert (stream.data, stream.dropped, stream.length, stream.gaps, stream.ended) == (b"abcde", 4, 9, ((5, 4), (9, 2)), True)
+    stream.reassembled([Piece(b"j")])
+    assert (stream.dropped, stream.max_bytes, stream.on_limit) == (5, 5, "error")
+    endless = tcpreasm.BytesStream(max_bytes=10**30)
+    endless.reassembled([Piece(KILO)])
+    assert endless.data == KILO
+    flow = tcpreasm.Flow
+    named = tcpreasm.BytesStream(flow("10.0.0.1", "10.0.0.2"), flow(1, 2), max_bytes=1)
+    with pytest.raises(BufferError, match=r"^the stream 10\.0\.0\.1:1->10\.0\.0\.2:2 is longer than the 1 bytes"):
+        named.reassembled([Piece(b"ab")])
+    for wrong in ({"max_bytes": True}, {"max_bytes": 1.5}, {"max_bytes": "1"}):
+        with pytest.raises(TypeError, match="max_bytes is a number of bytes, not"):
+            tcpreasm.BytesStream(**wrong)
+
+
+# DigestStream.
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5", "blake2b", "sha3_256"])
+def test_digests(tcpreasm: ModuleType, algorithm: str) -> None:
+    chance = random.Random(5)
+    stream = tcpreasm.DigestStream(algorithm=algorithm)
+    expected = hashlib.new(algorithm)
+    assert stream.digest() == expected.digest()
+    for number in range(500):
+        part = chance.randbytes(
+            chance.choice([0, 1, 100, 1448, 65_535, 65_536, 65_537, 150_000] if number % 50 == 0 else [0, 1, 100, 1448])
+        )
+        stream.reassembled([Piece(part, skip=number % 2), Piece(b"x")])
+        expected.update(part + b"x")
+        if number % 37 == 0:
+            assert stream.hexdigest() == expected.hexdigest()
+    assert stream.digest() == expected.digest()
+    stream.reassembly_complete()
+    assert stream.digest() == expected.digest()
+    assert stream.hexdigest() == expected.hexdigest()
+    assert (stream.algorithm, stream.gap_count, stream.complete) == (algorithm, 250, True)
+
+
+def test_digest_arguments(tcpreasm: ModuleType) -> None:
+    assert tcpreasm.DigestStream().algorithm == "sha256"
+    with pytest.raises(ValueError, match="md0"):
+        tcpreasm.DigestStream(algorithm="md0")
+    with pytest.raises(TypeError):
+        tcpreasm.DigestStream(algorithm=5)
+    with pytest.raises(TypeError):
+        tcpreasm.DigestStream(None, None, "md5")
+    stream = tcpreasm.DigestStream(algorithm="shake_128")
+    stream.reassembled([Piece(b"abc")])
+    assert stream.digest(7) == hashlib.shake_128(b"abc").digest(7)
+    assert stream.hexdigest(7) == hashlib.shake_128(b"abc").hexdigest(7)
+    with pytest.raises(TypeError):
+        stream.digest()
+
+
+# SpanStream: the rows. What reads the bytes is tested in test_spans.
+
+
+def test_spans_are_one_row_a_piece(tcpreasm: ModuleType) -> None:
+    numpy = pytest.importorskip("numpy")
+    stream = tcpreasm.SpanStream()
+    dtype = [("offset", "<i8"), ("length", "<i8"), ("skip", "<i8"), ("seen_ns", "<i8")]
+    assert stream.spans.dtype == numpy.dtype(dtype)
+    assert stream.spans.shape == (0,)
+    stream.reassembled([Piece(start=True, seen_ns=1), Piece(b"abc", skip=-1, seen_ns=2, offset=100), Piece(b"de", seen_ns=3, offset=103)])
+    early = stream.spans
+    stream.reassembled([Piece(b"f", skip=7, seen_ns=2, offset=2**40), Piece(skip=9, seen_ns=4), Piece(b"g"), Piece(end=True)])
+    rows = [(100, 3, -1, 2), (103, 2, 0, 3), (2**40, 1, 7, 2), (-1, 0, 9, 4), (-1, 1, 0, 0)]
+    assert stream.spans.tolist() == rows
+    assert early.tolist() == rows[:2]
+    early["skip"] = 5  # a copy, and the caller's
+    stream.reassembly_complete()
+    assert stream.spans.tolist() == rows
+    assert stream.ended
+
+
+# FileStream and FilePool.
+
+
+def test_files_of_pieces_of_many_sizes(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    expected: list[bytes] = [b""] * 20
+    with tcpreasm.FilePool(4) as pool:
+        files = [tcpreasm.FileStream(path=str(tmp_path / str(number)), pool=pool, fill_gaps=number % 2 == 1) for number in range(20)]
+        for _ in range(1500):
+            number = chance.randrange(20)
+            part = chance.randbytes(chance.choice([0, 1, 100, 1448, 1448, 1448, 30_000, 65_536, 65_537, 200_000]))
+            skip = chance.choice([-1, 0, 0, 0, 0, 3, 5000])
+            files[number].reassembled([Piece(part, skip=skip)])
+            expected[number] += bytes(skip if skip > 0 and number % 2 else 0) + part
+            assert len(pool) <= 4
+        for number in range(10):
+            files[number].reassembly_complete()
+            assert (tmp_path / str(number)).read_bytes() == expected[number]
+        assert len(pool) <= 4
+    for number, data in enumerate(expected):
+        assert (tmp_path / str(number)).read_bytes() == data
+    assert len(pool) == 0
+
+
+def test_files_together_keep_little_in_memory(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """Beyond 32 MiB the files that were longest unused are written out, though nobody finishes them."""
+    part = KILO * 60
+    with tcpreasm.FilePool(8) as pool:
+        files = [tcpreasm.FileStream(path=tmp_path / str(number), pool=pool) for number in range(600)]
+        for stream in files:
+            stream.reassembled([Piece(part)])
+        on_disk = [(tmp_path / str(number)).stat().st_size for number in range(600)]
+        assert sum(on_disk) >= 600 * len(part) - (1 << 25)
+        assert on_disk[0] == len(part)
+        assert on_disk[-1] == 0
+        for stream in files:
+            stream.reassembled([Piece(b"end")])
+    assert all((tmp_path / str(number)).read_bytes() == part + b"end" for number in range(600))
+
+
+def test_a_stream_that_is_dropped_leaves_its_bytes_to_the_pool(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    with tcpreasm.FilePool(1) as pool:
+        for number in range(5):
+            tcpreasm.FileStream(path=tmp_path / str(number), pool=pool).reassembled([Piece(b"%d" % number)])
+        gc.collect()
+    assert all((tmp_path / str(number)).read_bytes() == b"%d" % number for number in range(5))
+
+
+def test_a_pool_that_is_dropped_writes_everything(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    files = [tcpreasm.FileStream(path=tmp_path / str(number), pool=pool) for pool in [tcpreasm.FilePool(1)] for number in range(3)]
+    for stream in files:
+        stream.reassembled([Piece(b"bytes")])
+    del stream, files
+    gc.collect()
+    assert all((tmp_path / str(number)).read_bytes() == b"bytes" for number in range(3))
+
+    def make_circle() -> None:
+        circle: list[Any] = [tcpreasm.FilePool()]
+        circle.append(tcpreasm.FileStream(path=lambda: tmp_path / f"circle of {len(circle)}", pool=circle[0]))
+        circle[1].reassembled([Piece(b"bytes")])
+
+    make_circle()
+    gc.collect()
+    assert (tmp_path / "circle of 2").read_bytes() == b"bytes"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("size", [1, 1 << 17])
+def test_a_full_disk(tcpreasm: ModuleType, tmp_path: Path, size: int) -> None:
+    """OSError in the call that finds out, said once; the others are written all the same."""
+    pool = tcpreasm.FilePool()
+    full = tcpreasm.FileStream(path="/dev/full", pool=pool, overwrite=True)
+    other = tcpreasm.FileStream(path=tmp_path / "other", pool=pool)
+    other.reassembled([Piece(b"other")])
+    if size > 1 << 16:
+        with pytest.raises(OSError, match="No space left") as caught:
+            full.reassembled([Piece(b"x" * size), Piece(b"y", skip=3, end=True)])
+    else:
+        full.reassembled([Piece(b"x" * size), Piece(b"y", skip=3, end=True)])
+    assert (full.length, full.skipped, full.ended, full.path) == (size + 1, 3, True, "/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        pool.close()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+    assert (tmp_path / "other").read_bytes() == b"other"
+    pool.close()
+    assert len(pool) == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_at_the_end_of_a_stream(tcpreasm: ModuleType) -> None:
+    with tcpreasm.FilePool() as pool:
+        stream = tcpreasm.FileStream(path="/dev/full", pool=pool, overwrite=True)
+        stream.reassembled([Piece(b"x")])
+        with pytest.raises(OSError, match="No space left"):
+            stream.reassembly_complete()
+        assert stream.complete
+        assert len(pool) == 0
+
+
+def test_a_stream_may_go_to_a_pipe(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = Task((tmp_path / "pipe").read_bytes)
+    with tcpreasm.FilePool() as pool:
+        stream = tcpreasm.FileStream(path=tmp_path / "pipe", pool=pool, overwrite=True)
+        for _ in range(100):
+            stream.reassembled([Piece(KILO, skip=1), Piece(KILO * 70)])
+        stream.reassembly_complete()
+    assert reader.result() == KILO * 7100
+
+
+def test_what_the_path_of_a_file_may_be(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    with tcpreasm.FilePool() as pool:
+        encoded = tcpreasm.FileStream(path=os.fsencode(tmp_path / "bytes"), pool=pool)
+        encoded.reassembled([Piece(b"a")])
+        strange = tcpreasm.FileStream(path=os.fsdecode(os.fsencode(tmp_path) + b"/\xff"), pool=pool)
+        strange.reassembled([Piece(b"b")])
+        for path, error in (("a\0b", ValueError), (5, TypeError), (tmp_path, IsADirectoryError), (tmp_path / "no" / "folder", OSError)):
+            stream = tcpreasm.FileStream(path=path, pool=pool, overwrite=True)
+            with pytest.raises(error):
+                stream.reassembled([Piece(b"c"), Piece(b"d", end=True)])
+            assert (stream.path, stream.length, stream.ended) == (None, 2, True)
+            stream.reassembly_complete()
+        assert len(pool) == 2
+    assert (tmp_path / "bytes").read_bytes() == b"a"
+    assert Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).read_bytes() == b"b"
+    with pytest.raises(TypeError, match="pool is a FilePool, not int"):
+        tcpreasm.FileStream(path="x", pool=5)
+
+
+def test_a_path_that_raises_leaves_the_place_of_its_bytes(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    paths: Iterator[Any] = iter([ZeroDivisionError(), tmp_path / "file"])
+
+    def path() -> Path:
+        given = next(paths)
+        if isinstance(given, Exception):
+            raise given
+        found: Path = given
+        return found
+
+    with tcpreasm.FilePool() as pool:
+        stream = tcpreasm.FileStream(path=path, pool=pool, fill_gaps=True)
+        with pytest.raises(ZeroDivisionError):
+            stream.reassembled([Piece(b"ab", skip=1), Piece(b"cd", skip=2)])
+        assert stream.gaps == ((0, 1), (3, 2))
+        stream.reassembled([Piece(b"ef")])
+        stream.reassembly_complete()
+    assert (tmp_path / "file").read_bytes() == bytes(7) + b"ef"
+
+
+def test_a_path_may_look_at_its_stream(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    made: list[Any] = []
+    with tcpreasm.FilePool() as pool:
+        made.append(tcpreasm.FileStream(path=lambda: tmp_path / f"{made[0].gaps}{made[0].length}{len(pool)}", pool=pool))
+        made[0].reassembled([Piece(b"abc", skip=2)])
+    assert (tmp_path / "((0, 2),)30").read_bytes() == b"abc"
+
+
+def test_a_pool_by_names(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    one, two, there = (str(tmp_path / name) for name in ("one", "two", "there"))
+    (tmp_path / "there").write_bytes(b"0123456789")
+    with tcpreasm.FilePool(1) as pool:
+        pool.create(one)
+        pool.create(two)
+        assert (len(pool), pool.max_open) == (1, 1)
+        pool.write(one, 0, b"abc")
+        pool.write(two, 5, b"x")
+        pool.write(one, 3, b"def")
+        pool.write(one, 1, b"BC")
+        pool.write(one, 8, b"z")
+        pool.write(one, 9, b"")
+        pool.finish(one)
+        assert (tmp_path / "one").read_bytes() == b"aBCdef\0\0z"
+        pool.finish(one)  # it is finished: nothing to do
+        pool.finish(one, 4)
+        assert (tmp_path / "one").read_bytes() == b"aBCd"
+        pool.write(there, 4, b"----")  # not created here
+        with pytest.raises(FileNotFoundError) as caught:
+            pool.write(str(tmp_path / "nowhere"), 0, b"x")
+        assert caught.value.filename == str(tmp_path / "nowhere")
+        with pytest.raises(FileExistsError) as caught_too:
+            pool.create(there)
+        assert caught_too.value.filename == there
+        pool.create(two, overwrite=True)
+        pool.finish(two, 3)
+        assert (tmp_path / "two").read_bytes() == bytes(3)
+    assert (tmp_path / "there").read_bytes() == b"0123----89"
+    for call in (lambda: pool.create(str(tmp_path / "late")), lambda: pool.write(one, 0, b"x"), lambda: pool.finish(one, 3)):
+        with pytest.raises(ValueError, match=r"^this FilePool is closed$"):
+            call()
+    pool.finish(one)
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_closed_pool_takes_no_more_bytes(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    pool = tcpreasm.FilePool()
+    stream = tcpreasm.FileStream(path=tmp_path / "x", pool=pool)
+    stream.reassembled([Piece(b"abc")])
+    pool.close()
+    for size in (1, 1 << 17):
+        with pytest.raises(ValueError, match=r"^this FilePool is closed$"):
+            stream.reassembled([Piece(b"d" * size), Piece(b"e", end=True)])
+    stream.reassembly_complete()
+    assert (tmp_path / "x").read_bytes() == b"abc"
+    assert (stream.length, stream.ended, stream.complete) == (3 + 1 + 1 + (1 << 17) + 1, True, True)
+
+
+# Threads.
+
+
+def test_streams_of_one_pool_in_many_threads(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    pool = tcpreasm.FilePool(2)
+
+    def serve(thread: int) -> None:
+        chance = random.Random(thread)
+        files = [tcpreasm.FileStream(path=tmp_path / f"{thread}-{number}", pool=pool, fill_gaps=True) for number in range(6)]
+        for turn in range(200):
+            for number, stream in enumerate(files):
+                stream.reassembled([Piece(bytes([thread, number, turn]) * chance.choice([1, 500, 30_000]), skip=turn % 2)])
+        for stream in files[::2]:
+            stream.reassembly_complete()
+
+    with pool:
+        for task in [Task(lambda thread=thread: serve(thread)) for thread in range(4)]:
+            task.result()
+        assert len(pool) <= 2
+    for thread in range(4):
+        chance = random.Random(thread)
+        expected = [b""] * 6
+        for turn in range(200):
+            for number in range(6):
+                expected[number] += bytes(turn % 2) + bytes([thread, number, turn]) * chance.choice([1, 500, 30_000])
+        for number, data in enumerate(expected):
+            assert (tmp_path / f"{thread}-{number}").read_bytes() == data
+
+
+def test_looking_at_streams_while_they_are_fed(tcpreasm: ModuleType) -> None:
+    """A second thread sees a beginning of the stream, whole pieces of it, at any moment."""
+    kept, digested, noted = tcpreasm.BytesStream(), tcpreasm.DigestStream(), tcpreasm.SpanStream()
+    part = KILO[:1000]
+    expected = [hashlib.sha256()]
+    for _ in range(1000):
+        expected.append(expected[-1].copy())
+        expected[-1].update(part)
+    digests = {made.digest(): number for number, made in enumerate(expected)}
+
+    def look() -> int:
+        last = looks = 0
+        while not kept.complete:
+            data, digest, spans, gaps = kept.data, digested.digest(), noted.spans, kept.gaps
+            assert data == part * (len(data) // 1000)
+            assert len(data) >= last
+            assert digest in digests
+            assert spans["offset"].tolist() == [number * 1000 for number in range(len(spans))]
+            assert [length for _, length in gaps] == [1] * len(gaps)
+            last = len(data)
+            looks += 1
+        return looks
+
+    looking = Task(look)
+    for number in range(1000):
+        for stream in (kept, digested, noted):
+            stream.reassembled([Piece(part, skip=1, offset=number * 1000)])
+    for stream in (noted, digested, kept):
+        stream.reassembly_complete()
+    assert looking.result() >= 0
+    assert digests[digested.digest()] == 1000
+
+
+# Through whole captures, where the engine serves them itself: against a stream in Python.
+
+
+class Written:
+    """A stream in Python that writes down what it gets."""
+
+    def __init__(self, net_flow: Any, transport_flow: Any) -> None:
+        self.key = str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst
+        self.pieces: list[tuple[bytes, int, bool, bool, int, int]] = []
+        self.complete = False
+
+    def reassembled(self, reassemblies: list[Any]) -> None:
+        assert not self.complete
+        self.pieces += [(piece.bytes, piece.skip, piece.start, piece.end, piece.seen_ns, piece.offset) for piece in reassemblies]
+
+    def reassembly_complete(self) -> None:
+        assert not self.complete
+        self.complete = True
+
+    def counters(self) -> tuple[Any, ...]:
+        counting = {"length": 0, "skipped": 0, "gap_count": 0}
+        for data, skip, *_ in self.pieces:
+            counting["length"] += len(data)
+            counting["skipped"] += max(skip, 0)
+            counting["gap_count"] += skip > 0
+        times = [seen_ns for *_, seen_ns, _ in self.pieces]
+        first, last = (min(times), max(times)) if times else (None, None)
+        return (
+            *counting.values(), any(piece[2] for piece in self.pieces), any(piece[3] for piece in self.pieces), self.complete,
+            first, last, None if first is None else first / 1e9, None if last is None else last / 1e9,
+        )  # fmt: skip
+
+    def data(self) -> bytes:
+        return b"".join(piece[0] for piece in self.pieces)
+
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        found, at = [], 0
+        for data, skip, *_ in self.pieces:
+            if skip > 0:
+                found.append((at, skip))
+                at += skip
+            at += len(data)
+        return tuple(found)
+
+    def spans(self) -> list[tuple[int, int, int, int]]:
+        return [(offset, len(data), skip, seen_ns) for data, skip, _, _, seen_ns, offset in self.pieces if data or skip]
+
+
+def key_of(stream: Any) -> tuple[str, int, str, int]:
+    net_flow, transport_flow = stream.key
+    return str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst
+
+
+def written(tcpreasm: ModuleType, source: Any) -> list[Written]:
+    """What streams in Python get, in the order of their making."""
+    found: list[Written] = []
+
+    def factory(net_flow: Any, transport_flow: Any) -> Written:
+        found.append(Written(net_flow, transport_flow))
+        return found[-1]
+
+    tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(source)
+    return found
+
+
+def check_same(stream: Any, expected: Written, source: Any) -> None:
+    assert key_of(stream) == expected.key
+    assert counters(stream) == expected.counters()
+    if hasattr(stream, "gaps"):
+        assert stream.gaps == expected.gaps()
+    if hasattr(stream, "digest"):
+        assert stream.digest() == hashlib.sha256(expected.data()).digest()
+    elif hasattr(stream, "spans"):
+        assert stream.spans.tolist() == expected.spans()
+        assert stream.gather(source) == expected.data()
+    elif hasattr(stream, "data") or hasattr(stream, "pool"):
+        assert content(stream) == expected.data()
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("name", READY)
+def test_a_capture_into_ready_made_streams(tcpreasm: ModuleType, data: Path, tmp_path: Path, name: str, capture: str) -> None:
+    source = str(data / capture)
+    found: list[Any] = []
+    with tcpreasm.FilePool(2) as files:
+
+        def factory(*flows: Any) -> Any:
+            found.append(make(tcpreasm, name, tmp_path, files, flows))
+            return found[-1]
+
+        summary = tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(source)
+        for stream, expected in zip(found, written(tcpreasm, source), strict=True):
+            check_same(stream, expected, source)
+    assert summary.streams == len(found)
+    assert summary.bytes_delivered == sum(stream.length for stream in found)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_ready_made_streams_beside_streams_in_python(tcpreasm: ModuleType, data: Path, tmp_path: Path, capture: str) -> None:
+    """One pool, streams of all kinds in turn."""
+    source = str(data / capture)
+    found: list[Any] = []
+    with tcpreasm.FilePool(1) as files:
+
+        def factory(*flows: Any) -> Any:
+            kind = (*READY, "Written")[len(found) % 6]
+            found.append(Written(*flows) if kind == "Written" else make(tcpreasm, kind, tmp_path, files, flows))
+            return found[-1]
+
+        tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(source)
+        for stream, expected in zip(found, written(tcpreasm, source), strict=True):
+            if isinstance(stream, Written):
+                assert (stream.key, stream.pieces, stream.complete) == (expected.key, expected.pieces, True)
+            else:
+                check_same(stream, expected, source)
+
+
+@pytest.mark.parametrize("overridden", ["reassembled", "reassembly_complete", "both", "on the object", "neither"])
+@pytest.mark.parametrize("name", READY)
+def test_subclasses_are_called_where_they_override(tcpreasm: ModuleType, data: Path, tmp_path: Path, name: str, overridden: str) -> None:
+    source = str(data / "disordered.pcap")
+    calls: dict[int, list[str]] = {}
+    base = getattr(tcpreasm, name)
+
+    def reassembled(self: Any, reassemblies: list[Any]) -> None:
+        calls[id(self)].append("reassembled")
+        assert all(isinstance(piece, tcpreasm.Reassembly) for piece in reassemblies)
+        base.reassembled(self, reassemblies)
+
+    def reassembly_complete(self: Any) -> None:
+        calls[id(self)].append("reassembly_complete")
+        assert not self.complete
+        base.reassembly_complete(self)
+
+    methods = {"reassembled": reassembled, "reassembly_complete": reassembly_complete}
+    if overridden in methods:
+        methods = {overridden: methods[overridden]}
+    elif overridden != "both":
+        methods = {}
+    cls = type("Overriding", (base,), methods)
+    found: list[Any] = []
+    with tcpreasm.FilePool(2) as files:
+
+        def factory(*flows: Any) -> Any:
+            stream = make(tcpreasm, name, tmp_path, files, flows, cls)
+            calls[id(stream)] = []
+            if overridden == "on the object":
+                stream.reassembled = lambda pieces: reassembled(stream, pieces)
+                stream.reassembly_complete = lambda: reassembly_complete(stream)
+            found.append(stream)
+            return stream
+
+        tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(source)
+        for stream, expected in zip(found, written(tcpreasm, source), strict=True):
+            check_same(stream, expected, source)
+            made = calls[id(stream)]
+            times = {"reassembled": made.count("reassembled"), "reassembly_complete": made.count("reassembly_complete")}
+            on_object = overridden in ("both", "on the object")
+            assert times["reassembly_complete"] == (1 if on_object or overridden == "reassembly_complete" else 0)
+            assert (times["reassembled"] > 0) == (bool(expected.pieces) and (on_object or overridden == "reassembled"))
+
+
+def test_a_method_taken_from_another_ready_made_class(tcpreasm: ModuleType, data: Path) -> None:
+    """A subclass that takes its base's base's method: it counts, and keeps nothing."""
+    source = str(data / "http.pcap")
+    cls = type("Counting", (tcpreasm.BytesStream,), {"reassembled": tcpreasm.ByteCountStream.reassembled})
+    found: list[Any] = []
+
+    def factory(*flows: Any) -> Any:
+        found.append(cls(*flows))
+        return found[-1]
+
+    tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(source)
+    for stream, expected in zip(found, written(tcpreasm, source), strict=True):
+        assert counters(stream) == expected.counters()
+        assert (stream.data, stream.gaps) == (b"", ())
+
+
+def test_an_error_of_a_ready_made_stream_passes_through_and_the_rest_goes_on(tcpreasm: ModuleType, data: Path) -> None:
+    capture = (data / "http.pcap").read_bytes()
+    expected = written(tcpreasm, capture)
+    found: list[Any] = []
+    errors: list[str] = []
+
+    def factory(*flows: Any) -> Any:
+        found.append(tcpreasm.BytesStream(*flows, max_bytes=100))
+        return found[-1]
+
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory))
+    frames = iter(tcpreasm.open_capture(capture))
+    for frame in frames:
+        try:
+            assembler.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
+        except BufferError as error:
+            errors.append(str(error))
+    assembler.flush_all()
+    assert [stream.data for stream in found] == [stream.data()[:100] for stream in expected]
+    assert [stream.length for stream in found] == [len(stream.data()) for stream in expected]
+    told = [f"the stream {stream.key} is longer than the 100 bytes that may be kept" for stream in found if stream.dropped]
+    assert sorted(errors) == sorted(told)
+    assert told
+    with pytest.raises(BufferError, match="100 bytes"):
+        tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(capture)
+
+
+def test_streams_and_files_of_a_list_of_captures(tcpreasm: ModuleType, data: Path, tmp_path: Path) -> None:
+    sources = [str(data / "missing.pcap"), (data / "http6.pcapng").read_bytes(), str(data / "disordered.pcap")]
+    found: list[Any] = []
+
+    def factory(*flows: Any) -> Any:
+        found.append(tcpreasm.SpanStream(*flows))
+        return found[-1]
+
+    tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(sources)
+    for stream, expected in zip(found, written(tcpreasm, sources), strict=True):
+        check_same(stream, expected, sources)
+        with (tmp_path / "out").open("wb") as out:
+            assert stream.write_to(out, sources) == stream.length
+        assert (tmp_path / "out").read_bytes() == expected.data()

@@ -79,12 +79,13 @@ cdef class RecordReader:
     # Raises what the source raises, and ValueError where somebody else holds the reader.
     cdef bint refill(self) except -1
 
-    # A caller that lets go of the GIL between hold and release has the reader for itself: iterating or refilling it from elsewhere
-    # raises ValueError meanwhile, as it does for a generator that runs already.
+    # Who calls parse without the GIL holds the reader meanwhile (and releases it before refill, which holds it itself): iterating or
+    # refilling it from elsewhere then raises ValueError, as it does for a generator that runs already.
     cdef int hold(self) except -1
     cdef void release(self) noexcept
 
-    # Plain regular files only (can_read_at): blocks may be read in any order, by several threads, while the capture is open.
+    # Plain regular files only (can_read_at): blocks may be read in any order, by several threads, while the capture is open. What the
+    # reader has at the beginning lies in `block`; from block.offset + block.end on it is up to them. The source's position stays behind.
     # Up to `size` bytes from that offset on; fewer only at the file's end. -1: an error, which raise_read_error raises.
     cdef bint can_read_at
     cdef Py_ssize_t read_at(self, uint8_t *memory, size_t size, int64_t offset) noexcept nogil

@@ -737,7 +737,10 @@ cdef int open_file(file_s *file, int flags, bint last, failure_s *failure) noexc
         fd = c_open(file.path, flags | O_WRONLY | O_CLOEXEC, 0o666)
         number = errno if fd < 0 else 0
         lock(&pool.lock)
-        if fd >= 0:
+        if fd >= 0 and pool.closed and not last:
+            c_close(fd)           # close() may have been here already
+            number = CLOSED
+        elif fd >= 0:
             file.fd = fd
             break
         pool.open_count -= 1
@@ -745,7 +748,7 @@ cdef int open_file(file_s *file, int flags, bint last, failure_s *failure) noexc
             pool.max_open = pool.open_count    # the system allows no more
             continue
         unlock(&pool.lock)
-        if number != EINTR:
+        if number != EINTR and number != CLOSED:
             note(failure, number, file.path)
         return number
     use(file, OPEN)

@@ -13,6 +13,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..flow import ConnectionKey, Flow
@@ -317,16 +318,23 @@ class FilePool:
     Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
     """
 
+    _closed = True  # until there is something to close
+
     def __init__(self, max_open: int = DEFAULT_MAX_OPEN_FILES) -> None:
         check_number("max_open", max_open, "files")
         self._max_open = max_open
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._open: OrderedDict[_File, None] = OrderedDict()  # the least recently written first
-        self._gathering: OrderedDict[_File, None] = OrderedDict()  # those that hold bytes, likewise
+        self._gathering: OrderedDict[_File, None] = OrderedDict()  # those that hold bytes, the longest waiting first
         self._gathered = 0
         self._closed = False
         self._failure: OSError | None = None
+
+    def __del__(self) -> None:
+        if not self._closed:
+            with suppress(OSError):
+                self.close()
 
     def __len__(self) -> int:
         return len(self._open)
