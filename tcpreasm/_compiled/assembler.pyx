@@ -66,7 +66,7 @@ from .pages cimport (
     return_page,
     take_page,
 )
-from .pool cimport StreamPoolBase, listed_s
+from .pool cimport StreamPoolBase, find, hash_of, listed_s, prefetch_connection, prefetch_slot
 from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
@@ -230,7 +230,7 @@ cdef class AssemblerBase:
         try:
             self.packet = payload
             self._observe(text.seen_ns)
-            self._segment(&key, self.pool_.hash_of(&key), flags, &text, False)
+            self._segment(&key, hash_of(&self.pool_.table, &key), flags, &text, False)
         except BaseException as raised:
             join_late_error(self, raised)
             raise
@@ -276,7 +276,7 @@ cdef class AssemblerBase:
             else:
                 self.packet = data
                 text_of(&segment, &text, -1)
-                self._segment(<const key_s *>&segment, self.pool_.hash_of(<const key_s *>&segment), segment.flags, &text, True)
+                self._segment(<const key_s *>&segment, hash_of(&self.pool_.table, <const key_s *>&segment), segment.flags, &text, True)
             return VERDICT_OF[verdict]
         except BaseException as raised:
             join_late_error(self, raised)
@@ -600,11 +600,11 @@ cdef class AssemblerBase:
         for i in range(count):
             verdicts[i] = decode(frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, self.verify, &segments[i])
             if verdicts[i] == 0:
-                hashes[i] = self.pool_.hash_of(<const key_s *>&segments[i])
-                self.pool_.prefetch_slot(hashes[i])
+                hashes[i] = hash_of(&self.pool_.table, <const key_s *>&segments[i])
+                prefetch_slot(&self.pool_.table, hashes[i])
         for i in range(count):
             if verdicts[i] == 0:
-                self.pool_.prefetch_connection(hashes[i])
+                prefetch_connection(&self.pool_.table, hashes[i])
         self.pool_.lock_without_gil()
         try:
             for i in range(count):
@@ -666,7 +666,7 @@ cdef class AssemblerBase:
         cdef connection_s *connection
         cdef bint refused
         while True:
-            connection = self.pool_.find(key, hash)
+            connection = find(&self.pool_.table, key, hash)
             if connection != NULL:
                 if owner_of(connection) != 0:
                     refused = True

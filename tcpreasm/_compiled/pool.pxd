@@ -33,6 +33,101 @@ cdef struct listed_s:             # a connection that waited for something when 
 
 cdef enum:
     SLABS = 22                    # each twice as large as the one before: 2**32 connections in all
+    FIRST_SLAB = 1024             # connections
+    FIRST_SLAB_BITS = 10
+
+
+cdef struct table_s:
+    uint64_t secret0              # the hash's key
+    uint64_t secret1
+    slot_s *slots
+    uint64_t mask                 # number of slots - 1; a power of two - 1
+    uint64_t filled
+    # What the connections lie in; C memory, since the garbage collector may empty a Python list too early. Memory that no connection
+    # has used yet is not touched, and so takes no room.
+    uint8_t *slabs[SLABS]
+    void *slab_memory[SLABS]      # as allocated: slabs begin at cache lines
+    uint32_t slab_count
+    uint32_t room                 # connections in all slabs
+    uint32_t made                 # those that were ever used
+
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    /* Both halves of a 64 x 64 bit product, folded: one multiplication mixes all bits (as in wyhash). */
+    static inline uint64_t tcpreasm_fold(uint64_t a, uint64_t b)
+    {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+
+    static inline uint64_t tcpreasm_word(const uint8_t *bytes)
+    {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        return word;
+    }
+
+    /* KEY_BYTES bytes in five overlapping words. */
+    static inline int tcpreasm_same_key(const void *a, const void *b)
+    {
+        const uint8_t *p = a, *q = b;
+        return ((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8))
+                | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))
+                | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) == 0;
+    }
+    """
+    uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
+    uint64_t word "tcpreasm_word"(const uint8_t *data) noexcept nogil
+    bint same_key "tcpreasm_same_key"(const void *a, const void *b) noexcept nogil
+    int leading_zeros "__builtin_clz"(unsigned int number) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
+
+
+cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
+    cdef uint64_t src, dst
+    if key.is_ipv6:
+        src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1)
+        dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1)
+    else:
+        src, dst = word(&key.src[0]), word(&key.dst[0])
+    src = fold(src ^ table.secret0, table.secret1 ^ key.src_port)
+    dst = fold(dst ^ table.secret0, table.secret1 ^ key.dst_port)
+    return <uint32_t>(fold((src + dst) ^ table.secret1, table.secret0 | 1) >> 16)
+
+cdef inline connection_s *connection_at(const table_s *table, uint32_t number) noexcept nogil:
+    cdef uint32_t index = number - 1
+    cdef uint32_t slab = 31 - leading_zeros((index >> FIRST_SLAB_BITS) + 1)
+    return <connection_s *>table.slabs[slab] + (index - (((<uint32_t>1 << slab) - 1) << FIRST_SLAB_BITS))
+
+# What find will look at, fetched from memory meanwhile: first the slot, then the connection that it names.
+cdef inline void prefetch_slot(const table_s *table, uint32_t hash) noexcept nogil:
+    prefetch(&table.slots[hash & table.mask])
+
+cdef inline void prefetch_connection(const table_s *table, uint32_t hash) noexcept nogil:
+    cdef uint32_t number = table.slots[hash & table.mask].number
+    cdef const uint8_t *connection
+    if number:
+        connection = <const uint8_t *>connection_at(table, number)
+        prefetch(connection)
+        prefetch(connection + 64)
+
+cdef inline connection_s *find(const table_s *table, const key_s *key, uint32_t hash) noexcept nogil:
+    cdef uint64_t place = hash & table.mask
+    cdef const slot_s *slot
+    cdef connection_s *connection
+    while True:
+        slot = &table.slots[place]
+        if slot.number == 0:
+            return NULL
+        if slot.hash == hash:
+            connection = connection_at(table, slot.number)
+            if same_key(&connection.key, key):
+                return connection
+        place = (place + 1) & table.mask
 
 
 cdef class StreamPoolBase:
@@ -41,18 +136,7 @@ cdef class StreamPoolBase:
     cdef bint counts              # the factory is ByteCountStream itself: streams are COUNTED
     cdef PyThread_type_lock mutex
     cdef unsigned long holder     # identity of the thread that holds it; 0: none
-    cdef uint64_t secret0         # the hash's key
-    cdef uint64_t secret1
-    cdef slot_s *table
-    cdef uint64_t mask            # number of slots - 1; a power of two - 1
-    cdef uint64_t filled
-    # What the connections lie in; C memory, since the garbage collector may empty a Python list too early. Memory that no connection
-    # has used yet is not touched, and so takes no room.
-    cdef uint8_t *slabs[SLABS]
-    cdef void *slab_memory[SLABS]  # as allocated: slabs begin at cache lines
-    cdef uint32_t slab_count
-    cdef uint32_t room            # connections in all slabs
-    cdef uint32_t made            # those that were ever used
+    cdef table_s table
     cdef uint32_t serial          # of the connection made last
     cdef connection_s *free       # stack of those that are free again; `older` keeps their number
     cdef list_s open              # in order of creation
@@ -79,10 +163,6 @@ cdef class StreamPoolBase:
     cdef void lock_without_gil(self) noexcept nogil
     cdef void unlock(self) noexcept nogil
 
-    cdef uint32_t hash_of(self, const key_s *key) noexcept nogil
-    cdef void prefetch_slot(self, uint32_t hash) noexcept nogil
-    cdef void prefetch_connection(self, uint32_t hash) noexcept nogil
-    cdef connection_s *find(self, const key_s *key, uint32_t hash) noexcept nogil
     # A new one without a stream; the key is in no connection of the table. Its room was made by make_ready, in the same hold of the lock.
     cdef connection_s *take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept nogil
     cdef bint is_ready(self) noexcept nogil
@@ -114,7 +194,6 @@ cdef class StreamPoolBase:
     cdef uint32_t adopt(self, object cache) except 0
 
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
-    cdef connection_s *at(self, uint32_t number) noexcept nogil
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil

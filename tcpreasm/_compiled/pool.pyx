@@ -49,43 +49,7 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-
-    /* Both halves of a 64 x 64 bit product, folded: one multiplication mixes all bits (as in wyhash). */
-    static inline uint64_t tcpreasm_fold(uint64_t a, uint64_t b)
-    {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    }
-
-    static inline uint64_t tcpreasm_word(const uint8_t *bytes)
-    {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        return word;
-    }
-
-    /* KEY_BYTES bytes in five overlapping words. */
-    static inline int tcpreasm_same_key(const void *a, const void *b)
-    {
-        const uint8_t *p = a, *q = b;
-        return ((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8))
-                | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))
-                | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) == 0;
-    }
-    """
-    bint same_key "tcpreasm_same_key"(const void *a, const void *b) noexcept nogil
-    uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
-    uint64_t word "tcpreasm_word"(const uint8_t *data) noexcept nogil
-    int leading_zeros "__builtin_clz"(unsigned int number) noexcept nogil
-    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
-
 cdef enum:
-    FIRST_SLAB = 1024             # connections
-    FIRST_SLAB_BITS = 10
     INITIAL_SLOTS = 2048
     LINE = 64                     # connections begin at cache lines
 
@@ -99,17 +63,17 @@ cdef class StreamPoolBase:
     """The connections that one or several assemblers serve. Has room for 1024, and for twice as many more when they run out."""
 
     def __cinit__(self, *args, **keywords):
-        self.secret0 = int.from_bytes(os.urandom(8), "little")
-        self.secret1 = int.from_bytes(os.urandom(8), "little") | 1
+        self.table.secret0 = int.from_bytes(os.urandom(8), "little")
+        self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
         self.streams, self.reassembled, self.complete, self.gathered, self.free_slots = [], [], [], [], []
         self.condition = threading.Condition()
         self.seen_bound = UNKNOWN_BOUND
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
         self.mutex = PyThread_allocate_lock()
-        self.table = <slot_s *>PyMem_RawCalloc(INITIAL_SLOTS, sizeof(slot_s))
-        if self.table == NULL or self.mutex == NULL:
+        self.table.slots = <slot_s *>PyMem_RawCalloc(INITIAL_SLOTS, sizeof(slot_s))
+        if self.table.slots == NULL or self.mutex == NULL:
             raise MemoryError()
-        self.mask = INITIAL_SLOTS - 1
+        self.table.mask = INITIAL_SLOTS - 1
         self._grow()
 
     def __init__(self, factory):
@@ -139,9 +103,9 @@ cdef class StreamPoolBase:
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)
         PyMem_RawFree(self.listed)
-        PyMem_RawFree(self.table)
-        for i in range(self.slab_count):
-            PyMem_RawFree(self.slab_memory[i])
+        PyMem_RawFree(self.table.slots)
+        for i in range(self.table.slab_count):
+            PyMem_RawFree(self.table.slab_memory[i])
         if self.mutex != NULL:
             PyThread_free_lock(self.mutex)
 
@@ -221,84 +185,42 @@ cdef class StreamPoolBase:
 
     # -- the table --------------------------------------------------------------------------------------------------
 
-    cdef uint32_t hash_of(self, const key_s *key) noexcept nogil:
-        cdef uint64_t src, dst
-        if key.is_ipv6:
-            src = fold(word(&key.src[0]) ^ self.secret0, word(&key.src[8]) ^ self.secret1)
-            dst = fold(word(&key.dst[0]) ^ self.secret0, word(&key.dst[8]) ^ self.secret1)
-        else:
-            src, dst = word(&key.src[0]), word(&key.dst[0])
-        src = fold(src ^ self.secret0, self.secret1 ^ key.src_port)
-        dst = fold(dst ^ self.secret0, self.secret1 ^ key.dst_port)
-        return <uint32_t>(fold((src + dst) ^ self.secret1, self.secret0 | 1) >> 16)
-
-    cdef connection_s *at(self, uint32_t number) noexcept nogil:
-        cdef uint32_t index = number - 1
-        cdef uint32_t slab = 31 - leading_zeros((index >> FIRST_SLAB_BITS) + 1)
-        return <connection_s *>self.slabs[slab] + (index - (((<uint32_t>1 << slab) - 1) << FIRST_SLAB_BITS))
-
-    cdef void prefetch_slot(self, uint32_t hash) noexcept nogil:
-        prefetch(&self.table[hash & self.mask])
-
-    # Of the slot where looking begins.
-    cdef void prefetch_connection(self, uint32_t hash) noexcept nogil:
-        cdef uint32_t number = self.table[hash & self.mask].number
-        cdef uint8_t *connection
-        if number:
-            connection = <uint8_t *>self.at(number)
-            prefetch(connection)
-            prefetch(connection + LINE)
-
-    cdef connection_s *find(self, const key_s *key, uint32_t hash) noexcept nogil:
-        cdef uint64_t place = hash & self.mask
-        cdef slot_s *slot
-        cdef connection_s *connection
-        while True:
-            slot = &self.table[place]
-            if slot.number == 0:
-                return NULL
-            if slot.hash == hash:
-                connection = self.at(slot.number)
-                if same_key(&connection.key, key):
-                    return connection
-            place = (place + 1) & self.mask
-
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil:
-        cdef uint64_t place = hash & self.mask
-        while self.table[place].number != 0:
-            place = (place + 1) & self.mask
-        self.table[place].number = number
-        self.table[place].hash = hash
+        cdef uint64_t place = hash & self.table.mask
+        while self.table.slots[place].number != 0:
+            place = (place + 1) & self.table.mask
+        self.table.slots[place].number = number
+        self.table.slots[place].hash = hash
 
     # Empty its slot, and move back what probing would no longer find behind it. Returns its number.
     cdef uint32_t _erase(self, connection_s *connection) noexcept nogil:
-        cdef uint64_t hole = self.hash_of(&connection.key) & self.mask
+        cdef uint64_t hole = hash_of(&self.table, &connection.key) & self.table.mask
         cdef uint64_t place
         cdef uint32_t number
-        while self.at(self.table[hole].number) != connection:
-            hole = (hole + 1) & self.mask
-        number = self.table[hole].number
+        while connection_at(&self.table, self.table.slots[hole].number) != connection:
+            hole = (hole + 1) & self.table.mask
+        number = self.table.slots[hole].number
         place = hole
         while True:
-            place = (place + 1) & self.mask
-            if self.table[place].number == 0:
+            place = (place + 1) & self.table.mask
+            if self.table.slots[place].number == 0:
                 break
-            if ((place - self.table[place].hash) & self.mask) >= ((place - hole) & self.mask):
-                self.table[hole] = self.table[place]
+            if ((place - self.table.slots[place].hash) & self.table.mask) >= ((place - hole) & self.table.mask):
+                self.table.slots[hole] = self.table.slots[place]
                 hole = place
-        self.table[hole].number = 0
-        self.filled -= 1
+        self.table.slots[hole].number = 0
+        self.table.filled -= 1
         return number
 
     cdef int _grow_table(self) except -1 nogil:
-        cdef slot_s *old = self.table
-        cdef uint64_t slots = (self.mask + 1) * 2, place
-        self.table = <slot_s *>PyMem_RawCalloc(slots, sizeof(slot_s))
-        if self.table == NULL:
-            self.table = old
+        cdef slot_s *old = self.table.slots
+        cdef uint64_t slots = (self.table.mask + 1) * 2, place
+        self.table.slots = <slot_s *>PyMem_RawCalloc(slots, sizeof(slot_s))
+        if self.table.slots == NULL:
+            self.table.slots = old
             with gil:
                 raise MemoryError()
-        self.mask = slots - 1
+        self.table.mask = slots - 1
         for place in range(slots // 2):
             if old[place].number != 0:
                 self._insert(old[place].number, old[place].hash)
@@ -308,12 +230,12 @@ cdef class StreamPoolBase:
     # -- making -----------------------------------------------------------------------------------------------------
 
     cdef bint is_ready(self) noexcept nogil:
-        return (self.free != NULL or self.made < self.room) and (self.filled + 1) * 4 <= (self.mask + 1) * 3
+        return (self.free != NULL or self.table.made < self.table.room) and (self.table.filled + 1) * 4 <= (self.table.mask + 1) * 3
 
     cdef int make_ready(self) except -1 nogil:
-        if self.free == NULL and self.made == self.room:
+        if self.free == NULL and self.table.made == self.table.room:
             self._grow()
-        if (self.filled + 1) * 4 > (self.mask + 1) * 3:
+        if (self.table.filled + 1) * 4 > (self.table.mask + 1) * 3:
             self._grow_table()
         return 0
 
@@ -324,31 +246,31 @@ cdef class StreamPoolBase:
             number = <uint32_t><uintptr_t>connection.older
             self.free = connection.newer
         else:
-            self.made += 1
-            number = self.made
-            connection = self.at(number)
+            self.table.made += 1
+            number = self.table.made
+            connection = connection_at(&self.table, number)
         self.requests += 1
         if self.log and not self.requests & 0x7FFF:
             with gil:
-                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.room - self.filled)
+                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled)
         reset(connection, key, seen_ns)
         self._insert(number, hash)
-        self.filled += 1
+        self.table.filled += 1
         self._open(connection, seen_ns)
         return connection
 
     cdef int _grow(self) except -1 nogil:
-        cdef uint32_t count = FIRST_SLAB << self.slab_count
+        cdef uint32_t count = FIRST_SLAB << self.table.slab_count
         cdef void *memory = NULL
-        if self.slab_count < SLABS:
+        if self.table.slab_count < SLABS:
             memory = PyMem_RawCalloc(1, LINE + <size_t>count * sizeof(connection_s))
         if memory == NULL:
             with gil:
                 raise MemoryError()
-        self.slab_memory[self.slab_count] = memory
-        self.slabs[self.slab_count] = <uint8_t *>((<uintptr_t>memory + LINE - 1) // LINE * LINE)
-        self.slab_count += 1
-        self.room += count
+        self.table.slab_memory[self.table.slab_count] = memory
+        self.table.slabs[self.table.slab_count] = <uint8_t *>((<uintptr_t>memory + LINE - 1) // LINE * LINE)
+        self.table.slab_count += 1
+        self.table.room += count
         if self.log:
             with gil:
                 _memory_log.debug("stream pool: %d connections added", count)
