@@ -42,6 +42,7 @@ from .connection cimport (
     key_object,
     key_s,
     note_past_start,
+    oldest_held,
     owner_of,
     served_s,
     successor_s,
@@ -111,6 +112,7 @@ cdef enum:
     FORGOTTEN = 2                 # it is gone
 
 cdef enum:
+    WALK_AHEAD = 16               # connections that are fetched from memory before they are served
     GROUP = 64                    # frames that are decoded together: their connections are fetched meanwhile
     SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
@@ -898,6 +900,7 @@ cdef class AssemblerBase:
             if ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text)):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
+            self.pool_.note_held(text.seen_ns)
             self._hold_in(&connection.pages, text, False)
             if self.debug:
                 with gil:
@@ -925,6 +928,7 @@ cdef class AssemblerBase:
         elif not connection.has & HAS_END:
             connection.has |= HAS_END
             connection.end_seq, connection.end_ns = end_seq, seen_ns
+            self.pool_.note_held(seen_ns)
             cut_pages(connection, self.counts)
         return 0
 
@@ -939,6 +943,7 @@ cdef class AssemblerBase:
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             first = connection.pages.first == NULL
+            self.pool_.note_held(text.seen_ns)
             self._hold_in(&connection.pages, text, True)
             if first or difference(connection.phase.before.early_end, text.seq + text.wire) > 0:
                 connection.phase.before.early_end = text.seq + text.wire
@@ -1409,23 +1414,38 @@ cdef class AssemblerBase:
             connection = connection.newer
         return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
 
-    # The same, where none is idle: only those that wait are looked at.
+    # The same, where none is idle: only those that wait are looked at, and of those only what may be due.
     cdef int _walk_listed(self, int64_t held_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
         cdef connection_s *connection
+        cdef listed_s *entry
         cdef listed_s *picked
-        cdef size_t listed, count = 0, i
+        cdef size_t count = 0, kept = 0, i
         cdef uint32_t target
-        self.pool_.unlist()
-        listed = self.pool_.listed_count
-        picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, listed) * sizeof(listed_s))
+        cdef bint late = self.pool_.late_ns < held_ns
+        picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, self.pool_.listed_count) * sizeof(listed_s))
         if picked == NULL:
             with gil:
                 raise MemoryError()
-        for i in range(listed):
-            connection = self.pool_.listed[i].connection
-            if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
-                picked[count] = self.pool_.listed[i]
-                count += 1
+        if late:
+            self.pool_.late_ns = ALWAYS_NS
+        for i in range(self.pool_.listed_count):
+            entry = &self.pool_.listed[i]
+            if entry.oldest_ns < held_ns or late:
+                connection = entry.connection
+                if connection.serial != entry.serial or connection.state != OPEN:
+                    continue
+                if not waits(connection):
+                    connection.has &= ~LISTED
+                    continue
+                if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
+                    picked[count] = entry[0]
+                    count += 1
+                if connection.has & HAS_START:
+                    entry.oldest_ns = oldest_held(connection)
+                    self.pool_.listed_high = max(self.pool_.listed_high, entry.oldest_ns)
+            self.pool_.listed[kept] = entry[0]
+            kept += 1
+        self.pool_.listed_count = kept
         if count == 0:
             PyMem_RawFree(picked)
             return 0
@@ -1440,6 +1460,12 @@ cdef class AssemblerBase:
         try:
             if self.pool_.counts:
                 for i in range(count):
+                    if i + WALK_AHEAD < count:
+                        prefetch(picked[i + WALK_AHEAD].connection)
+                    if i + WALK_AHEAD // 2 < count:
+                        prefetch_slot(
+                            &self.pool_.table, hash_of(&self.pool_.table, &picked[i + WALK_AHEAD // 2].connection.key)
+                        )
                     self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
             else:
                 self._take_gil()

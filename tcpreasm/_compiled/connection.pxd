@@ -147,6 +147,9 @@ cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noe
 # Looks at every page: flushes only.
 cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noexcept nogil
 
+# The capture time of the oldest thing held, its FIN among them. Looks at every page.
+cdef int64_t oldest_held(connection_s *connection) noexcept nogil
+
 # The two flows, as Python objects.
 cdef object key_object(const key_s *key)
 

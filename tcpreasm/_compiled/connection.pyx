@@ -39,6 +39,17 @@ cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noe
     return False
 
 
+cdef int64_t oldest_held(connection_s *connection) noexcept nogil:
+    cdef int64_t oldest = 0x7FFFFFFFFFFFFFFF
+    cdef page_s *page = connection.pages.first
+    if connection.has & HAS_END:
+        oldest = connection.end_ns
+    while page != NULL:
+        oldest = min(oldest, page.seen_ns)
+        page = page.next
+    return oldest
+
+
 cdef object key_object(const key_s *key):
     cdef int size = 16 if key.is_ipv6 else 4
     return ConnectionKey(Flow(key.src[:size], key.dst[:size]), Flow(key.src_port, key.dst_port))

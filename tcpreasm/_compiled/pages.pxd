@@ -30,6 +30,7 @@ cdef struct cache_s:
     uint64_t used                 # pages that are taken
     uint64_t requests             # pages taken so far
     int64_t held_bytes            # payload in the taken pages
+    uint32_t *chunk_out           # by chunk: its pages that are not on the free stack
 
 
 cdef struct page_s:

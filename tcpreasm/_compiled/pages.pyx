@@ -10,6 +10,7 @@ import numpy as np
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove
 
@@ -64,8 +65,17 @@ cdef class PageCache:
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
         self._grow()
 
+    def __dealloc__(self):
+        PyMem_RawFree(self.state.chunk_out)
+
     cdef int _grow(self) except -1:
         cdef uint32_t count = self.next_grow, i
+        cdef size_t chunks = len(self.chunks) + 1
+        cdef uint32_t *chunk_out = <uint32_t *>PyMem_RawRealloc(self.state.chunk_out, chunks * sizeof(uint32_t))
+        if chunk_out == NULL:
+            raise MemoryError()
+        self.state.chunk_out = chunk_out
+        chunk_out[chunks - 1] = 0
         headers = np.empty(<size_t>count * sizeof(page_s), np.uint8)
         buffers = np.empty(<size_t>count * PAGE_STRIDE, np.uint8)
         cdef page_s *page = <page_s *><uintptr_t>headers.ctypes.data
@@ -96,7 +106,7 @@ cdef class PageCache:
         while len(self.chunk_pages) > 1:
             chunk = <uint32_t>(len(self.chunk_pages) - 1)
             count = self.chunk_pages[chunk]
-            if state.used * 4 > state.size - count or free_in_chunk(state.free, chunk) != count:
+            if state.used * 4 > state.size - count or state.chunk_out[chunk] != 0:
                 break
             state.free = without_chunk(state.free, chunk)
             self.chunk_pages.pop()
@@ -145,14 +155,6 @@ cdef class PageCache:
         return self.shrink_now()
 
 
-cdef uint64_t free_in_chunk(page_s *page, uint32_t chunk) noexcept:
-    cdef uint64_t count = 0
-    while page != NULL:
-        count += page.chunk == chunk
-        page = page.next
-    return count
-
-
 cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
     cdef page_s *first = NULL
     cdef page_s **link = &first
@@ -170,8 +172,10 @@ cdef void collect_returned(cache_s *cache) noexcept nogil:
     cdef page_s *first = <page_s *>take_all(<void **>&cache.returned)
     cdef page_s *last = first
     if first != NULL:
+        cache.chunk_out[last.chunk] -= 1
         while last.next != NULL:
             last = last.next
+            cache.chunk_out[last.chunk] -= 1
         last.next = cache.free
         cache.free = first
 
@@ -185,6 +189,7 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
                 (<PageCache>cache.owner)._grow()
     page = cache.free
     cache.free = page.next
+    cache.chunk_out[page.chunk] += 1
     page.prev = page.next = page.parent = page.left = page.right = NULL
     page.seen_ns = seen_ns
     page.offset = offset
@@ -217,6 +222,7 @@ cdef void give_back_page(page_s *page) noexcept nogil:
     page.prev = page
     page.next = page.cache.free
     page.cache.free = page
+    page.cache.chunk_out[page.chunk] -= 1
 
 
 cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil:

@@ -29,6 +29,7 @@ cdef struct list_s:               # of connections, linked by older and newer
 cdef struct listed_s:             # a connection that waited for something when it was last looked at
     connection_s *connection
     uint32_t serial
+    int64_t oldest_ns             # nothing that it held when it was looked at was seen before this
 
 
 cdef enum:
@@ -46,7 +47,6 @@ cdef struct table_s:
     # What the connections lie in; C memory, since the garbage collector may empty a Python list too early. Memory that no connection
     # has used yet is not touched, and so takes no room.
     uint8_t *slabs[SLABS]
-    void *slab_memory[SLABS]      # as allocated: slabs begin at cache lines
     uint32_t slab_count
     uint32_t room                 # connections in all slabs
     uint32_t made                 # those that were ever used
@@ -144,6 +144,8 @@ cdef class StreamPoolBase:
     cdef listed_s *listed         # those of the open ones that wait for something, and some that no longer do
     cdef size_t listed_count
     cdef size_t listed_room
+    cdef int64_t listed_high      # the highest oldest_ns noted there
+    cdef int64_t late_ns          # capture time of the oldest thing that was held since, and seen before listed_high
     cdef int64_t seen_bound       # no open connection was last seen before this, as far as is known without looking
     cdef list streams             # by slot: the stream, or None
     cdef list reassembled         # its methods, looked up once; None for native ones
@@ -178,6 +180,8 @@ cdef class StreamPoolBase:
     cdef int free_slot(self, uint32_t slot) except -1
     # It waits for something: to be looked at when time passes.
     cdef int list_waiting(self, connection_s *connection) except -1 nogil
+    # It holds something new, seen at that time.
+    cdef void note_held(self, int64_t seen_ns) noexcept nogil
     # The opposite, for all that no longer do.
     cdef void unlist(self) noexcept nogil
     # Begin anew under the same key: the newest connection now, without a stream. Its page list is empty, its successor gone.

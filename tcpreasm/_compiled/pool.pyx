@@ -51,9 +51,51 @@ cdef extern from "Python.h":
 
 cdef enum:
     INITIAL_SLOTS = 2048
-    LINE = 64                     # connections begin at cache lines
 
 cdef int64_t UNKNOWN_BOUND = 0x7FFFFFFFFFFFFFFF
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #include <sys/mman.h>
+
+    /* Zeroed memory that begins at a cache line, at least; what is never touched takes no room. Where it is large, in huge pages: a walk
+       through the table and the connections at random misses the TLB at each step otherwise. */
+    #define TCPREASM_HUGE ((size_t)2 << 20)
+
+    static void *tcpreasm_allocate_big(size_t size)
+    {
+        uint8_t *memory, *begin;
+        size_t reserved = size + TCPREASM_HUGE;
+
+        if (size < TCPREASM_HUGE) {
+            void *small = aligned_alloc(64, (size + 63) / 64 * 64);
+            return small ? memset(small, 0, size) : small;
+        }
+        memory = mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            return NULL;
+        begin = (uint8_t *)(((uintptr_t)memory + TCPREASM_HUGE - 1) & ~(uintptr_t)(TCPREASM_HUGE - 1));
+        if (begin > memory)
+            munmap(memory, begin - memory);
+        if (memory + reserved > begin + size)
+            munmap(begin + (size + 4095) / 4096 * 4096, memory + reserved - (begin + (size + 4095) / 4096 * 4096));
+    #ifdef MADV_HUGEPAGE
+        madvise(begin, size, MADV_HUGEPAGE);
+    #endif
+        return begin;
+    }
+
+    static void tcpreasm_free_big(void *memory, size_t size)
+    {
+        if (size < TCPREASM_HUGE)
+            free(memory);
+        else
+            munmap(memory, size);
+    }
+    """
+    void *allocate_big "tcpreasm_allocate_big"(size_t size) noexcept nogil
+    void free_big "tcpreasm_free_big"(void *memory, size_t size) noexcept nogil
 
 _memory_log = logging.getLogger("tcpreasm.memory")
 
@@ -67,10 +109,11 @@ cdef class StreamPoolBase:
         self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
         self.streams, self.reassembled, self.complete, self.gathered, self.free_slots = [], [], [], [], []
         self.condition = threading.Condition()
-        self.seen_bound = UNKNOWN_BOUND
+        self.seen_bound = self.late_ns = UNKNOWN_BOUND
+        self.listed_high = -UNKNOWN_BOUND
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
         self.mutex = PyThread_allocate_lock()
-        self.table.slots = <slot_s *>PyMem_RawCalloc(INITIAL_SLOTS, sizeof(slot_s))
+        self.table.slots = <slot_s *>allocate_big(INITIAL_SLOTS * sizeof(slot_s))
         if self.table.slots == NULL or self.mutex == NULL:
             raise MemoryError()
         self.table.mask = INITIAL_SLOTS - 1
@@ -103,9 +146,10 @@ cdef class StreamPoolBase:
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)
         PyMem_RawFree(self.listed)
-        PyMem_RawFree(self.table.slots)
+        if self.table.slots != NULL:
+            free_big(self.table.slots, (self.table.mask + 1) * sizeof(slot_s))
         for i in range(self.table.slab_count):
-            PyMem_RawFree(self.table.slab_memory[i])
+            free_big(self.table.slabs[i], slab_bytes(<uint32_t>i))
         if self.mutex != NULL:
             PyThread_free_lock(self.mutex)
 
@@ -215,7 +259,7 @@ cdef class StreamPoolBase:
     cdef int _grow_table(self) except -1 nogil:
         cdef slot_s *old = self.table.slots
         cdef uint64_t slots = (self.table.mask + 1) * 2, place
-        self.table.slots = <slot_s *>PyMem_RawCalloc(slots, sizeof(slot_s))
+        self.table.slots = <slot_s *>allocate_big(slots * sizeof(slot_s))
         if self.table.slots == NULL:
             self.table.slots = old
             with gil:
@@ -224,7 +268,7 @@ cdef class StreamPoolBase:
         for place in range(slots // 2):
             if old[place].number != 0:
                 self._insert(old[place].number, old[place].hash)
-        PyMem_RawFree(old)
+        free_big(old, slots // 2 * sizeof(slot_s))
         return 0
 
     # -- making -----------------------------------------------------------------------------------------------------
@@ -261,14 +305,13 @@ cdef class StreamPoolBase:
 
     cdef int _grow(self) except -1 nogil:
         cdef uint32_t count = FIRST_SLAB << self.table.slab_count
-        cdef void *memory = NULL
+        cdef uint8_t *slab = NULL
         if self.table.slab_count < SLABS:
-            memory = PyMem_RawCalloc(1, LINE + <size_t>count * sizeof(connection_s))
-        if memory == NULL:
+            slab = <uint8_t *>allocate_big(slab_bytes(self.table.slab_count))
+        if slab == NULL:
             with gil:
                 raise MemoryError()
-        self.table.slab_memory[self.table.slab_count] = memory
-        self.table.slabs[self.table.slab_count] = <uint8_t *>((<uintptr_t>memory + LINE - 1) // LINE * LINE)
+        self.table.slabs[self.table.slab_count] = slab
         self.table.slab_count += 1
         self.table.room += count
         if self.log:
@@ -331,9 +374,14 @@ cdef class StreamPoolBase:
                 self.listed, self.listed_room = grown, room
         self.listed[self.listed_count].connection = connection
         self.listed[self.listed_count].serial = connection.serial
+        self.listed[self.listed_count].oldest_ns = -UNKNOWN_BOUND
         self.listed_count += 1
         connection.has |= LISTED
         return 0
+
+    cdef void note_held(self, int64_t seen_ns) noexcept nogil:
+        if seen_ns < self.listed_high:
+            self.late_ns = min(self.late_ns, seen_ns)
 
     cdef void unlist(self) noexcept nogil:
         cdef connection_s *connection
@@ -419,6 +467,10 @@ cdef class StreamPoolBase:
         self.lock()
         self.forget_closed_before(before_ns)
         self.unlock()
+
+
+cdef size_t slab_bytes(uint32_t slab) noexcept nogil:
+    return (<size_t>FIRST_SLAB << slab) * sizeof(connection_s)
 
 
 cdef void leave_stream(connection_s *connection) noexcept nogil:
