@@ -33,9 +33,10 @@ cdef struct listed_s:             # a connection that waited for something when 
 
 
 cdef enum:
-    SLABS = 22                    # each twice as large as the one before: 2**32 connections in all
+    SLABS = 21                    # each twice as large as the one before: 2**31 connections in all
     FIRST_SLAB = 1024             # connections
     FIRST_SLAB_BITS = 10
+    BOTH_DIRECTIONS = 0x7FFFFFFF  # the bits of a hash that both directions of a conversation have in common
 
 
 cdef struct table_s:
@@ -87,6 +88,7 @@ cdef extern from *:
     void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
 
 
+# Symmetric but for the highest bit, which tells one direction from the other.
 cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
     cdef uint64_t src, dst
     if key.is_ipv6:
@@ -96,24 +98,27 @@ cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept no
         src, dst = word(&key.src[0]), word(&key.dst[0])
     src = fold(src ^ table.secret0, table.secret1 ^ key.src_port)
     dst = fold(dst ^ table.secret0, table.secret1 ^ key.dst_port)
-    return <uint32_t>(fold((src + dst) ^ table.secret1, table.secret0 | 1) >> 16)
+    return (<uint32_t>(fold((src + dst) ^ table.secret1, table.secret0 | 1) >> 16) & BOTH_DIRECTIONS) | (<uint32_t>(src < dst) << 31)
 
 cdef inline connection_s *connection_at(const table_s *table, uint32_t number) noexcept nogil:
     cdef uint32_t index = number - 1
     cdef uint32_t slab = 31 - leading_zeros((index >> FIRST_SLAB_BITS) + 1)
     return <connection_s *>table.slabs[slab] + (index - (((<uint32_t>1 << slab) - 1) << FIRST_SLAB_BITS))
 
-# What find will look at, fetched from memory meanwhile: first the slot, then the connection that it names.
+# What find will look at, fetched from memory meanwhile: first the slot, then the connection.
 cdef inline void prefetch_slot(const table_s *table, uint32_t hash) noexcept nogil:
     prefetch(&table.slots[hash & table.mask])
 
 cdef inline void prefetch_connection(const table_s *table, uint32_t hash) noexcept nogil:
-    cdef uint32_t number = table.slots[hash & table.mask].number
+    cdef uint64_t place = hash & table.mask
     cdef const uint8_t *connection
-    if number:
-        connection = <const uint8_t *>connection_at(table, number)
-        prefetch(connection)
-        prefetch(connection + 64)
+    while table.slots[place].number != 0:
+        if table.slots[place].hash == hash:
+            connection = <const uint8_t *>connection_at(table, table.slots[place].number)
+            prefetch(connection)
+            prefetch(connection + 64)
+            return
+        place = (place + 1) & table.mask
 
 cdef inline connection_s *find(const table_s *table, const key_s *key, uint32_t hash) noexcept nogil:
     cdef uint64_t place = hash & table.mask
