@@ -3,27 +3,38 @@
 Called once a packet. Everything else in this core answers; only this one asks. State is committed before user code runs, so that a
 callback that raises, or another thread that comes in meanwhile, finds everything consistent.
 
-The path of a segment in order, top to bottom: assemble_frame, _segment, _take_in, _text, _deliver, _emit, _serve. It copies and
-stores no payload, and makes two Python objects: the piece and the list that it is handed over in.
+The path of a segment in order, top to bottom: _walk_frames (or assemble_frame), _segment, _take_in, _text, _deliver, _emit, _serve. It
+copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
 """
 
 import logging
 
+import numpy as np
+
 from cpython.bool cimport PyBool_Check
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_CheckExact
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from .connection cimport (
     CLOSED,
+    COUNTED,
     HAS_END,
     HAS_FAR,
     HAS_ISN,
     HAS_START,
+    LISTED,
+    NATIVE,
+    OPEN,
     PAST_START,
+    PYTHON,
+    SERVED,
+    begin_at,
     connection_s,
     ended,
     first_held,
@@ -31,7 +42,10 @@ from .connection cimport (
     key_object,
     key_s,
     note_past_start,
+    owner_of,
+    served_s,
     successor_s,
+    tally_s,
     waits,
     waits_until,
 )
@@ -42,17 +56,23 @@ from .pages cimport (
     find_place,
     give_back_page,
     hold_bytes,
+    lend_page,
     page_end,
     page_list_s,
     page_s,
     pop_first,
     pop_last,
     push_between,
+    return_page,
+    take_page,
 )
-from .pool cimport StreamPoolBase
-from .reassembly cimport Reassembly, piece_of_bytes, piece_of_page
+from .pool cimport StreamPoolBase, find, hash_of, listed_s, prefetch_connection, prefetch_slot
+from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
+from .records cimport RecordReader, frame_s
 from .sequence cimport difference
+from .streams cimport NativeStream
 
+from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS_LIMIT as CLOCK_NS_LIMIT
 from ..clock import to_ns
 from ..flow import Flow
@@ -64,7 +84,20 @@ __all__ = ["AssemblerBase"]
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
+    unsigned long PyThread_get_thread_ident() noexcept nogil
     PyObject *PyList_GET_ITEM(PyObject *list, Py_ssize_t i)
+    ctypedef struct PyThreadState
+    PyThreadState *PyGILState_GetThisThreadState() noexcept nogil
+    void PyEval_RestoreThread(PyThreadState *state) noexcept nogil
+    PyThreadState *PyEval_SaveThread() noexcept nogil
+
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
+    bint likely "__builtin_expect"(bint condition, bint value) noexcept nogil
+
+ctypedef int (*take_f)(void *stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil
+ctypedef int (*finish_f)(void *stream) except -1 nogil
+ctypedef bint (*calls_out_f)(void *stream) noexcept nogil
 
 cdef enum:
     FIN = 1                       # RFC 9293 3.1
@@ -73,6 +106,12 @@ cdef enum:
     ACK = 16
 
 cdef enum:
+    KEPT = 0                      # what becomes of a connection whose stream ends: it begins anew at once;
+    REMEMBERED = 1                # it is closed, and remembered for a while;
+    FORGOTTEN = 2                 # it is gone
+
+cdef enum:
+    GROUP = 64                    # frames that are decoded together: their connections are fetched meanwhile
     SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
@@ -80,6 +119,7 @@ cdef enum:
 cdef int64_t SPAN_LIMIT = 0x7FFFFFFF               # what is held lies within so many bytes of next_seq, so that comparing is exact
 cdef int64_t CLOCK_STEP_NS = 60_000_000_000        # a packet further from the last one's time needs a second one to be believed
 cdef int64_t CLOCK_CHANGE_NS = 3_600_000_000_000   # further ahead than this is a changed clock, not a quiet hour
+cdef int64_t EXPIRE_EVERY_NS = 1_000_000_000       # capture time between two looks at what waits
 cdef int64_t ALWAYS_NS = 0x7FFFFFFFFFFFFFFF        # every time lies before this one
 cdef int64_t NEVER_NS = -0x7FFFFFFFFFFFFFFF        # and none before this one
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
@@ -89,6 +129,24 @@ cdef tuple VERDICT_OF = tuple(Verdict)
 assert len(VERDICT_OF) == VERDICTS and len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
 _log = logging.getLogger("tcpreasm.assembly")
+
+
+cdef int take_by_name(NativeStream stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
+    return stream.take(pieces, count)
+
+
+cdef int finish_by_name(NativeStream stream) except -1 nogil:
+    return stream.finish()
+
+
+cdef bint calls_out_by_name(NativeStream stream) noexcept nogil:
+    return stream.calls_out
+
+
+# The same for a borrowed pointer: without the GIL no reference can be counted.
+cdef take_f take = <take_f>take_by_name
+cdef finish_f finish = <finish_f>finish_by_name
+cdef calls_out_f calls_out = <calls_out_f>calls_out_by_name
 
 
 cdef class AssemblerBase:
@@ -109,7 +167,6 @@ cdef class AssemblerBase:
         closed_timeout_ns,
     ):
         """Numbers only; -1 stands for: never, no limit."""
-        self.pool_ = pool
         self.cache = PageCache()
         self.limit_total = min(max_buffered_pages_total, ALWAYS_NS)
         self.limit_connection = min(max_buffered_pages_per_connection, ALWAYS_NS)
@@ -120,8 +177,19 @@ cdef class AssemblerBase:
         self.hole_timeout_ns = hole_timeout_ns
         self.idle_timeout_ns = idle_timeout_ns
         self.closed_timeout_ns = closed_timeout_ns
-        self.out = []
+        self.gathered = []
+        self.holds_gil = True
         self.debug = _log.isEnabledFor(logging.DEBUG)
+        pool.lock()
+        try:
+            self.number = pool.adopt(self.cache)
+        finally:
+            pool.unlock()
+        self.pool_ = pool
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.out)
+        PyMem_RawFree(self.gathered_for)
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
@@ -152,7 +220,7 @@ cdef class AssemblerBase:
         text.seen_ns = as_ns(timestamp, timestamp_ns)
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
-        text.seq, text.wire = tcp.seq, tcp.wire_payload_length
+        text.seq, text.wire, text.offset = tcp.seq, tcp.wire_payload_length, -1
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))
@@ -162,10 +230,12 @@ cdef class AssemblerBase:
         try:
             self.packet = payload
             self._observe(text.seen_ns)
-            self._segment(&key, flags, &text, False)
+            self._segment(&key, hash_of(&self.pool_.table, &key), flags, &text, False)
+        except BaseException as raised:
+            join_late_error(self, raised)
+            raise
         finally:
-            self.packet = None
-            self.busy = False
+            self._leave()
 
     def assemble_with_timestamp(self, net_flow, tcp, timestamp):
         """`assemble` with the time as a third argument, as in the model."""
@@ -205,62 +275,169 @@ cdef class AssemblerBase:
                 self.verdicts[verdict] += 1
             else:
                 self.packet = data
-                text.data = segment.payload
-                text.seq = segment.seq
-                text.size = segment.payload_length
-                text.wire = segment.wire_payload_length
-                self._segment(<const key_s *>&segment, segment.flags, &text, True)
+                text_of(&segment, &text, -1)
+                self._segment(<const key_s *>&segment, hash_of(&self.pool_.table, <const key_s *>&segment), segment.flags, &text, True)
             return VERDICT_OF[verdict]
+        except BaseException as raised:
+            join_late_error(self, raised)
+            raise
+        finally:
+            self._leave()
+
+    def assemble_records(self, RecordReader records not None, Py_ssize_t limit, coalesce=False):
+        """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
+
+        Args:
+            records: the reader of the file (PcapRecords, PcapngRecords).
+            limit: so many frames at the most.
+            coalesce: as for `assemble_batch`.
+
+        Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
+        hand was taken in; the next call goes on behind it. So does one of the reader.
+        """
+        cdef Py_ssize_t taken = 0
+        self._begin_batch(coalesce)
+        error = None
+        try:
+            records.hold()
+            self.packet = records.block
+            try:
+                with nogil:
+                    self._walk_records(records, limit, &taken)
+            finally:
+                self.holds_gil = True
+                records.release()
+        except BaseException as raised:
+            error = raised
+        self._end_batch(error)
+        return taken
+
+    def assemble_batch(self, buffer, offsets, lengths, timestamps_ns, wire_lengths=None, linktype=1, coalesce=False):
+        """Take in many frames that lie in one buffer, in order, each as `assemble_frame` does. Flushes nothing by itself.
+
+        Args:
+            buffer: the captured bytes: bytes, or another one-dimensional, C-contiguous buffer of bytes. Nobody may change it during
+                the call; what its owner does with it afterwards changes no piece.
+            offsets: where each frame begins in it: a sequence of ints, or a one-dimensional array of an integer type.
+            lengths: bytes captured of each frame.
+            timestamps_ns: capture time of each frame, in nanoseconds since 1970.
+            wire_lengths: bytes that each frame had on the wire. None: as captured.
+            linktype: LINKTYPE_ number of all frames, 1 for Ethernet.
+            coalesce: all that one stream gets goes out in one `reassembled` call at the end, streams in the order of their first
+                piece. A stream that ends gets its pieces at once, before `reassembly_complete`.
+
+        Returns how many of the frames were TCP segments. The offset of each piece is its place in the buffer.
+
+        TypeError and ValueError for arguments that cannot be right (batch_arrays), before the first frame is touched. An exception of
+        a stream or of the factory passes through after the frame at hand was taken in, and the frames behind that are not
+        (`stats.frames` tells how many were). What was put aside goes out even then; of several exceptions the first one is raised.
+        """
+        cdef const int64_t[::1] at, sizes, times, on_wire
+        cdef const uint8_t *data
+        cdef uint64_t before
+        cdef int link
+        with batch_buffer(buffer) as view:
+            arrays = plain_arrays(offsets, lengths, timestamps_ns, wire_lengths)
+            if arrays is None or not is_sound(arrays[0], arrays[1], arrays[2], arrays[3], view.nbytes):
+                arrays = batch_arrays(view.nbytes, offsets, lengths, timestamps_ns, wire_lengths)
+            at, sizes, times = arrays[0], arrays[1], arrays[2]
+            on_wire = sizes if arrays[3] is None else arrays[3]
+            check_linktype(linktype)
+            link = <int>bounded_int("linktype", "an int", linktype)
+            data = bytes_of(view)
+            self._begin_batch(coalesce)
+            if PyBytes_CheckExact(buffer):
+                self.packet = buffer
+            before = self.verdicts[0]
+            error = None
+            try:
+                with nogil:
+                    self._walk_batch(data, at, sizes, times, on_wire, link)
+            except BaseException as raised:
+                error = raised
+            self._end_batch(error)
+            return self.verdicts[0] - before
+
+    cdef int _begin_batch(self, bint coalesce) except -1:
+        self._check_open()
+        self.busy = True
+        self.coalesce = coalesce
+        self.shared = True
+        self.holds_gil = False
+        return 0
+
+    # Raises the error, once everybody has got what was put aside.
+    cdef int _end_batch(self, object error) except -1:
+        self.holds_gil = True
+        self.coalesce = False
+        try:
+            if error is not None:
+                join_late_error(self, error)
+            self._give_gathered(error)
         finally:
             self.packet = None
-            self.busy = False
+            self.shared = self.busy = False
+        return 0
 
     def flush_ns(self, t_ns, close_all):
         """Give out what was held since before t_ns (None: all), and close what is idle since then if close_all."""
         cdef int64_t before = ALWAYS_NS if t_ns is None else t_ns
+        cdef Py_ssize_t flushed = 0, closed = 0
         self._enter()
         try:
-            return self._walk(before, before if close_all else NEVER_NS, NEVER_NS)
+            self._walk_all(before, before if close_all else NEVER_NS, NEVER_NS, &flushed, &closed)
+            return flushed, closed
         finally:
             self.cache.shrink_now()
-            self.busy = False
+            self._leave()
 
     def expire(self):
         """Flush by the time-outs of the options, on capture time as far as it is believed."""
+        cdef Py_ssize_t flushed = 0, closed = 0
         self._enter()
         try:
-            self.pool_.forget_closed_before(self._forget_before())
-            return self._walk(
-                self._expiry(self.hole_timeout_ns), self._expiry(self.idle_timeout_ns), self._expiry(self.start_wait_ns)
-            )
+            self._expire(&flushed, &closed)
+            return flushed, closed
         finally:
-            self.cache.shrink_now()
-            self.busy = False
+            self._leave()
+
+    def tick(self):
+        """`expire`, where a second of capture time has passed since the last tick that did so, or the clock was set back behind it."""
+        self._enter()
+        try:
+            self._tick()
+        finally:
+            self._leave()
 
     def finish(self):
         """Give out everything held and close everything. Returns the number of connections closed."""
+        cdef Py_ssize_t closed = 0
         self._enter()
         try:
-            return self._finish()
+            self._finish(&closed)
+            return closed
         finally:
-            self.busy = False
+            self._leave()
 
-    cdef int _finish(self) except -1:
+    cdef int _finish(self, Py_ssize_t *closed) except -1:
+        cdef Py_ssize_t flushed = 0
         try:
-            return self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
+            self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
         finally:
             self.pool_.forget_closed_before(ALWAYS_NS)
             self.cache.shrink_now()
+        return 0
 
     def shut(self, finish):
         """No more calls from now on; before that, finish if asked to."""
+        cdef Py_ssize_t closed = 0
         self._enter()
         try:
             if finish:
-                self._finish()
+                self._finish(&closed)
         finally:
             self.closed_ = True
-            self.busy = False
+            self._leave()
 
     @property
     def closed(self):
@@ -275,7 +452,7 @@ cdef class AssemblerBase:
         """Time goes on without packets (live captures)."""
         self._enter()
         self._observe(now_ns)
-        self.busy = False
+        self._leave()
 
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
@@ -286,54 +463,176 @@ cdef class AssemblerBase:
             tuple([self.counts[number] for number in range(COUNTS)]),
             tuple([self.verdicts[number] for number in range(VERDICTS)]),
             {
-                "bytes_held": self.cache.held_bytes,
+                "bytes_held": self.cache.state.held_bytes,
                 "connections": len(self.pool_),
-                "pages_used": self.cache.used,
-                "pages_allocated": self.cache.size,
-                "page_requests": self.cache.requests,
+                "pages_used": self.cache.state.used,
+                "pages_allocated": self.cache.state.size,
+                "page_requests": self.cache.state.requests,
             },
         )
 
     # -- time -------------------------------------------------------------------------------------------------------
 
-    cdef int _enter(self) except -1:
+    cdef int _check_open(self) except -1:
         if self.pool_ is None:
             raise AttributeError("this Assembler was not initialised: a subclass calls super().__init__(pool, options)")
         if self.busy:
             raise RuntimeError("this Assembler is at work already: called from a callback, or from two threads at once")
         if self.closed_:
             raise ValueError("this Assembler is closed")
-        self.busy = True
         return 0
 
-    cdef void _observe(self, int64_t seen_ns) noexcept:
+    cdef int _enter(self) except -1:
+        self._check_open()
+        self.busy = True
+        try:
+            self.pool_.lock()
+        except BaseException:
+            self.busy = False
+            raise
+        return 0
+
+    cdef int _leave(self) except -1:
+        self.pool_.unlock()
+        self.packet = None
+        self.busy = False
+        return 0
+
+    cdef void _observe(self, int64_t seen_ns) noexcept nogil:
         self.clock_before = self.clock
         observe(&self.clock, seen_ns)
         if self.clock_before.has_now and self.clock.now < self.clock_before.now:
             self.pool_.set_back(self.clock.now)
 
     # The time before which something is too old. Nothing expires by the setting of a clock.
-    cdef int64_t _expiry(self, int64_t timeout_ns) noexcept:
+    cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil:
         cdef clock_s *clock = &self.clock
         if not clock.has_now or timeout_ns < 0 or (clock.has_changed and 0 <= clock.now - clock.changed < timeout_ns):
             return NEVER_NS
         return clock.now - timeout_ns
 
-    cdef int64_t _forget_before(self) noexcept:
+    cdef int64_t _forget_before(self) noexcept nogil:
         return self._expiry(self.closed_timeout_ns)
+
+    cdef int _tick(self) except -1 nogil:
+        cdef Py_ssize_t flushed = 0, closed = 0
+        if self.clock.has_now and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
+            self.has_ticked = True
+            self.ticked_ns = self.clock.now
+            self.tick_ns = min(self.clock.now, ALWAYS_NS - EXPIRE_EVERY_NS) + EXPIRE_EVERY_NS
+            self._expire(&flushed, &closed)
+        return 0
+
+    # Looks at the connections that wait for something; at all of them only where one may be idle for too long.
+    cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef int64_t held_ns = self._expiry(self.hole_timeout_ns)
+        cdef int64_t idle_ns = self._expiry(self.idle_timeout_ns)
+        cdef int64_t start_ns = self._expiry(self.start_wait_ns)
+        try:
+            self.pool_.forget_closed_before(self._forget_before())
+            if self.pool_.seen_bound < idle_ns:
+                self._walk_all(held_ns, idle_ns, start_ns, flushed, closed)
+            else:
+                self._walk_listed(held_ns, start_ns, flushed, closed)
+        finally:
+            with gil:
+                self.cache.shrink_now()
+        return 0
+
+    # -- many frames ------------------------------------------------------------------------------------------------
+
+    cdef int _walk_records(self, RecordReader records, Py_ssize_t limit, Py_ssize_t *taken) except -1 nogil:
+        cdef frame_s frames[GROUP]
+        cdef int count, done
+        while taken[0] < limit:
+            count = records.parse(frames, <int>min(<Py_ssize_t>GROUP, limit - taken[0]))
+            if count == 0:
+                with gil:
+                    if not self._refill(records):
+                        return 0
+                continue
+            done = 0
+            try:
+                self._walk_frames(frames, count, True, &done)
+            finally:
+                taken[0] += done
+                if done < count:
+                    records.unread(frames + done, count - done)
+        return 0
+
+    cdef bint _refill(self, RecordReader records) except -1:
+        self.packet = None  # else the block could not be used again
+        records.release()
+        try:
+            return records.refill()
+        finally:
+            records.hold()
+            self.packet = records.block
+
+    cdef int _walk_batch(
+        self, const uint8_t *data, const int64_t[::1] at, const int64_t[::1] sizes, const int64_t[::1] times,
+        const int64_t[::1] on_wire, int linktype
+    ) except -1 nogil:
+        cdef frame_s frames[GROUP]
+        cdef Py_ssize_t first = 0, i
+        cdef int count, done
+        while first < at.shape[0]:
+            count = <int>min(<Py_ssize_t>GROUP, at.shape[0] - first)
+            for i in range(count):
+                frames[i].data = data + at[first + i]
+                frames[i].seen_ns = times[first + i]
+                frames[i].offset = at[first + i]
+                frames[i].length = <uint32_t>min(SPAN_LIMIT, sizes[first + i])
+                frames[i].wire_length = <uint32_t>min(SPAN_LIMIT, on_wire[first + i])
+                frames[i].linktype = linktype
+            done = 0
+            self._walk_frames(frames, count, False, &done)
+            first += count
+        return 0
+
+    # Up to GROUP frames: first all are decoded and what they need is fetched from memory, then each is taken in.
+    cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil:
+        cdef segment_s segments[GROUP]
+        cdef uint32_t hashes[GROUP]
+        cdef uint8_t verdicts[GROUP]
+        cdef text_s text
+        cdef int i
+        for i in range(count):
+            verdicts[i] = decode(frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, self.verify, &segments[i])
+            if verdicts[i] == 0:
+                hashes[i] = hash_of(&self.pool_.table, <const key_s *>&segments[i])
+                prefetch_slot(&self.pool_.table, hashes[i])
+        for i in range(count):
+            if verdicts[i] == 0:
+                prefetch_connection(&self.pool_.table, hashes[i])
+        self.pool_.lock_without_gil()
+        try:
+            for i in range(count):
+                done[0] += 1
+                self._observe(frames[i].seen_ns)
+                if verdicts[i] != 0:
+                    self.verdicts[verdicts[i]] += 1
+                else:
+                    text.seen_ns = frames[i].seen_ns
+                    text_of(&segments[i], &text, frames[i].offset + (segments[i].payload - frames[i].data))
+                    self._segment(<const key_s *>&segments[i], hashes[i], segments[i].flags, &text, True)
+                if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
+                    self._tick()
+        finally:
+            self.pool_.unlock()
+            if self.holds_gil:
+                self.holds_gil = False
+                PyEval_SaveThread()
+        return 0
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    cdef int _segment(self, const key_s *key, uint8_t flags, text_s *text, bint from_frame) except -1:
+    cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
         cdef connection_s *connection = NULL
         cdef bint opens = (flags & SYN or text.wire) and not flags & RST
         cdef bint no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
         if not no_ack:
-            try:
-                connection = self.pool_.acquire(key, opens, text.seen_ns, self._forget_before())
-            except RuntimeError:
-                self.clock = self.clock_before  # refused: as if it had not been called
-                raise
+            self._find(key, hash, opens, text.seen_ns, &connection)
         self.verdicts[0] += from_frame
         self.counts[SEGMENTS] += 1
         self.counts[BYTES_CAPTURED] += text.size
@@ -345,30 +644,87 @@ cdef class AssemblerBase:
                 self.counts[RST_IGNORED] += 1
                 self.counts[RST_TEXT] += text.size
             if self.debug:
-                _log.debug("%s: nothing to open a stream with", key_object(key))
+                with gil:
+                    _log.debug("%s: nothing to open a stream with", key_object(key))
+            return 0
+        if self._take_in_order(connection, flags, text):
             return 0
         try:
             self._take_in(connection, flags, text)
-            if self.late_error is not None:
-                raise self.late_error
-        except BaseException as raised:
-            if raised is not self.late_error and raised.__context__ is None:
-                raised.__context__ = self.late_error
-            raise
         finally:
-            self.late_error = None
-            if self.out:
-                self.out = []
-            self.pool_.release(connection)
+            if self.out_count:
+                self._drop_pieces()
+        if connection.state == OPEN and not connection.has & LISTED and waits(connection):
+            self.pool_.list_waiting(connection)
+        if self.has_late_error:
+            with gil:
+                raise_late_error(self)
         return 0
 
-    cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
+    # The connection of the key, not served by anybody now; a new one without a stream where there is none and the segment opens one.
+    cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil:
+        cdef connection_s *connection
+        cdef bint refused
+        while True:
+            connection = find(&self.pool_.table, key, hash)
+            if connection != NULL:
+                if owner_of(connection) != 0:
+                    refused = True
+                    try:
+                        self.pool_.wait_for(connection)
+                        refused = False
+                    finally:
+                        if refused:
+                            self.clock = self.clock_before  # as if it had not been called
+                    continue
+                if connection.state != CLOSED or not self.pool_.forget(connection, self._forget_before()):
+                    break
+            if not opens:
+                connection = NULL
+                break
+            self.pool_.forget_closed_before(self._forget_before())
+            if not self.pool_.is_ready():
+                self.pool_.make_ready()
+            connection = self.pool_.take(key, hash, seen_ns)
+            self.counts[STREAMS_OPENED] += self.pool_.counts  # whose streams need no opening
+            break
+        found[0] = connection
+        return 0
+
+    # What nearly every segment is, where the stream is COUNTED: the next bytes, with nothing held; or no bytes at all. False: it is not.
+    cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
+        cdef tally_s *tally = &connection.stream.tally
+        cdef uint32_t before = connection.next_seq
+        if connection.state != OPEN or flags & (FIN | SYN | RST):
+            return False
+        if text.wire:
+            if (
+                (connection.has & (HAS_START | HAS_END | SERVED)) != (HAS_START | COUNTED)
+                or text.seq != before
+                or text.size != text.wire
+                or connection.pages.count
+                or connection.skip
+            ):
+                return False
+            connection.next_seq = connection.cut_end = before + text.size
+            tally.length += text.size
+            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
+            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+            self.counts[BYTES_DELIVERED] += text.size
+            if (before ^ connection.next_seq) >> 30:
+                note_past_start(connection)
+        elif not connection.has & SERVED:
+            return False
+        connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
+        return True
+
+    cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
             if not self._reopens(connection, flags, text):
                 self.counts[AFTER_CLOSE] += text.size
                 return 0
             self._restart(connection, connection.successor, text.size, text.seen_ns)
-        elif self.pool_.streams[connection.index] is None:
+        elif not connection.has & SERVED:
             self._open_stream(connection, text.size)
         connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
         if not flags & (SYN | RST):
@@ -380,47 +736,60 @@ cdef class AssemblerBase:
             self._syn(connection, flags, text)
         return self._serve(connection)
 
-    cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1:
-        net_flow, transport_flow = key_object(&connection.key)
+    cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
+        if not self.pool_.counts:
+            self._take_gil()
+            with gil:
+                self._make_stream(connection, at_stake)
+        self.counts[STREAMS_OPENED] += 1
+        return 0
+
+    cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1:
+        self.pool_.own(connection)
         try:
-            stream = self.pool_.new(net_flow, transport_flow)
-            reassembled, complete = stream.reassembled, stream.reassembly_complete
+            try:
+                net_flow, transport_flow = key_object(&connection.key)
+                stream = self.pool_.new(net_flow, transport_flow)
+                reassembled, complete = stream.reassembled, stream.reassembly_complete
+            finally:
+                self.pool_.disown(connection, True)
         except BaseException:
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
             self.pool_.remove(connection)
+            self.pool_.free_removed(connection)
             raise
-        self.counts[STREAMS_OPENED] += 1
-        self.pool_.streams[connection.index] = stream
-        self.pool_.reassembled[connection.index] = reassembled
-        self.pool_.complete[connection.index] = complete
+        self.pool_.set_stream(connection, stream, reassembled, complete)
         return 0
 
     # RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream.
-    cdef int _reset(self, connection_s *connection, text_s *text) except -1:
+    cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil:
         cdef bint exact
         self.counts[RST_TEXT] += text.size
         if connection.has & HAS_START:
             exact = text.seq == connection.next_seq
         else:
-            exact = waits(connection) and text.seq == (connection.end_seq if connection.has & HAS_END else connection.early_end)
+            exact = waits(connection) and text.seq == (
+                connection.end_seq if connection.has & HAS_END else connection.phase.before.early_end
+            )
         if not exact:
             self.counts[RST_IGNORED] += 1
             return 0
         connection.has |= HAS_END
-        connection.end_seq, connection.end_seen_ns = text.seq, text.seen_ns
+        connection.end_seq, connection.end_ns = text.seq, text.seen_ns
         if not connection.has & HAS_START:
             self._skip(connection)
         return 0
 
-    cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
+    cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef uint32_t isn = text.seq
         text.seq += 1
         if not connection.has & HAS_START:
             if waits(connection) and not 0 <= difference(text.seq, first_held(connection)) <= SYN_REACH:
                 self._begin_anew(connection, NULL, text.size, text.seen_ns)
             if self.debug:
-                _log.debug("%s: starts at %d", key_object(&connection.key), isn)
+                with gil:
+                    _log.debug("%s: starts at %d", key_object(&connection.key), isn)
             start_at(connection, isn)
             return self._text(connection, flags, text, True)
         if is_own_syn(connection, isn):
@@ -432,13 +801,14 @@ cdef class AssemblerBase:
         return self._remember(connection, text)
 
     # A SYN with another initial sequence number, on an open connection.
-    cdef int _remember(self, connection_s *connection, text_s *text) except -1:
+    cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil:
         cdef successor_s *successor
         self._drop_successor(connection)
         self.counts[SYN_REMEMBERED] += 1
         successor = <successor_s *>PyMem_RawCalloc(1, sizeof(successor_s))
         if successor == NULL:
-            raise MemoryError()
+            with gil:
+                raise MemoryError()
         successor.isn = text.seq - 1
         successor.next_seq = text.seq + text.wire
         successor.seen_ns = text.seen_ns
@@ -449,7 +819,7 @@ cdef class AssemblerBase:
                 self._drop(&successor.pages, UNCONFIRMED_SYN)
         return 0
 
-    cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
+    cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor = connection.successor
         if successor != NULL and confirms(connection, successor, text.seq):
             connection.successor = NULL
@@ -458,7 +828,7 @@ cdef class AssemblerBase:
 
     # Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
     # continues from one that came before the close.
-    cdef bint _reopens(self, connection_s *connection, uint8_t flags, text_s *text) except -1:
+    cdef bint _reopens(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
         if flags & RST:
             return False
         if flags & SYN:
@@ -473,18 +843,19 @@ cdef class AssemblerBase:
         )
 
     # The stream at hand is over, with all that it holds; the same connection begins again. Frees the successor.
-    cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1:
-        reassembled = self.pool_.reassembled[connection.index]
-        complete = self.pool_.complete[connection.index]
+    cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
         self._finish_pieces(connection)
-        try:
-            self._call(reassembled, complete)
-        except BaseException as raised:
-            self.late_error = raised  # raised once the segment at hand is taken in
+        if (connection.has & SERVED) != COUNTED:
+            self._take_gil()
+            with gil:
+                try:
+                    self._end_stream(connection, KEPT)
+                except BaseException as raised:
+                    self.late_error, self.has_late_error = raised, True  # raised once the segment at hand is taken in
         return self._restart(connection, successor, at_stake, seen_ns)
 
     # A new stream under the same key, from the SYN that was remembered, or from the one at hand. Frees the successor.
-    cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1:
+    cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
         cdef uint32_t isn = 0
         cdef int64_t syn_seen_ns = 0
         self.pool_.reopen(connection, seen_ns)
@@ -495,12 +866,12 @@ cdef class AssemblerBase:
         self._open_stream(connection, at_stake)
         if successor != NULL:
             start_at(connection, isn)
-            self._emit(connection, NOTHING, 0, syn_seen_ns, True)
+            self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
             self._advance(connection)
         return 0
 
     # Text and FIN of one segment.
-    cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1:
+    cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil:
         cdef int64_t ahead, room
         cdef uint32_t keep
         if flags & FIN:
@@ -529,20 +900,21 @@ cdef class AssemblerBase:
                 return 0
             self._hold_in(&connection.pages, text, False)
             if self.debug:
-                _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
+                with gil:
+                    _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
             self._keep_limits(connection)
         return 0
 
     # Further ahead than max_gap, and the last one that was so lay somewhere else.
-    cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept:
-        cdef int64_t step = difference(connection.far_next, text.seq)
+    cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil:
+        cdef int64_t step = difference(connection.phase.after.far_next, text.seq)
         cdef bint wild = not connection.has & HAS_FAR or not -CONTINUES_WITHIN <= step <= CONTINUES_WITHIN
         connection.has |= HAS_FAR
-        connection.far_next = text.seq + text.wire
+        connection.phase.after.far_next = text.seq + text.wire
         return wild
 
     # FIN counts when the stream reaches its place (RFC 9293 3.10.7.4, eighth check). The first one seen stays.
-    cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1:
+    cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil:
         cdef uint32_t base = end_seq
         if connection.has & HAS_START:
             base = connection.next_seq
@@ -552,11 +924,11 @@ cdef class AssemblerBase:
             self.counts[FIN_IGNORED] += 1
         elif not connection.has & HAS_END:
             connection.has |= HAS_END
-            connection.end_seq, connection.end_seen_ns = end_seq, seen_ns
+            connection.end_seq, connection.end_ns = end_seq, seen_ns
             cut_pages(connection, self.counts)
         return 0
 
-    cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1:
+    cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil:
         cdef bint first
         cdef int64_t reach
         if text.wire:
@@ -568,12 +940,12 @@ cdef class AssemblerBase:
                 return 0
             first = connection.pages.first == NULL
             self._hold_in(&connection.pages, text, True)
-            if first or difference(connection.early_end, text.seq + text.wire) > 0:
-                connection.early_end = text.seq + text.wire
+            if first or difference(connection.phase.before.early_end, text.seq + text.wire) > 0:
+                connection.phase.before.early_end = text.seq + text.wire
         if not waits(connection):
             return 0
-        connection.early_segments += 1
-        if 0 <= self.start_wait_segments <= connection.early_segments or (
+        connection.phase.before.early_segments += 1
+        if 0 <= self.start_wait_segments <= connection.phase.before.early_segments or (
             0 <= self.start_wait_ns <= text.seen_ns - connection.created_ns
         ):
             self._skip(connection)
@@ -582,7 +954,7 @@ cdef class AssemblerBase:
     # -- what arrives in order --------------------------------------------------------------------------------------
 
     # A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already.
-    cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1:
+    cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1 nogil:
         cdef int64_t size = text.size
         cdef uint32_t before = connection.next_seq
         cdef int64_t done = difference(text.seq, before)
@@ -597,22 +969,22 @@ cdef class AssemblerBase:
             self.counts[RETRANSMITTED] += position - early
         if page != NULL:
             if start and page.seq == text.seq:
-                self._emit(connection, NOTHING, 0, text.seen_ns, True)
+                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
                 start = False
             while page != NULL and position < size:
                 at = done + difference(before, page.seq)  # each of the two is exact; their sum may be too far for one
                 if at >= size:
                     break
                 if position < at:
-                    self._emit(connection, text.data + position, <uint32_t>(at - position), text.seen_ns, start)
+                    self._emit_text(connection, text, position, at, start)
                     start = False
-                self._compare(page, 0, text.data + at, <uint32_t>min(size - at, <int64_t>page.length), False)
+                self._compare(page, 0, text, at, min(size, at + page.length), False)
                 position = max(position, at + page.length)
                 connection.next_seq = page.seq
                 self._emit_page(connection)
                 page = connection.pages.first
         if position < size or start:
-            self._emit(connection, text.data + position, <uint32_t>(size - position), text.seen_ns, start)
+            self._emit_text(connection, text, position, size, start)
         if difference(connection.next_seq, text.seq + text.size) > 0:
             connection.next_seq = text.seq + text.size
         if text.wire > text.size:
@@ -623,7 +995,7 @@ cdef class AssemblerBase:
         return 0
 
     # Everything that is contiguous with next_seq now, and over what the capture cut off.
-    cdef int _advance(self, connection_s *connection) except -1:
+    cdef int _advance(self, connection_s *connection) except -1 nogil:
         cdef page_s *page
         cdef int64_t cut
         while True:
@@ -641,36 +1013,74 @@ cdef class AssemblerBase:
         return 0
 
     # next_seq goes on over bytes that are missing.
-    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept:
+    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil:
         connection.next_seq += <uint32_t>missing
         if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
             self.counts[BYTES_SKIPPED] += missing
 
-    cdef int _emit(self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, bint start) except -1:
-        self.out.append(piece_of_bytes(self.packet, data, size, connection.skip, start, seen_ns))
+    # The bytes of the text from position to end.
+    cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
+        cdef int64_t offset = -1 if text.offset < 0 or position == end else text.offset + position
+        return self._emit(connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start)
+
+    cdef int _emit(
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+    ) except -1 nogil:
+        cdef piece_s *piece
         self.counts[BYTES_DELIVERED] += size
+        if (connection.has & SERVED) == COUNTED:
+            tally_piece(connection, size, seen_ns)
+        else:
+            piece = self._new_piece()
+            piece.data, piece.size, piece.page = data, size, NULL
+            piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
+            piece.flags = PIECE_START if start else 0
         connection.skip = 0
         return 0
 
     # The first page goes out; it begins at or before next_seq.
-    cdef int _emit_page(self, connection_s *connection) except -1:
+    cdef int _emit_page(self, connection_s *connection) except -1 nogil:
         cdef page_s *page = pop_first(&connection.pages)
         connection.next_seq = page_end(page)
         if page.missing:
             note_cut(connection, page_end(page) + page.missing)
-        if page.length:
-            self.counts[BYTES_DELIVERED] += page.length
-            self.out.append(piece_of_page(page, connection.skip))
-            connection.skip = 0
-        else:
+        if page.length == 0:
             give_back_page(page)
+            return 0
+        self._emit(connection, page.bytes, page.length, page.seen_ns, page.offset, False)
+        if (connection.has & SERVED) == COUNTED:
+            give_back_page(page)
+        else:
+            self.out[self.out_count - 1].page = page
+            lend_page(page)
         return 0
+
+    cdef piece_s *_new_piece(self) except NULL nogil:
+        cdef Py_ssize_t room
+        cdef piece_s *grown
+        if self.out_count == self.out_room:
+            room = max(<Py_ssize_t>16, self.out_room * 2)
+            grown = <piece_s *>PyMem_RawRealloc(self.out, room * sizeof(piece_s))
+            if grown == NULL:
+                with gil:
+                    raise MemoryError()
+            self.out, self.out_room = grown, room
+        self.out_count += 1
+        return &self.out[self.out_count - 1]
+
+    # They were taken in, or nobody takes them any more.
+    cdef void _drop_pieces(self) noexcept nogil:
+        cdef Py_ssize_t i
+        for i in range(self.out_count):
+            if self.out[i].page != NULL:
+                return_page(self.out[i].page)
+        self.out_count = 0
 
     # -- what arrives early -----------------------------------------------------------------------------------------
 
     # Copy into pages what they do not hold yet: the bytes captured first win, one by one.
-    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1:
+    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1 nogil:
         cdef int64_t size = text.size
         cdef int64_t position = 0, at, held
         cdef page_s *prev = find_place(pages, text.seq)
@@ -679,51 +1089,49 @@ cdef class AssemblerBase:
             held = difference(text.seq, page_end(prev))
             if held > 0:
                 position = min(held, size)
-                self._compare(prev, <uint32_t>(prev.length - held), text.data, <uint32_t>position, unsure)
+                self._compare(prev, <uint32_t>(prev.length - held), text, 0, position, unsure)
         while True:
             at = size if next_ == NULL else min(size, <int64_t>difference(text.seq, next_.seq))
             if position < at:
-                prev = self._push(
-                    pages, prev, next_, text.seq + <uint32_t>position, text.data + position, <uint32_t>(at - position), text.seen_ns
-                )
+                prev = self._push(pages, prev, next_, text, position, at)
             if next_ == NULL or at >= size:
                 break
             position = min(size, at + next_.length)
-            self._compare(next_, 0, text.data + at, <uint32_t>(position - at), unsure)
+            self._compare(next_, 0, text, at, position, unsure)
             prev, next_ = next_, next_.next
         if text.wire > text.size:
             # Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one.
             if prev == NULL or (not size and difference(page_end(prev), text.seq) > 0):
-                prev = self._push(pages, prev, next_, text.seq, NOTHING, 0, text.seen_ns)
+                prev = self._push(pages, prev, next_, text, 0, 0)
             prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), text.seq + text.wire))
         return 0
 
-    # A chain of pages for data goes in between two neighbours. Returns its last page.
+    # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
     cdef page_s *_push(
-        self, page_list_s *pages, page_s *prev, page_s *next_, uint32_t seq, const uint8_t *data, uint32_t size, int64_t seen_ns
-    ) except NULL:
+        self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end
+    ) except NULL nogil:
         cdef page_s *first = NULL
         cdef page_s *last = NULL
         cdef page_s *page
-        cdef uint32_t offset = 0
         while True:
-            page = self.cache.take_page(seen_ns)
-            page.seq = seq + offset
-            hold_bytes(page, data + offset, min(size - offset, <uint32_t>PAGE_SIZE))
+            page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or position == end else text.offset + position)
+            page.seq = text.seq + <uint32_t>position
+            hold_bytes(page, text.data + position, <uint32_t>min(end - position, <int64_t>PAGE_SIZE))
             if last == NULL:
                 first = page
             else:
                 last.next, page.prev = page, last
             last = page
-            offset += PAGE_SIZE
-            if offset >= size:
+            position += PAGE_SIZE
+            if position >= end:
                 break
         push_between(pages, prev, next_, first, last)
         return last
 
-    # Count a copy of bytes that a page holds, and those of them that differ.
-    cdef void _compare(self, page_s *page, uint32_t offset, const uint8_t *copy, uint32_t size, bint unsure) noexcept:
-        cdef uint32_t i
+    # Count the text's bytes from position to end as a copy of those that a page holds, and those of them that differ.
+    cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil:
+        cdef const uint8_t *copy = text.data + position
+        cdef uint32_t size = <uint32_t>(end - position), i
         self.counts[OVERLAPPING] += size
         if memcmp(page.bytes + offset, copy, size) == 0:
             return
@@ -732,40 +1140,41 @@ cdef class AssemblerBase:
         if unsure and page.length == 1 and page.prev == NULL:
             # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
             hold_bytes(page, copy, 1)
+            page.offset = -1 if text.offset < 0 else text.offset + position
 
-    cdef bint _is_at_limit(self, page_list_s *pages) noexcept:
+    cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
         return pages.count > 0 and (
-            0 < self.limit_connection <= pages.count or 0 < self.limit_total <= <int64_t>self.cache.used
+            0 < self.limit_connection <= pages.count or 0 < self.limit_total <= <int64_t>self.cache.state.used
         )
 
-    cdef int _keep_limits(self, connection_s *connection) except -1:
+    cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
         while self._is_at_limit(&connection.pages):
             if self.debug:
-                _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
+                with gil:
+                    _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
             self._skip(connection)
         return 0
 
     # Stop waiting for the lowest hole: over it, and on with what is contiguous then.
-    cdef int _skip(self, connection_s *connection) except -1:
+    cdef int _skip(self, connection_s *connection) except -1 nogil:
         cdef uint32_t target = first_held(connection)
         if connection.has & HAS_START:
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
         else:
-            connection.has |= HAS_START
-            connection.next_seq = connection.first_seq = connection.cut_end = target
+            begin_at(connection, target)
             connection.skip = -1
         self._advance(connection)
         note_past_start(connection)
         return 0
 
-    cdef void _drop_successor(self, connection_s *connection) noexcept:
+    cdef void _drop_successor(self, connection_s *connection) noexcept nogil:
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)
             PyMem_RawFree(connection.successor)
             connection.successor = NULL
 
-    cdef void _drop(self, page_list_s *pages, int reason) noexcept:
+    cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil:
         cdef page_s *page
         while pages.count:
             page = pop_first(pages)
@@ -775,123 +1184,323 @@ cdef class AssemblerBase:
     # -- serving the stream -----------------------------------------------------------------------------------------
 
     # Commit what this call has led to, then tell the stream.
-    cdef int _serve(self, connection_s *connection) except -1:
+    cdef int _serve(self, connection_s *connection) except -1 nogil:
         if not ended(connection):
-            if self.out:
-                self._call(self.pool_.reassembled[connection.index], None)
-            return 0
-        reassembled = self.pool_.reassembled[connection.index]
-        complete = self.pool_.complete[connection.index]
-        if connection.skip or not self.out:
-            self._emit(connection, NOTHING, 0, connection.end_seen_ns, False)
-        (<Reassembly>self.out[len(self.out) - 1]).end_ = True
+            return self._hand_over(connection) if self.out_count else 0
+        if connection.skip or not self.out_count:
+            self._emit(connection, NOTHING, 0, connection.end_ns, -1, False)
+        if self.out_count:
+            self.out[self.out_count - 1].flags |= PIECE_END
         self._drop(&connection.pages, AFTER_END)
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
         self.counts[STREAMS_CLOSED] += 1
-        self.pool_.close(connection, self.clock.now if self.clock.has_now else connection.last_seen_ns)
         if self.debug:
-            _log.debug("%s: ended", key_object(&connection.key))
-        return self._call(reassembled, complete)
+            with gil:
+                _log.debug("%s: ended", key_object(&connection.key))
+        return self._end_stream(connection, REMEMBERED)
 
     # The end of a connection that nobody closed.
-    cdef int _close(self, connection_s *connection) except -1:
-        reassembled = self.pool_.reassembled[connection.index]
-        complete = self.pool_.complete[connection.index]
+    cdef int _close(self, connection_s *connection) except -1 nogil:
         self._finish_pieces(connection)
-        self.pool_.remove(connection)
-        return self._call(reassembled, complete)
+        return self._end_stream(connection, FORGOTTEN)
 
     # Everything held goes out; a gap behind the last byte goes out as a piece of its own.
-    cdef int _finish_pieces(self, connection_s *connection) except -1:
+    cdef int _finish_pieces(self, connection_s *connection) except -1 nogil:
         cdef bint at_end
         while waits(connection):
             self._skip(connection)
         at_end = ended(connection)
-        if connection.skip or (at_end and not self.out):
-            self._emit(connection, NOTHING, 0, connection.end_seen_ns if at_end else connection.last_seen_ns, False)
-        if at_end:
-            (<Reassembly>self.out[len(self.out) - 1]).end_ = True
+        if connection.skip or (at_end and not self.out_count):
+            self._emit(connection, NOTHING, 0, connection.end_ns if at_end else connection.last_seen_ns, -1, False)
+        if at_end and self.out_count:
+            self.out[self.out_count - 1].flags |= PIECE_END
         self._drop_successor(connection)
         self.counts[STREAMS_CLOSED] += 1
         return 0
 
-    # Hand over `out`. A piece that somebody keeps holds its own bytes from then on, not a page.
-    cdef int _call(self, object reassembled, object complete) except -1:
-        cdef list pieces = self.out
-        cdef bint kept
-        self.out = []
+    # `out` goes to the stream, which goes on.
+    cdef int _hand_over(self, connection_s *connection) except -1 nogil:
+        cdef served_s *served = &connection.stream.served
+        if (connection.has & SERVED) == NATIVE and not calls_out(served.native):
+            try:
+                take(served.native, self.out, self.out_count)
+            finally:
+                self._drop_pieces()
+            return 0
+        if (connection.has & SERVED) == NATIVE:
+            self.pool_.own(connection)
+            try:
+                take(served.native, self.out, self.out_count)
+            finally:
+                self.pool_.disown(connection, self.holds_gil)
+                self._drop_pieces()
+            return 0
+        self._take_gil()
+        if self.coalesce:
+            with gil:
+                self._gather(connection)
+            return 0
+        served.gatherer = 0
+        self.pool_.own(connection)
         try:
-            if pieces:
-                reassembled(pieces)
+            with gil:
+                self._call(served.slot, False)
         finally:
-            kept = Py_REFCNT(<PyObject *>pieces) > 1
-            for i in range(len(pieces)):
-                if (kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1) and type(pieces[i]) is Reassembly:
-                    (<Reassembly>pieces[i]).settle()
+            self.pool_.disown(connection, True)
+        return 0
+
+    # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
+    cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil:
+        cdef uint8_t how = connection.has & SERVED
+        cdef served_s served = connection.stream.served
+        if after == REMEMBERED:
+            self.pool_.close(connection, self.clock.now if self.clock.has_now else connection.last_seen_ns)
+        elif after == FORGOTTEN:
+            self.pool_.remove(connection)
+        if how == COUNTED:
+            if after == FORGOTTEN:
+                self.pool_.free_removed(connection)
+            return 0
+        self._take_gil()
+        self.pool_.own(connection)
+        try:
+            with gil:
+                if how == NATIVE:
+                    self._finish_native(&served)
+                else:
+                    self._call(served.slot, True)
+        finally:
+            self.pool_.disown(connection, True)
+            self._drop_pieces()
+            if after == FORGOTTEN:
+                self.pool_.free_removed(connection)
+        return 0
+
+    cdef int _finish_native(self, const served_s *served) except -1:
+        cdef void *native = served.native
+        try:
+            with nogil:
+                if self.out_count:
+                    take(native, self.out, self.out_count)
+        finally:
+            self._complete(served.slot, native)
+        return 0
+
+    # The stream's last call. Its objects are let go of.
+    cdef int _complete(self, uint32_t slot, void *native) except -1:
+        complete = self.pool_.complete[slot]
+        try:
             if complete is not None:
                 complete()
+            else:
+                with nogil:
+                    finish(native)
+        finally:
+            self.pool_.free_slot(slot)
+        return 0
+
+    cdef void _take_gil(self) noexcept nogil:
+        if not self.holds_gil:
+            PyEval_RestoreThread(PyGILState_GetThisThreadState())
+            self.holds_gil = True
+
+    # `out` as objects; the pages in it are lent. A piece of memory that its owner may change gets bytes of its own.
+    cdef list _piece_objects(self):
+        cdef list pieces = []
+        cdef Py_ssize_t count = self.out_count, i
+        self.out_count = 0
+        for i in range(count):
+            pieces.append(piece_of(&self.out[i], self.packet, self.shared))
+        return pieces
+
+    # Without the lock: a Python stream gets what was put aside for it, and `out`. Whoever keeps a piece gets its bytes, not a page.
+    cdef int _call(self, uint32_t slot, bint last) except -1:
+        cdef list pieces = self._piece_objects()
+        cdef list gathered = self.pool_.gathered[slot]
+        if gathered is not None:
+            self.pool_.gathered[slot] = None
+            gathered.extend(pieces)
+            pieces = gathered
+            gathered = None
+        try:
+            if pieces:
+                self.pool_.reassembled[slot](pieces)
+        finally:
+            settle(pieces)
+            if last:
+                self._complete(slot, NULL)
+        return 0
+
+    # -- what is put aside ------------------------------------------------------------------------------------------
+
+    # `out` is put aside with the stream, where everybody who serves it finds it, and noted to be given out by this assembler.
+    cdef int _gather(self, connection_s *connection) except -1:
+        cdef served_s *served = &connection.stream.served
+        cdef listed_s *grown
+        cdef size_t room
+        cdef list pieces = self._piece_objects()
+        cdef list gathered = self.pool_.gathered[served.slot]
+        if gathered is None:
+            gathered = self.pool_.gathered[served.slot] = pieces
+        else:
+            gathered.extend(pieces)
+        if served.gatherer != self.number:
+            served.gatherer = self.number
+            if self.gathered_count == self.gathered_room:
+                room = max(<size_t>64, self.gathered_room * 2)
+                grown = <listed_s *>PyMem_RawRealloc(self.gathered_for, room * sizeof(listed_s))
+                if grown == NULL:
+                    raise MemoryError()
+                self.gathered_for, self.gathered_room = grown, room
+            self.gathered_for[self.gathered_count].connection = connection
+            self.gathered_for[self.gathered_count].serial = connection.serial
+            self.gathered_count += 1
+            self.gathered.append(gathered)
+        return 0
+
+    # What was put aside goes out, but where somebody else has given it out meanwhile.
+    #
+    # An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
+    cdef int _give_gathered(self, object error) except -1:
+        cdef connection_s *connection
+        cdef size_t count = self.gathered_count, i
+        cdef list gathered = self.gathered
+        self.gathered, self.gathered_count = [], 0
+        for i in range(count):
+            connection = self.gathered_for[i].connection
+            try:
+                self.pool_.lock()
+                try:
+                    if not self._acquire_open(&self.gathered_for[i]):
+                        continue
+                    if self.pool_.gathered[connection.stream.served.slot] is gathered[i]:
+                        self._hand_over(connection)
+                finally:
+                    self.pool_.unlock()
+            except BaseException as raised:
+                error = error or raised
+        if error is not None:
+            raise error
         return 0
 
     # -- all connections --------------------------------------------------------------------------------------------
 
-    # Every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
+    # Of every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
     # before start_ns, close what has seen nothing since idle_ns.
-    #
-    # An exception of user code does not keep the other connections from being served; the first one is raised at the end.
-    # First those that need it are picked, without a call of user code, which could change the list.
-    cdef tuple _walk(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns):
-        cdef StreamPoolBase pool = self.pool_
-        cdef connection_s *connection = pool.open.oldest
-        cdef connection_s **picked
-        cdef uint32_t *generations
-        cdef uint32_t count = 0, i
-        cdef Py_ssize_t flushed = 0, closed = 0
-        cdef bint gave_out, idle
+    cdef int _walk_all(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef connection_s *connection = self.pool_.open.oldest
+        cdef listed_s *picked
+        cdef size_t count = 0
         if connection == NULL:
-            return 0, 0
-        picked = <connection_s **>PyMem_RawMalloc(pool.open.count * sizeof(connection_s *))
-        generations = <uint32_t *>PyMem_RawMalloc(pool.open.count * sizeof(uint32_t))
-        error = None
-        try:
-            if picked == NULL or generations == NULL:
+            return 0
+        picked = <listed_s *>PyMem_RawMalloc(self.pool_.open.count * sizeof(listed_s))
+        if picked == NULL:
+            with gil:
                 raise MemoryError()
-            while connection != NULL:
-                if waits(connection) or connection.last_seen_ns < idle_ns:
-                    picked[count] = connection
-                    generations[count] = connection.generation
-                    count += 1
-                connection = connection.newer
-            for i in range(count):
-                connection = picked[i]
-                if not pool.acquire_open(connection, generations[i]):
-                    continue
-                try:
-                    gave_out = self._give_out(connection, held_ns, start_ns)
-                    idle = connection.last_seen_ns < idle_ns and not ended(connection)
-                    flushed += gave_out or idle
-                    closed += idle or ended(connection)
-                    if idle:
-                        self._close(connection)
-                    elif gave_out:
-                        self._serve(connection)
-                except BaseException as raised:
-                    error = error or raised
-                finally:
-                    if self.out:
-                        self.out = []
-                    pool.release(connection)
+        self.pool_.seen_bound = ALWAYS_NS
+        while connection != NULL:
+            if waits(connection) or connection.last_seen_ns < idle_ns:
+                picked[count].connection = connection
+                picked[count].serial = connection.serial
+                count += 1
+            if connection.last_seen_ns >= idle_ns:
+                self.pool_.seen_bound = min(self.pool_.seen_bound, connection.last_seen_ns)
+            connection = connection.newer
+        return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+
+    # The same, where none is idle: only those that wait are looked at.
+    cdef int _walk_listed(self, int64_t held_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef connection_s *connection
+        cdef listed_s *picked
+        cdef size_t listed, count = 0, i
+        cdef uint32_t target
+        self.pool_.unlist()
+        listed = self.pool_.listed_count
+        picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, listed) * sizeof(listed_s))
+        if picked == NULL:
+            with gil:
+                raise MemoryError()
+        for i in range(listed):
+            connection = self.pool_.listed[i].connection
+            if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
+                picked[count] = self.pool_.listed[i]
+                count += 1
+        if count == 0:
+            PyMem_RawFree(picked)
+            return 0
+        qsort(picked, count, sizeof(listed_s), by_age)
+        return self._walk(picked, count, held_ns, NEVER_NS, start_ns, flushed, closed)
+
+    # Those that were picked, while no user code could change the lists. Frees `picked`.
+    cdef int _walk(
+        self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1 nogil:
+        cdef size_t i
+        try:
+            if self.pool_.counts:
+                for i in range(count):
+                    self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
+            else:
+                self._take_gil()
+                with gil:
+                    self._walk_collecting(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
         finally:
             PyMem_RawFree(picked)
-            PyMem_RawFree(generations)
+        return 0
+
+    # An exception of user code does not keep the other connections from being served; the first one is raised at the end.
+    cdef int _walk_collecting(
+        self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1:
+        cdef size_t i
+        error = None
+        for i in range(count):
+            try:
+                self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
+            except BaseException as raised:
+                error = error or raised
         if error is not None:
             raise error
-        return flushed, closed
+        return 0
 
-    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1:
+    cdef int _walk_one(
+        self, listed_s *picked, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1 nogil:
+        cdef connection_s *connection = picked.connection
+        cdef bint gave_out, idle
+        if not self._acquire_open(picked):
+            return 0
+        try:
+            gave_out = self._give_out(connection, held_ns, start_ns)
+            idle = connection.last_seen_ns < idle_ns and not ended(connection)
+            flushed[0] += gave_out or idle
+            closed[0] += idle or ended(connection)
+            if idle:
+                self._close(connection)
+            elif gave_out:
+                self._serve(connection)
+        finally:
+            if self.out_count:
+                self._drop_pieces()
+        return 0
+
+    # Nobody serves it now. False if it is no longer the one that was picked, no longer open, or served by this very thread.
+    cdef bint _acquire_open(self, const listed_s *picked) except -1 nogil:
+        cdef connection_s *connection = picked.connection
+        while connection.serial == picked.serial and connection.state == OPEN:
+            if owner_of(connection) == 0:
+                return True
+            if owner_of(connection) == PyThread_get_thread_ident():
+                self.pool_.seen_bound = min(self.pool_.seen_bound, connection.last_seen_ns)  # it may be idle, and stays
+                return False
+            self.pool_.wait_for(connection)
+        return False
+
+    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil:
         cdef uint32_t target
         if not waits_until(connection, held_ns, &target):
-            if connection.has & HAS_START or connection.created_ns >= start_ns or not waits(connection):
+            if not waits_for_start_since(connection, start_ns):
                 return False
             self._skip(connection)
             return True
@@ -900,7 +1509,7 @@ cdef class AssemblerBase:
         return True
 
 
-cdef void observe(clock_s *clock, int64_t seen_ns) noexcept:
+cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil:
     cdef int64_t step = seen_ns - clock.now
     cdef int64_t agreed
     if not clock.has_now:
@@ -940,21 +1549,103 @@ cdef int64_t bounded_int(str name, str kind, object value) except? -2:
     return max(-SPAN_LIMIT, min(SPAN_LIMIT, number))
 
 
-cdef void start_at(connection_s *connection, uint32_t isn) noexcept:
-    connection.has |= HAS_START | HAS_ISN
+cdef void start_at(connection_s *connection, uint32_t isn) noexcept nogil:
+    connection.has |= HAS_ISN
     connection.isn = isn
-    connection.next_seq = connection.first_seq = connection.cut_end = isn + 1
+    begin_at(connection, isn + 1)
 
+
+# It holds something, and its start has not come since that time.
+cdef bint waits_for_start_since(connection_s *connection, int64_t start_ns) noexcept nogil:
+    return not connection.has & HAS_START and connection.created_ns < start_ns and waits(connection)
+
+
+# In order of creation. Serials are compared as sequence numbers are: they wrap around.
+cdef int by_age(const void *a, const void *b) noexcept nogil:
+    return -difference((<const listed_s *>a).serial, (<const listed_s *>b).serial)
+
+
+# Bytes of a COUNTED stream, behind the gap that is to be reported now.
+cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) noexcept nogil:
+    cdef tally_s *tally = &connection.stream.tally
+    tally.length += size
+    tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
+    tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
+    if connection.skip > 0:
+        connection.skipped += connection.skip
+        connection.phase.after.gap_count += 1
+
+
+cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:
+    text.data = segment.payload
+    text.seq = segment.seq
+    text.size = segment.payload_length
+    text.wire = segment.wire_payload_length
+    text.offset = offset
+
+
+# A piece that somebody keeps holds its own bytes from then on, not a page or a part of something bigger.
+cdef int settle(list pieces) except -1:
+    cdef bint kept = Py_REFCNT(<PyObject *>pieces) > 1
+    cdef Py_ssize_t i
+    for i in range(len(pieces)):
+        if (kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1) and type(pieces[i]) is Reassembly:
+            (<Reassembly>pieces[i]).settle()
+    return 0
+
+
+# What a stream raised when it ended early is raised once the segment at hand is taken in; where that raises too, it becomes its context.
+cdef int raise_late_error(AssemblerBase assembler) except -1:
+    error = assembler.late_error
+    assembler.late_error, assembler.has_late_error = None, False
+    raise error
+
+
+cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
+    if assembler.has_late_error:
+        if raised is not assembler.late_error and raised.__context__ is None:
+            raised.__context__ = assembler.late_error
+        assembler.late_error, assembler.has_late_error = None, False
+    return 0
+
+
+# Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
+cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
+    for each in (offsets, lengths, timestamps_ns, wire_lengths):
+        if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
+            return None
+    if offsets is None or not len(offsets) == len(lengths) == len(timestamps_ns):
+        return None
+    if wire_lengths is not None and len(wire_lengths) != len(offsets):
+        return None
+    return offsets.copy(), lengths.copy(), timestamps_ns.copy(), None if wire_lengths is None else wire_lengths.copy()
+
+
+# batch_arrays would not refuse them.
+cdef bint is_sound(const int64_t[::1] at, const int64_t[::1] sizes, const int64_t[::1] times, object wire_lengths, int64_t size) except -1:
+    cdef const int64_t[::1] on_wire = sizes if wire_lengths is None else wire_lengths
+    cdef Py_ssize_t i
+    for i in range(at.shape[0]):
+        if at[i] < 0 or sizes[i] < 0 or at[i] > size - sizes[i] or not -NS_LIMIT <= times[i] <= NS_LIMIT or on_wire[i] < 0:
+            return False
+    return True
+
+
+cdef const uint8_t *bytes_of(object view) except? NULL:
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)  # the view itself keeps the memory where it is
+    return <const uint8_t *>buffer.buf
 
 # This SYN began the connection: the same again, or late where it was missed.
-cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept:
+cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept nogil:
     if connection.has & HAS_ISN:
         return seq == connection.isn
     return not connection.has & PAST_START and 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
 
 
 # A segment continues from another SYN, and not from what is open.
-cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t seq) noexcept:
+cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t seq) noexcept nogil:
     cdef int64_t ahead, away
     if not connection.has & HAS_START or seq == connection.next_seq:
         return False
@@ -966,12 +1657,12 @@ cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t se
 
 
 # From the first to the last byte held, were this segment held too.
-cdef int64_t span_with(page_list_s *pages, text_s *text) noexcept:
+cdef int64_t span_with(page_list_s *pages, text_s *text) noexcept nogil:
     cdef int64_t ahead = difference(pages.first.seq, text.seq)
     return max(<int64_t>difference(pages.first.seq, page_end(pages.last)), ahead + text.wire) - min(0, ahead)
 
 
-cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept:
+cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept nogil:
     if connection.has & HAS_END and difference(connection.end_seq, cut_end) > 0:
         cut_end = connection.end_seq
     if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
@@ -979,7 +1670,7 @@ cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept:
 
 
 # Nothing is held beyond the end.
-cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept:
+cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept nogil:
     cdef page_list_s *pages = &connection.pages
     cdef page_s *page
     cdef int64_t room

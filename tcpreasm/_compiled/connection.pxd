@@ -1,10 +1,10 @@
 """What is remembered of one direction of one TCP connection: the C contract. Touched by every packet.
 
-Holds state only; the assembler alone changes it. Connections lie in slabs that never move, so that a pointer stays good.
-The first cache line is all that a segment in order needs.
+Holds state only; the assembler alone changes it, under the pool's lock. Connections lie in slabs that never move, so that a pointer stays
+good. Three cache lines: the first finds the connection, the first two are all that a segment in order needs.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from .pages cimport page_list_s
 from .sequence cimport difference
@@ -14,14 +14,19 @@ cdef enum connection_state_e:
     FREE = 0                      # on the pool's free stack
     OPEN = 1                      # in the table, on the list of open ones, has a stream (or is about to get one)
     CLOSED = 2                    # in the table, on the list of closed ones: ended by FIN or RST, and remembered for a while
-    REMOVED = 3                   # in no table any more, but still being served; release makes it FREE
+    REMOVED = 3                   # in no table any more, but still being served; FREE once that is over
 
 cdef enum:
     HAS_START = 1                 # next_seq and first_seq mean something
     HAS_ISN = 2                   # isn means something: the SYN was seen
     HAS_END = 4                   # end_seq means something: a FIN (or an exact RST) was seen
-    HAS_FAR = 8                   # far_next means something
+    HAS_FAR = 8                   # phase.after.far_next means something
     PAST_START = 16               # so far from first_seq that it cannot be compared with any more
+    COUNTED = 32                  # its stream is a tally, inside the connection itself
+    NATIVE = 64                   # its stream is served in C
+    PYTHON = 96                   # its stream is served by calls of Python methods
+    SERVED = 96                   # one of the three; none: it has no stream yet
+    LISTED = 128                  # stands on the pool's list of those that wait for something
 
 cdef enum:
     KEY_BYTES = 37                # src .. is_ipv6, without a hole
@@ -44,32 +49,61 @@ cdef struct successor_s:
     page_list_s pages             # that data
 
 
+# COUNTED: what a ByteCountStream would have counted; with connection_s.skipped and phase.after.gap_count.
+cdef struct tally_s:
+    int64_t length                # bytes that came
+    int64_t first_seen_ns         # of all that came; above last_seen_ns as long as nothing did
+    int64_t last_seen_ns
+
+# NATIVE, PYTHON, or no stream yet.
+cdef struct served_s:
+    void *native                  # the NativeStream, borrowed from the pool's list; NULL where it is no such one
+    unsigned long owner           # identity of the thread in which user code runs for this connection now; 0: none
+    uint32_t slot                 # of the stream in the pool's lists
+    uint32_t gatherer             # number of the assembler that has put pieces aside for it, and is to give them out; 0: none
+
+cdef union stream_u:
+    tally_s tally
+    served_s served
+
+
+# As long as it waits for its start (no HAS_START), and from then on.
+cdef struct before_start_s:
+    uint32_t early_end            # the highest sequence number behind a segment that waits for the start
+    uint32_t early_segments       # segments since the connection was made that wait for its start
+
+cdef struct after_start_s:
+    uint32_t far_next             # where the last segment ended that was further ahead than max_gap
+    uint32_t gap_count            # COUNTED: holes with a known length
+
+cdef union phase_u:
+    before_start_s before
+    after_start_s after
+
+
 cdef struct connection_s:
     key_s key
     uint8_t state                 # connection_state_e
-    uint8_t has                   # HAS_ and PAST_ flags
+    uint8_t has                   # HAS_ and PAST_ flags; how it is SERVED; LISTED
     uint32_t next_seq             # sequence number expected next
     uint32_t cut_end              # up to here the capture cut bytes off, where ahead of next_seq: no use waiting for them
-    uint32_t index                # of its stream in the pool's lists
+    uint32_t isn                  # sequence number of the SYN
+    uint32_t serial               # of this use of this piece of memory; grows through the pool: the order of creation
     int64_t last_seen_ns          # latest capture time of a segment
-    # -- second line: streams out of order, opening and closing
+    # -- second line
     page_list_s pages             # what arrived early
     int64_t skip                  # missing bytes that the next piece will report; -1 for an unknown number
+    stream_u stream
+    # -- third line: streams out of order, opening and closing
     successor_s *successor        # or NULL
-    uint32_t isn                  # sequence number of the SYN
+    connection_s *older           # neighbours on the list that state tells
+    connection_s *newer           # FREE: links the stack
+    int64_t end_ns                # OPEN: capture time of the FIN; CLOSED: believed capture time of the closing
+    int64_t created_ns            # capture time of the first segment
+    int64_t skipped               # COUNTED: missing bytes so far, as far as known
     uint32_t first_seq            # sequence number of the stream's first byte
     uint32_t end_seq              # sequence number at which the FIN stands
-    uint32_t far_next             # where the last segment ended that was further ahead than max_gap
-    int64_t end_seen_ns           # capture time of that FIN
-    int64_t created_ns            # capture time of the first segment
-    int64_t closed_at_ns          # believed capture time of the closing
-    uint32_t early_end            # the highest sequence number behind a segment that waits for the start
-    uint32_t early_segments       # segments since the connection was made that wait for its start
-    uint32_t generation           # counts the uses of this piece of memory: a walk knows by it whether it is still the same connection
-    uint32_t slot_hash            # of the key, as it stands in the table
-    unsigned long owner           # identity of the thread that serves the stream now; 0: none. The connection's lock
-    connection_s *older           # neighbours on the list that state tells; FREE: newer links the stack
-    connection_s *newer
+    phase_u phase
 
 
 # There is something to come that a hole holds back.
@@ -83,6 +117,12 @@ cdef inline bint waits(connection_s *connection) noexcept nogil:
 cdef inline uint32_t first_held(connection_s *connection) noexcept nogil:
     return connection.end_seq if connection.pages.first == NULL else connection.pages.first.seq
 
+# The stream begins at seq.
+cdef inline void begin_at(connection_s *connection, uint32_t seq) noexcept nogil:
+    connection.has |= HAS_START
+    connection.next_seq = connection.first_seq = connection.cut_end = seq
+    connection.phase.after.far_next = connection.phase.after.gap_count = 0
+
 # To be called whenever next_seq has moved over a multiple of 2**30.
 cdef inline void note_past_start(connection_s *connection) noexcept nogil:
     if not 0 <= difference(connection.first_seq, connection.next_seq) <= 1 << 30:
@@ -95,6 +135,10 @@ cdef inline bint ended(connection_s *connection) noexcept nogil:
 # seq has not been reached.
 cdef inline bint is_ahead(connection_s *connection, uint32_t seq) noexcept nogil:
     return not connection.has & HAS_START or difference(connection.next_seq, seq) >= 0
+
+# User code runs for it in a thread: which; 0: in none.
+cdef inline unsigned long owner_of(connection_s *connection) noexcept nogil:
+    return 0 if (connection.has & SERVED) == COUNTED else connection.stream.served.owner
 
 # Forget everything but where it lies, last_seen_ns too. The page list must be empty and the successor gone, as closing leaves them.
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil

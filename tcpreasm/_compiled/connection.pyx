@@ -17,17 +17,17 @@ cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noe
     connection.key = key[0]
     connection.has = 0
     connection.next_seq = connection.first_seq = connection.cut_end = 0
-    connection.isn = connection.end_seq = connection.far_next = 0
-    connection.end_seen_ns = connection.closed_at_ns = 0
-    connection.skip = 0
-    connection.early_end = connection.early_segments = 0
+    connection.isn = connection.end_seq = 0
+    connection.end_ns = 0
+    connection.skip = connection.skipped = 0
+    connection.phase.before.early_end = connection.phase.before.early_segments = 0
     connection.created_ns = connection.last_seen_ns = seen_ns
     connection.successor = NULL
 
 
 cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noexcept nogil:
     cdef page_s *page
-    if connection.has & HAS_END and not ended(connection) and connection.end_seen_ns < t_ns:
+    if connection.has & HAS_END and not ended(connection) and connection.end_ns < t_ns:
         seq[0] = connection.end_seq
         return True
     page = connection.pages.last
@@ -84,8 +84,7 @@ cdef class Connection:
 
     @next_seq.setter
     def next_seq(self, value):
-        self.connection.has |= HAS_START
-        self.connection.next_seq = value
+        begin_at(&self.connection, value)
 
     @property
     def end_seq(self):

@@ -4,9 +4,12 @@ A page is at the same time a node of a doubly linked list and of a search tree w
 Seidel and Aragon, "Randomized Search Trees", 1996), so that a place is found in O(log n) in any order of arrival.
 
 A page is in one of three states:
-    free    on its cache's free stack (linked by next; prev is the page itself)
+    free    on its cache's free stack, or on the stack of returned ones (linked by next; prev is the page itself)
     used    taken; in a list, or about to be
     lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
+
+Pages are taken and given back under the lock of the pool that their lists belong to, with or without the GIL. Only lent ones come back at
+any moment, from any thread that holds the GIL: they go onto a stack of their own, by atomic operations.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -17,6 +20,18 @@ cdef enum:
     PAGE_STRIDE = 1920            # distance of two pages' bytes: whole cache lines
 
 
+# The state of a PageCache, which it is a part of.
+cdef struct cache_s:
+    void *owner                   # the PageCache
+    page_s *free                  # stack
+    page_s *returned              # stack of lent pages that came back; touched by atomic operations alone
+    uint64_t random               # state of the priorities' generator
+    uint64_t size                 # pages that are allocated
+    uint64_t used                 # pages that are taken
+    uint64_t requests             # pages taken so far
+    int64_t held_bytes            # payload in the taken pages
+
+
 cdef struct page_s:
     page_s *prev                  # list neighbours; NULL at the ends
     page_s *next
@@ -24,8 +39,9 @@ cdef struct page_s:
     page_s *left
     page_s *right
     uint8_t *bytes                # PAGE_SIZE bytes within a numpy buffer of the cache; never moves
-    void *cache                   # the PageCache that the page belongs to (borrowed; it lives while pages are used or lent)
+    cache_s *cache                # that the page belongs to (it lives while pages are used or lent)
     int64_t seen_ns               # capture time of the segment
+    int64_t offset                # of the first byte in the capture file; -1: unknown
     uint32_t seq                  # sequence number of the first byte
     uint32_t length               # bytes held, 0 to PAGE_SIZE
     uint32_t missing              # bytes right behind these that the capture cut off: no use waiting for them
@@ -43,29 +59,26 @@ cdef struct page_list_s:          # all zero: an empty list
 cdef class PageCache:
     cdef list chunks              # of (page headers, page bytes): numpy uint8 arrays; oldest first
     cdef list chunk_pages         # pages of each chunk
-    cdef page_s *free             # stack
+    cdef cache_s state
     cdef uint32_t next_grow       # pages that the next chunk will have
-    cdef uint64_t random          # state of the priorities' generator
-    cdef readonly uint64_t size       # pages that are allocated
-    cdef readonly uint64_t used       # pages that are taken
-    cdef readonly uint64_t requests   # pages taken so far
-    cdef readonly int64_t held_bytes  # payload in the taken pages
-    cdef uint64_t out             # pages that are used or lent; while there are any, the cache keeps itself alive
     cdef bint log
 
     cdef int _grow(self) except -1
-    cdef page_s *take_page(self, int64_t seen_ns) except NULL      # an empty page that stands in no list
     cdef int shrink_now(self) except -1
 
 
+# An empty page that stands in no list.
+cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except NULL nogil
+
+
 # used -> lent; the page is out of its list.
-cdef void lend_page(page_s *page) noexcept
-# lent -> free.
-cdef void return_page(page_s *page) noexcept
+cdef void lend_page(page_s *page) noexcept nogil
+# lent -> free, at any moment.
+cdef void return_page(page_s *page) noexcept nogil
 # used -> free: the opposite of take_page.
-cdef void give_back_page(page_s *page) noexcept
+cdef void give_back_page(page_s *page) noexcept nogil
 # Keep a copy of `length` bytes (at most PAGE_SIZE) instead of what the page held; data may lie in the page itself.
-cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept
+cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil
 
 cdef inline uint32_t page_end(page_s *page) noexcept nogil:
     return page.seq + page.length
@@ -81,14 +94,15 @@ cdef page_s *pop_last(page_list_s *pages) noexcept nogil
 
 cdef class Page:                  # a handle for callers and tests; the core works on page_s
     cdef page_s *page
-    cdef PageCache owner
-    cdef object memory            # the chunk that the page lies in: kept as long as the handle
+    cdef PageCache owner          # kept as long as the handle
+    cdef object memory            # the chunk that the page lies in: likewise
 
     cdef int check_used(self) except -1
 
 
 cdef class PageList:              # likewise, over a list of its own
     cdef page_list_s pages
+    cdef list owners              # the caches of its pages: kept as long as the list
 
 
 cdef Page handle(page_s *page)

@@ -8,8 +8,8 @@ import os
 
 import numpy as np
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove
 
@@ -28,6 +28,26 @@ _memory_log = logging.getLogger("tcpreasm.memory")
 
 # -- page cache -----------------------------------------------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    /* A stack that several threads push onto at any moment, and that one of them takes as a whole: no ABA. */
+    static inline void tcpreasm_push(void **stack, void *item, void **next_of_item)
+    {
+        void *top = __atomic_load_n(stack, __ATOMIC_RELAXED);
+        do
+            *next_of_item = top;
+        while (!__atomic_compare_exchange_n(stack, &top, item, 1, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    }
+
+    static inline void *tcpreasm_take_all(void **stack)
+    {
+        return __atomic_exchange_n(stack, (void *)0, __ATOMIC_ACQUIRE);
+    }
+    """
+    void push "tcpreasm_push"(void **stack, void *item, void **next_of_item) noexcept nogil
+    void *take_all "tcpreasm_take_all"(void **stack) noexcept nogil
+
+
 cdef class PageCache:
     """All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
     added as there were twice at the last time, beginning with 1024.
@@ -39,7 +59,8 @@ cdef class PageCache:
         self.chunks = []
         self.chunk_pages = []
         self.next_grow = initial
-        self.random = int.from_bytes(os.urandom(8), "little") | 1
+        self.state.owner = <void *>self
+        self.state.random = int.from_bytes(os.urandom(8), "little") | 1
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
         self._grow()
 
@@ -51,60 +72,64 @@ cdef class PageCache:
         cdef uint8_t *data = <uint8_t *><uintptr_t>buffers.ctypes.data
         for i in range(count):
             page.bytes = data + <size_t>i * PAGE_STRIDE
-            page.cache = <void *>self
+            page.cache = &self.state
             page.chunk = <uint32_t>len(self.chunks)
-            page.next = self.free
-            self.free = page
+            page.prev = page
+            page.next = self.state.free
+            self.state.free = page
             page += 1
         self.chunks.append((headers, buffers))
         self.chunk_pages.append(count)
-        self.size += count
+        self.state.size += count
         self.next_grow = min(count * 2, <uint32_t>MAX_CHUNK_PAGES)
         if self.log:
-            _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
+            _memory_log.debug("page cache: %d pages added, %d in all", count, self.state.size)
         return 0
 
-    cdef page_s *take_page(self, int64_t seen_ns) except NULL:
-        if self.free == NULL:
-            self._grow()
-        cdef page_s *page = self.free
-        self.free = page.next
-        page.prev = page.next = page.parent = page.left = page.right = NULL
-        page.seen_ns = seen_ns
-        page.seq = page.length = page.missing = 0
-        self.random ^= self.random << 13
-        self.random ^= self.random >> 7
-        self.random ^= self.random << 17
-        page.priority = <uint32_t>(self.random >> 32)
-        if self.out == 0:
-            Py_INCREF(self)
-        self.out += 1
-        self.used += 1
-        self.requests += 1
-        if self.log and not self.requests & 0xFFFF:
-            _memory_log.debug("page cache: %d requests, %d used, %d free", self.requests, self.used, self.size - self.used)
-        return page
-
     cdef int shrink_now(self) except -1:
-        cdef uint64_t before = self.size
+        cdef cache_s *state = &self.state
+        cdef uint64_t before = state.size
         cdef uint32_t chunk
+        if len(self.chunk_pages) == 1:
+            return 0
+        collect_returned(state)
         while len(self.chunk_pages) > 1:
             chunk = <uint32_t>(len(self.chunk_pages) - 1)
             count = self.chunk_pages[chunk]
-            if self.used * 4 > self.size - count or free_in_chunk(self.free, chunk) != count:
+            if state.used * 4 > state.size - count or free_in_chunk(state.free, chunk) != count:
                 break
-            self.free = without_chunk(self.free, chunk)
+            state.free = without_chunk(state.free, chunk)
             self.chunk_pages.pop()
             self.chunks.pop()
-            self.size -= count
+            state.size -= count
             self.next_grow = count
-        if self.log and self.size != before:
-            _memory_log.debug("page cache: %d pages let go, %d in all", before - self.size, self.size)
-        return <int>(before - self.size)
+        if self.log and state.size != before:
+            _memory_log.debug("page cache: %d pages let go, %d in all", before - state.size, state.size)
+        return <int>(before - state.size)
+
+    @property
+    def size(self):
+        """Pages that are allocated."""
+        return self.state.size
+
+    @property
+    def used(self):
+        """Pages that are taken."""
+        return self.state.used
+
+    @property
+    def requests(self):
+        """Pages taken so far."""
+        return self.state.requests
+
+    @property
+    def held_bytes(self):
+        """Payload in the taken pages."""
+        return self.state.held_bytes
 
     def take(self, seen_ns):
         """An empty page that stands in no list."""
-        return handle(self.take_page(seen_ns))
+        return handle(take_page(&self.state, seen_ns, -1))
 
     def give_back(self, Page page not None):
         """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
@@ -140,29 +165,62 @@ cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
     return first
 
 
-cdef void lend_page(page_s *page) noexcept:
-    cdef PageCache cache = <PageCache>page.cache
-    cache.used -= 1
-    cache.held_bytes -= page.length
+# Behind those that are free already.
+cdef void collect_returned(cache_s *cache) noexcept nogil:
+    cdef page_s *first = <page_s *>take_all(<void **>&cache.returned)
+    cdef page_s *last = first
+    if first != NULL:
+        while last.next != NULL:
+            last = last.next
+        last.next = cache.free
+        cache.free = first
 
 
-cdef void return_page(page_s *page) noexcept:
-    cdef PageCache cache = <PageCache>page.cache
+cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except NULL nogil:
+    cdef page_s *page
+    if cache.free == NULL:
+        collect_returned(cache)
+        if cache.free == NULL:
+            with gil:
+                (<PageCache>cache.owner)._grow()
+    page = cache.free
+    cache.free = page.next
+    page.prev = page.next = page.parent = page.left = page.right = NULL
+    page.seen_ns = seen_ns
+    page.offset = offset
+    page.seq = page.length = page.missing = 0
+    cache.random ^= cache.random << 13
+    cache.random ^= cache.random >> 7
+    cache.random ^= cache.random << 17
+    page.priority = <uint32_t>(cache.random >> 32)
+    cache.used += 1
+    cache.requests += 1
+    if not cache.requests & 0xFFFF:
+        with gil:
+            if (<PageCache>cache.owner).log:
+                _memory_log.debug("page cache: %d requests, %d used, %d free", cache.requests, cache.used, cache.size - cache.used)
+    return page
+
+
+cdef void lend_page(page_s *page) noexcept nogil:
+    page.cache.used -= 1
+    page.cache.held_bytes -= page.length
+
+
+cdef void return_page(page_s *page) noexcept nogil:
     page.prev = page  # marks it as free
-    page.next = cache.free
-    cache.free = page
-    cache.out -= 1
-    if cache.out == 0:
-        Py_DECREF(cache)
+    push(<void **>&page.cache.returned, page, <void **>&page.next)
 
 
-cdef void give_back_page(page_s *page) noexcept:
+cdef void give_back_page(page_s *page) noexcept nogil:
     lend_page(page)
-    return_page(page)
+    page.prev = page
+    page.next = page.cache.free
+    page.cache.free = page
 
 
-cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept:
-    (<PageCache>page.cache).held_bytes += <int64_t>length - <int64_t>page.length
+cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil:
+    page.cache.held_bytes += <int64_t>length - <int64_t>page.length
     memmove(page.bytes, data, length)
     page.length = length
 
@@ -287,7 +345,7 @@ cdef Page handle(page_s *page):
         return None
     cdef Page made = Page.__new__(Page)
     made.page = page
-    made.owner = <PageCache>page.cache
+    made.owner = <PageCache>page.cache.owner
     made.memory = made.owner.chunks[page.chunk]
     return made
 
@@ -334,6 +392,15 @@ cdef class Page:
         self.page.missing = value
 
     @property
+    def offset(self):
+        return self.page.offset
+
+    @offset.setter
+    def offset(self, value):
+        self.check_used()
+        self.page.offset = value
+
+    @property
     def seen_ns(self):
         return self.page.seen_ns
 
@@ -373,11 +440,15 @@ cdef class Page:
         return hash(<uintptr_t>self.page)
 
 
+@cython.no_gc_clear  # the owners must be there still when the pages go back
 cdef class PageList:
     """The early pages of one connection, ordered by sequence number, no two overlapping.
 
     All of them lie within 2**31 bytes, so that comparing any two is exact.
     """
+
+    def __cinit__(self):
+        self.owners = []
 
     def __dealloc__(self):
         while self.pages.count:
@@ -428,6 +499,8 @@ cdef class PageList:
         """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
         first.check_used()
         last.check_used()
+        if first.owner not in self.owners:
+            self.owners.append(first.owner)
         push_between(&self.pages, NULL if prev is None else prev.page, NULL if next_ is None else next_.page, first.page, last.page)
 
     def pop_first(self):

@@ -1,24 +1,23 @@
 """Finds the connection of a key, makes new ones, remembers closed ones: the C contract. Called once for each packet that counts.
 
-The table is open addressing with linear probing over (hash, connection) slots, at most 3/4 full. Its hash is keyed with bytes of
-os.urandom, since whoever sends the packets chooses the keys, and symmetric, so that both directions lie side by side; the whole key is
-compared.
+The table is open addressing with linear probing over (hash, number of the connection) slots, at most 3/4 full. Its hash is keyed with
+bytes of os.urandom, since whoever sends the packets chooses the keys, and symmetric, so that both directions lie side by side; the whole
+key is compared.
 
-All of it runs under the GIL and is never interrupted but where user code is called; a connection's owner field is its lock.
+Everything here is looked at and changed under the pool's lock, with or without the GIL. A thread may wait for the GIL while it holds
+the lock; one that holds the GIL only tries to get the lock, and lets go of the GIL before it waits. User code runs without the lock:
+meanwhile the connection that it is called for has an owner, and others wait until it is released.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from cpython.pythread cimport PyThread_type_lock
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
 
 
 cdef struct slot_s:
-    connection_s *connection      # NULL: empty
     uint32_t hash
-
-
-cdef struct slab_s:               # followed by connections
-    slab_s *older
+    uint32_t number               # of the connection, counted from 1; 0: empty
 
 
 cdef struct list_s:               # of connections, linked by older and newer
@@ -27,53 +26,175 @@ cdef struct list_s:               # of connections, linked by older and newer
     uint32_t count
 
 
+cdef struct listed_s:             # a connection that waited for something when it was last looked at
+    connection_s *connection
+    uint32_t serial
+
+
+cdef enum:
+    SLABS = 22                    # each twice as large as the one before: 2**32 connections in all
+    FIRST_SLAB = 1024             # connections
+    FIRST_SLAB_BITS = 10
+
+
+cdef struct table_s:
+    uint64_t secret0              # the hash's key
+    uint64_t secret1
+    slot_s *slots
+    uint64_t mask                 # number of slots - 1; a power of two - 1
+    uint64_t filled
+    # What the connections lie in; C memory, since the garbage collector may empty a Python list too early. Memory that no connection
+    # has used yet is not touched, and so takes no room.
+    uint8_t *slabs[SLABS]
+    void *slab_memory[SLABS]      # as allocated: slabs begin at cache lines
+    uint32_t slab_count
+    uint32_t room                 # connections in all slabs
+    uint32_t made                 # those that were ever used
+
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    /* Both halves of a 64 x 64 bit product, folded: one multiplication mixes all bits (as in wyhash). */
+    static inline uint64_t tcpreasm_fold(uint64_t a, uint64_t b)
+    {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+
+    static inline uint64_t tcpreasm_word(const uint8_t *bytes)
+    {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        return word;
+    }
+
+    /* KEY_BYTES bytes in five overlapping words. */
+    static inline int tcpreasm_same_key(const void *a, const void *b)
+    {
+        const uint8_t *p = a, *q = b;
+        return ((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8))
+                | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))
+                | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) == 0;
+    }
+    """
+    uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
+    uint64_t word "tcpreasm_word"(const uint8_t *data) noexcept nogil
+    bint same_key "tcpreasm_same_key"(const void *a, const void *b) noexcept nogil
+    int leading_zeros "__builtin_clz"(unsigned int number) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
+
+
+cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
+    cdef uint64_t src, dst
+    if key.is_ipv6:
+        src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1)
+        dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1)
+    else:
+        src, dst = word(&key.src[0]), word(&key.dst[0])
+    src = fold(src ^ table.secret0, table.secret1 ^ key.src_port)
+    dst = fold(dst ^ table.secret0, table.secret1 ^ key.dst_port)
+    return <uint32_t>(fold((src + dst) ^ table.secret1, table.secret0 | 1) >> 16)
+
+cdef inline connection_s *connection_at(const table_s *table, uint32_t number) noexcept nogil:
+    cdef uint32_t index = number - 1
+    cdef uint32_t slab = 31 - leading_zeros((index >> FIRST_SLAB_BITS) + 1)
+    return <connection_s *>table.slabs[slab] + (index - (((<uint32_t>1 << slab) - 1) << FIRST_SLAB_BITS))
+
+# What find will look at, fetched from memory meanwhile: first the slot, then the connection that it names.
+cdef inline void prefetch_slot(const table_s *table, uint32_t hash) noexcept nogil:
+    prefetch(&table.slots[hash & table.mask])
+
+cdef inline void prefetch_connection(const table_s *table, uint32_t hash) noexcept nogil:
+    cdef uint32_t number = table.slots[hash & table.mask].number
+    cdef const uint8_t *connection
+    if number:
+        connection = <const uint8_t *>connection_at(table, number)
+        prefetch(connection)
+        prefetch(connection + 64)
+
+cdef inline connection_s *find(const table_s *table, const key_s *key, uint32_t hash) noexcept nogil:
+    cdef uint64_t place = hash & table.mask
+    cdef const slot_s *slot
+    cdef connection_s *connection
+    while True:
+        slot = &table.slots[place]
+        if slot.number == 0:
+            return NULL
+        if slot.hash == hash:
+            connection = connection_at(table, slot.number)
+            if same_key(&connection.key, key):
+                return connection
+        place = (place + 1) & table.mask
+
+
 cdef class StreamPoolBase:
     cdef readonly object factory
     cdef object new               # factory.new, or the factory itself
-    cdef uint64_t secret0         # the hash's key
-    cdef uint64_t secret1
-    cdef slot_s *table
-    cdef uint64_t mask            # number of slots - 1; a power of two - 1
-    cdef uint64_t filled
-    cdef slab_s *slabs            # what the connections lie in; C memory, since the garbage collector may empty a Python list too early
-    cdef connection_s *free       # stack
-    cdef uint32_t next_grow       # connections that the next slab will have
-    cdef uint32_t made            # connections in all slabs
+    cdef bint counts              # the factory is ByteCountStream itself: streams are COUNTED
+    cdef PyThread_type_lock mutex
+    cdef unsigned long holder     # identity of the thread that holds it; 0: none
+    cdef table_s table
+    cdef uint32_t serial          # of the connection made last
+    cdef connection_s *free       # stack of those that are free again; `older` keeps their number
     cdef list_s open              # in order of creation
     cdef list_s closed            # in order of closing
-    cdef list streams             # by connection.index: the stream, or None
-    cdef list reassembled         # its methods, looked up once
+    cdef listed_s *listed         # those of the open ones that wait for something, and some that no longer do
+    cdef size_t listed_count
+    cdef size_t listed_room
+    cdef int64_t seen_bound       # no open connection was last seen before this, as far as is known without looking
+    cdef list streams             # by slot: the stream, or None
+    cdef list reassembled         # its methods, looked up once; None for native ones
     cdef list complete
+    cdef list gathered            # pieces put aside for it, until the call that does so ends; or None
+    cdef list free_slots
+    cdef void **caches            # page caches of the assembler that serve the pool; a reference to each
+    cdef size_t cache_count
+    cdef uint32_t assemblers      # that it ever had
     cdef uint64_t requests
     cdef int waiters              # threads that wait for a connection's owner
     cdef object condition         # what they wait on
     cdef bint log
 
-    cdef uint32_t hash_of(self, const key_s *key) noexcept nogil
-    cdef connection_s *find(self, const key_s *key, uint32_t hash) noexcept nogil
-    # The connection of the key, owned by this thread now; a new one without a stream where there is none and create says so; else NULL.
-    # One that was closed before forget_ns counts as none. Raises RuntimeError where this thread owns it already.
-    cdef connection_s *acquire(self, const key_s *key, bint create, int64_t seen_ns, int64_t forget_ns) except? NULL
-    # Own a connection met in a walk; False if it is no longer the one of that generation, no longer open, or served by this very thread.
-    cdef bint acquire_open(self, connection_s *connection, uint32_t generation) except -1
-    # The opposite. A removed connection becomes a free one only now.
-    cdef int release(self, connection_s *connection) except -1
-    # Begin anew under the same key: the newest connection now. Its page list is empty, its successor gone.
-    cdef int reopen(self, connection_s *connection, int64_t seen_ns) except -1
-    # From open to closed, and remembered; from open to forgotten; from closed to forgotten (all closed before before_ns).
-    cdef int close(self, connection_s *connection, int64_t now_ns) except -1
-    cdef int remove(self, connection_s *connection) except -1
-    cdef int forget_closed_before(self, int64_t before_ns) except -1
-    # The clock was set back: nothing was closed later than now.
-    cdef void set_back(self, int64_t now_ns) noexcept
+    # The lock. The first where the GIL is held, the second where it is not.
+    cdef int lock(self) except -1
+    cdef void lock_without_gil(self) noexcept nogil
+    cdef void unlock(self) noexcept nogil
 
-    # The first of the two makes room and may run Python code; the second does not.
-    cdef int _make_ready(self) except -1
-    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept
-    cdef int _wait(self, connection_s *connection) except -1
-    cdef bint _forget(self, connection_s *connection, int64_t before_ns) except -1
-    cdef int _grow(self) except -1
-    cdef int _grow_table(self) except -1
-    cdef void _insert(self, connection_s *connection, uint32_t hash) noexcept
-    cdef void _erase(self, connection_s *connection) noexcept
-    cdef int _clear_stream(self, connection_s *connection) except -1
+    # A new one without a stream; the key is in no connection of the table. Its room was made by make_ready, in the same hold of the lock.
+    cdef connection_s *take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept nogil
+    cdef bint is_ready(self) noexcept nogil
+    cdef int make_ready(self) except -1 nogil
+    # User code is going to run for it: unlocks. The opposite: locks again, and wakes who waits.
+    cdef void own(self, connection_s *connection) noexcept nogil
+    cdef int disown(self, connection_s *connection, bint holds_gil) except -1 nogil
+    # Let go of the lock until the connection's owner may be done, and take it again: it may be another connection's memory then.
+    # RuntimeError where this very thread owns it.
+    cdef int wait_for(self, connection_s *connection) except -1 nogil
+    # The stream of a connection, and its methods: with the GIL; the second needs no lock, and runs what user code there is in dying objects.
+    cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1
+    cdef int free_slot(self, uint32_t slot) except -1
+    # It waits for something: to be looked at when time passes.
+    cdef int list_waiting(self, connection_s *connection) except -1 nogil
+    # The opposite, for all that no longer do.
+    cdef void unlist(self) noexcept nogil
+    # Begin anew under the same key: the newest connection now, without a stream. Its page list is empty, its successor gone.
+    cdef void reopen(self, connection_s *connection, int64_t seen_ns) noexcept nogil
+    # From open to closed, and remembered; from open to removed; from closed to forgotten (all closed before before_ns).
+    cdef void close(self, connection_s *connection, int64_t now_ns) noexcept nogil
+    cdef void remove(self, connection_s *connection) noexcept nogil
+    cdef void free_removed(self, connection_s *connection) noexcept nogil
+    cdef bint forget(self, connection_s *connection, int64_t before_ns) noexcept nogil
+    cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil
+    # The clock was set back: nothing was closed later than now.
+    cdef void set_back(self, int64_t now_ns) noexcept nogil
+    # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
+    cdef uint32_t adopt(self, object cache) except 0
+
+    cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
+    cdef int _grow(self) except -1 nogil
+    cdef int _grow_table(self) except -1 nogil
+    cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil
+    cdef uint32_t _erase(self, connection_s *connection) noexcept nogil

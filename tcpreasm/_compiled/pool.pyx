@@ -4,61 +4,76 @@ import logging
 import os
 import threading
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
+from cpython.object cimport PyObject
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+)
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
-from .connection cimport CLOSED, FREE, KEY_BYTES, OPEN, REMOVED, connection_s, key_object, key_s, reset
-from .pages cimport give_back_page, pop_first
+from .connection cimport (
+    CLOSED,
+    COUNTED,
+    FREE,
+    KEY_BYTES,
+    LISTED,
+    NATIVE,
+    OPEN,
+    PYTHON,
+    REMOVED,
+    SERVED,
+    connection_s,
+    key_object,
+    key_s,
+    owner_of,
+    reset,
+    waits,
+)
+from .pages cimport PageCache, give_back_page, pop_first
+from .streams cimport NativeStream, serves_natively
+
+from .streams import ByteCountStream
 
 __all__ = ["StreamPoolBase"]
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-
-    /* Both halves of a 64 x 64 bit product, folded: one multiplication mixes all bits (as in wyhash). */
-    static inline uint64_t tcpreasm_fold(uint64_t a, uint64_t b)
-    {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    }
-
-    static inline uint64_t tcpreasm_word(const uint8_t *bytes)
-    {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        return word;
-    }
-    """
-    uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
-    uint64_t word "tcpreasm_word"(const uint8_t *data) noexcept nogil
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *o)
+    unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef enum:
-    INITIAL_CONNECTIONS = 1024
     INITIAL_SLOTS = 2048
     LINE = 64                     # connections begin at cache lines
+
+cdef int64_t UNKNOWN_BOUND = 0x7FFFFFFFFFFFFFFF
 
 _memory_log = logging.getLogger("tcpreasm.memory")
 
 
+@cython.no_gc_clear  # the caches must be there still when the pages go back
 cdef class StreamPoolBase:
-    """The connections that one or several assemblers serve. Keeps 1024 ready, doubles when they run out."""
+    """The connections that one or several assemblers serve. Has room for 1024, and for twice as many more when they run out."""
 
     def __cinit__(self, *args, **keywords):
-        self.secret0 = int.from_bytes(os.urandom(8), "little")
-        self.secret1 = int.from_bytes(os.urandom(8), "little") | 1
-        self.streams, self.reassembled, self.complete = [], [], []
-        self.next_grow = INITIAL_CONNECTIONS
+        self.table.secret0 = int.from_bytes(os.urandom(8), "little")
+        self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
+        self.streams, self.reassembled, self.complete, self.gathered, self.free_slots = [], [], [], [], []
         self.condition = threading.Condition()
+        self.seen_bound = UNKNOWN_BOUND
         self.log = _memory_log.isEnabledFor(logging.DEBUG)
-        self.table = <slot_s *>PyMem_RawCalloc(INITIAL_SLOTS, sizeof(slot_s))
-        if self.table == NULL:
+        self.mutex = PyThread_allocate_lock()
+        self.table.slots = <slot_s *>PyMem_RawCalloc(INITIAL_SLOTS, sizeof(slot_s))
+        if self.table.slots == NULL or self.mutex == NULL:
             raise MemoryError()
-        self.mask = INITIAL_SLOTS - 1
+        self.table.mask = INITIAL_SLOTS - 1
         self._grow()
 
     def __init__(self, factory):
@@ -67,14 +82,15 @@ cdef class StreamPoolBase:
             raise TypeError(f"a stream factory has a method new(net_flow, transport_flow) or is callable, not {factory!r}")
         self.factory = factory
         self.new = new
+        self.counts = new is ByteCountStream
 
     def __dealloc__(self):
         cdef connection_s *connection
-        cdef slab_s *slab
         cdef list_s lists[2]
+        cdef size_t i
         lists[0], lists[1] = self.open, self.closed
-        for each in lists:
-            connection = each.oldest
+        for i in range(2):
+            connection = lists[i].oldest
             while connection != NULL:
                 while connection.pages.count:
                     give_back_page(pop_first(&connection.pages))
@@ -83,10 +99,15 @@ cdef class StreamPoolBase:
                         give_back_page(pop_first(&connection.successor.pages))
                     PyMem_RawFree(connection.successor)
                 connection = connection.newer
-        PyMem_RawFree(self.table)
-        while self.slabs != NULL:
-            slab, self.slabs = self.slabs, self.slabs.older
-            PyMem_RawFree(slab)
+        for i in range(self.cache_count):
+            Py_DECREF(<object>self.caches[i])
+        PyMem_RawFree(self.caches)
+        PyMem_RawFree(self.listed)
+        PyMem_RawFree(self.table.slots)
+        for i in range(self.table.slab_count):
+            PyMem_RawFree(self.table.slab_memory[i])
+        if self.mutex != NULL:
+            PyThread_free_lock(self.mutex)
 
     def __len__(self):
         """Open connections."""
@@ -94,246 +115,320 @@ cdef class StreamPoolBase:
 
     def keys(self):
         """The keys of the open connections, oldest first."""
-        cdef connection_s *connection = self.open.oldest
-        cdef key_s key
-        raw = []
-        while connection != NULL:  # no Python code runs here: the list stays as it is
-            raw.append(PyBytes_FromStringAndSize(<const char *>&connection.key, sizeof(key_s)))
-            connection = connection.newer
-        keys = []
-        for each in raw:
-            memcpy(&key, <const char *>each, sizeof(key_s))
-            keys.append(key_object(&key))
-        return keys
-
-    # -- the table --------------------------------------------------------------------------------------------------
-
-    cdef uint32_t hash_of(self, const key_s *key) noexcept nogil:
-        cdef uint64_t src, dst
-        if key.is_ipv6:
-            src = fold(word(&key.src[0]) ^ self.secret0, word(&key.src[8]) ^ self.secret1)
-            dst = fold(word(&key.dst[0]) ^ self.secret0, word(&key.dst[8]) ^ self.secret1)
-        else:
-            src, dst = word(&key.src[0]), word(&key.dst[0])
-        src = fold(src ^ self.secret0, self.secret1 ^ key.src_port)
-        dst = fold(dst ^ self.secret0, self.secret1 ^ key.dst_port)
-        return <uint32_t>(fold((src + dst) ^ self.secret1, self.secret0 | 1) >> 16)
-
-    cdef connection_s *find(self, const key_s *key, uint32_t hash) noexcept nogil:
-        cdef uint64_t place = hash & self.mask
-        cdef slot_s *slot
-        while True:
-            slot = &self.table[place]
-            if slot.connection == NULL:
-                return NULL
-            if slot.hash == hash and memcmp(&slot.connection.key, key, KEY_BYTES) == 0:
-                return slot.connection
-            place = (place + 1) & self.mask
-
-    cdef void _insert(self, connection_s *connection, uint32_t hash) noexcept:
-        cdef uint64_t place = hash & self.mask
-        while self.table[place].connection != NULL:
-            place = (place + 1) & self.mask
-        self.table[place].connection = connection
-        self.table[place].hash = hash
-
-    # Empty its slot, and move back what probing would no longer find behind it.
-    cdef void _erase(self, connection_s *connection) noexcept:
-        cdef uint64_t hole = connection.slot_hash & self.mask
-        cdef uint64_t place
-        while self.table[hole].connection != connection:
-            hole = (hole + 1) & self.mask
-        place = hole
-        while True:
-            place = (place + 1) & self.mask
-            if self.table[place].connection == NULL:
-                break
-            if ((place - self.table[place].hash) & self.mask) >= ((place - hole) & self.mask):
-                self.table[hole] = self.table[place]
-                hole = place
-        self.table[hole].connection = NULL
-        self.filled -= 1
-
-    cdef int _grow_table(self) except -1:
-        cdef slot_s *old = self.table
-        cdef uint64_t slots = (self.mask + 1) * 2, place
-        self.table = <slot_s *>PyMem_RawCalloc(slots, sizeof(slot_s))
-        if self.table == NULL:
-            self.table = old
-            raise MemoryError()
-        self.mask = slots - 1
-        for place in range(slots // 2):
-            if old[place].connection != NULL:
-                self._insert(old[place].connection, old[place].hash)
-        PyMem_RawFree(old)
-        return 0
-
-    # -- finding and making -----------------------------------------------------------------------------------------
-
-    cdef connection_s *acquire(self, const key_s *key, bint create, int64_t seen_ns, int64_t forget_ns) except? NULL:
-        cdef uint32_t hash = self.hash_of(key)
         cdef connection_s *connection
-        while True:
-            connection = self.find(key, hash)
-            if connection != NULL and connection.state == CLOSED and self._forget(connection, forget_ns):
-                connection = NULL
-            if connection == NULL:
-                if not create:
-                    return NULL
-                self.forget_closed_before(forget_ns)
-                if self.free == NULL or (self.filled + 1) * 4 > (self.mask + 1) * 3 or (self.log and not (self.requests + 1) & 0x7FFF):
-                    # This may run Python code, and another thread may make the connection meanwhile: look again.
-                    self._make_ready()
-                    continue
-                connection = self._take(key, hash, seen_ns)
-                connection.owner = PyThread_get_thread_ident()
-                return connection
-            if connection.owner == 0:
-                connection.owner = PyThread_get_thread_ident()
-                return connection
-            self._wait(connection)
-
-    cdef bint acquire_open(self, connection_s *connection, uint32_t generation) except -1:
-        while connection.generation == generation and connection.state == OPEN:
-            if connection.owner == 0:
-                connection.owner = PyThread_get_thread_ident()
-                return True
-            if connection.owner == <unsigned long>PyThread_get_thread_ident():
-                return False
-            self._wait(connection)
-        return False
-
-    # Until its owner is done. It may be another connection's memory then: the caller looks again.
-    cdef int _wait(self, connection_s *connection) except -1:
-        if connection.owner == <unsigned long>PyThread_get_thread_ident():
-            raise RuntimeError("a stream's callback called back into its own connection")
-        self.waiters += 1
+        cdef uint32_t count = 0
+        cdef bytes raw
+        cdef key_s *keys
+        self.lock()
         try:
-            with self.condition:
-                if connection.owner != 0:
-                    self.condition.wait(1)  # a wake-up may be lost to an exception of a signal handler
+            raw = PyBytes_FromStringAndSize(NULL, self.open.count * sizeof(key_s))  # allocates nothing that could run Python code
+            keys = <key_s *><char *>raw
+            connection = self.open.oldest
+            while connection != NULL:
+                keys[count] = connection.key
+                count += 1
+                connection = connection.newer
         finally:
-            self.waiters -= 1
+            self.unlock()
+        return [key_object(&keys[i]) for i in range(count)]
+
+    # -- the lock ---------------------------------------------------------------------------------------------------
+
+    cdef int lock(self) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            if self.holder == me:
+                raise RuntimeError("a StreamPool was called while this thread changes it: from a finalizer")
+            with nogil:
+                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        self.holder = me
         return 0
 
-    cdef int release(self, connection_s *connection) except -1:
-        connection.owner = 0
-        if connection.state == REMOVED:
-            connection.state = FREE
-            connection.newer = self.free
-            self.free = connection
+    cdef void lock_without_gil(self) noexcept nogil:
+        PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        self.holder = PyThread_get_thread_ident()
+
+    cdef void unlock(self) noexcept nogil:
+        self.holder = 0
+        PyThread_release_lock(self.mutex)
+
+    cdef void own(self, connection_s *connection) noexcept nogil:
+        connection.stream.served.owner = PyThread_get_thread_ident()
+        self.unlock()
+
+    cdef int disown(self, connection_s *connection, bint holds_gil) except -1 nogil:
+        if holds_gil:
+            with gil:
+                self.lock()
+        else:
+            self.lock_without_gil()
+        connection.stream.served.owner = 0
         if self.waiters:
-            with self.condition:
+            with gil, self.condition:
                 self.condition.notify_all()
         return 0
 
-    cdef int _make_ready(self) except -1:
-        if self.free == NULL:
-            self._grow()
-        if (self.filled + 1) * 4 > (self.mask + 1) * 3:
-            self._grow_table()
-        if self.log and not (self.requests + 1) & 0x7FFF:
-            self.requests += 1
-            _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.made - self.open.count)
-            self.requests += 1
+    cdef int wait_for(self, connection_s *connection) except -1 nogil:
+        with gil:
+            if connection.stream.served.owner == PyThread_get_thread_ident():
+                raise RuntimeError("a stream's callback called back into its own connection")
+            self.waiters += 1
+            self.unlock()
+            try:
+                with self.condition:
+                    if owner_of(connection) != 0:
+                        self.condition.wait(1)  # a wake-up may be lost to an exception of a signal handler
+            finally:
+                self.lock()
+                self.waiters -= 1
         return 0
 
-    cdef connection_s *_take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept:
+    # -- the table --------------------------------------------------------------------------------------------------
+
+    cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil:
+        cdef uint64_t place = hash & self.table.mask
+        while self.table.slots[place].number != 0:
+            place = (place + 1) & self.table.mask
+        self.table.slots[place].number = number
+        self.table.slots[place].hash = hash
+
+    # Empty its slot, and move back what probing would no longer find behind it. Returns its number.
+    cdef uint32_t _erase(self, connection_s *connection) noexcept nogil:
+        cdef uint64_t hole = hash_of(&self.table, &connection.key) & self.table.mask
+        cdef uint64_t place
+        cdef uint32_t number
+        while connection_at(&self.table, self.table.slots[hole].number) != connection:
+            hole = (hole + 1) & self.table.mask
+        number = self.table.slots[hole].number
+        place = hole
+        while True:
+            place = (place + 1) & self.table.mask
+            if self.table.slots[place].number == 0:
+                break
+            if ((place - self.table.slots[place].hash) & self.table.mask) >= ((place - hole) & self.table.mask):
+                self.table.slots[hole] = self.table.slots[place]
+                hole = place
+        self.table.slots[hole].number = 0
+        self.table.filled -= 1
+        return number
+
+    cdef int _grow_table(self) except -1 nogil:
+        cdef slot_s *old = self.table.slots
+        cdef uint64_t slots = (self.table.mask + 1) * 2, place
+        self.table.slots = <slot_s *>PyMem_RawCalloc(slots, sizeof(slot_s))
+        if self.table.slots == NULL:
+            self.table.slots = old
+            with gil:
+                raise MemoryError()
+        self.table.mask = slots - 1
+        for place in range(slots // 2):
+            if old[place].number != 0:
+                self._insert(old[place].number, old[place].hash)
+        PyMem_RawFree(old)
+        return 0
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    cdef bint is_ready(self) noexcept nogil:
+        return (self.free != NULL or self.table.made < self.table.room) and (self.table.filled + 1) * 4 <= (self.table.mask + 1) * 3
+
+    cdef int make_ready(self) except -1 nogil:
+        if self.free == NULL and self.table.made == self.table.room:
+            self._grow()
+        if (self.table.filled + 1) * 4 > (self.table.mask + 1) * 3:
+            self._grow_table()
+        return 0
+
+    cdef connection_s *take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept nogil:
         cdef connection_s *connection = self.free
+        cdef uint32_t number
+        if connection != NULL:
+            number = <uint32_t><uintptr_t>connection.older
+            self.free = connection.newer
+        else:
+            self.table.made += 1
+            number = self.table.made
+            connection = connection_at(&self.table, number)
         self.requests += 1
-        self.free = connection.newer
+        if self.log and not self.requests & 0x7FFF:
+            with gil:
+                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled)
         reset(connection, key, seen_ns)
-        connection.generation += 1
-        connection.slot_hash = hash
-        self._insert(connection, hash)
-        self.filled += 1
-        connection.state = OPEN
-        append(&self.open, connection)
+        self._insert(number, hash)
+        self.table.filled += 1
+        self._open(connection, seen_ns)
         return connection
 
-    cdef int _grow(self) except -1:
-        cdef uint32_t count = self.next_grow, i
-        cdef size_t stride = (sizeof(connection_s) + LINE - 1) // LINE * LINE
-        cdef slab_s *slab = <slab_s *>PyMem_RawCalloc(1, sizeof(slab_s) + LINE + count * stride)
-        cdef uint8_t *place = <uint8_t *>((<uintptr_t>(slab + 1) + LINE - 1) // LINE * LINE)
-        cdef connection_s *connection
-        if slab == NULL:
-            raise MemoryError()
-        slab.older, self.slabs = self.slabs, slab
-        nothing = [None] * count
-        for per_connection in (self.streams, self.reassembled, self.complete):
-            per_connection.extend(nothing)
-        for i in range(count):
-            connection = <connection_s *>(place + i * stride)
-            connection.index = self.made + i
-            connection.newer = self.free
-            self.free = connection
-        self.made += count
+    cdef int _grow(self) except -1 nogil:
+        cdef uint32_t count = FIRST_SLAB << self.table.slab_count
+        cdef void *memory = NULL
+        if self.table.slab_count < SLABS:
+            memory = PyMem_RawCalloc(1, LINE + <size_t>count * sizeof(connection_s))
+        if memory == NULL:
+            with gil:
+                raise MemoryError()
+        self.table.slab_memory[self.table.slab_count] = memory
+        self.table.slabs[self.table.slab_count] = <uint8_t *>((<uintptr_t>memory + LINE - 1) // LINE * LINE)
+        self.table.slab_count += 1
+        self.table.room += count
         if self.log:
-            _memory_log.debug("stream pool: %d connections added", count)
-        self.next_grow = count * 2
+            with gil:
+                _memory_log.debug("stream pool: %d connections added", count)
         return 0
 
     # -- changes of state -------------------------------------------------------------------------------------------
 
-    cdef int reopen(self, connection_s *connection, int64_t seen_ns) except -1:
+    # As the newest one.
+    cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil:
+        self.serial += 1
+        connection.serial = self.serial
+        connection.state = OPEN
+        if self.counts:
+            connection.has = COUNTED
+            connection.stream.tally.length = 0
+            connection.stream.tally.first_seen_ns = UNKNOWN_BOUND
+            connection.stream.tally.last_seen_ns = -UNKNOWN_BOUND
+        else:
+            leave_stream(connection)
+        self.seen_bound = min(self.seen_bound, seen_ns)
+        append(&self.open, connection)
+
+    cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1:
+        cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled)
+        cdef uint32_t slot
+        if not self.free_slots:
+            self.free_slots.append(len(self.streams))
+            for each in (self.streams, self.reassembled, self.complete, self.gathered):
+                (<list>each).append(None)
+        slot = self.free_slots.pop()
+        self.streams[slot] = stream
+        self.reassembled[slot] = reassembled
+        self.complete[slot] = None if native and serves_natively(complete) else complete
+        connection.stream.served.slot = slot
+        if native:
+            connection.stream.served.native = <void *>stream
+            connection.has |= NATIVE
+        else:
+            connection.has |= PYTHON
+        return 0
+
+    cdef int free_slot(self, uint32_t slot) except -1:
+        self.streams[slot] = self.reassembled[slot] = self.complete[slot] = self.gathered[slot] = None
+        self.free_slots.append(slot)
+        return 0
+
+    cdef int list_waiting(self, connection_s *connection) except -1 nogil:
+        cdef size_t room
+        cdef listed_s *grown
+        if self.listed_count == self.listed_room:
+            self.unlist()
+            if self.listed_count * 2 >= self.listed_room:
+                room = max(<size_t>64, self.listed_room * 2)
+                grown = <listed_s *>PyMem_RawRealloc(self.listed, room * sizeof(listed_s))
+                if grown == NULL:
+                    with gil:
+                        raise MemoryError()
+                self.listed, self.listed_room = grown, room
+        self.listed[self.listed_count].connection = connection
+        self.listed[self.listed_count].serial = connection.serial
+        self.listed_count += 1
+        connection.has |= LISTED
+        return 0
+
+    cdef void unlist(self) noexcept nogil:
+        cdef connection_s *connection
+        cdef size_t i, kept = 0
+        for i in range(self.listed_count):
+            connection = self.listed[i].connection
+            if connection.serial != self.listed[i].serial or connection.state != OPEN:
+                continue
+            if waits(connection):
+                self.listed[kept] = self.listed[i]
+                kept += 1
+            else:
+                connection.has &= ~LISTED
+        self.listed_count = kept
+
+    cdef void reopen(self, connection_s *connection, int64_t seen_ns) noexcept nogil:
         cdef key_s key = connection.key
         unlink(&self.closed if connection.state == CLOSED else &self.open, connection)
         reset(connection, &key, seen_ns)
-        connection.generation += 1
-        connection.state = OPEN
-        append(&self.open, connection)
-        return self._clear_stream(connection)
+        self._open(connection, seen_ns)
 
-    cdef int close(self, connection_s *connection, int64_t now_ns) except -1:
+    cdef void close(self, connection_s *connection, int64_t now_ns) noexcept nogil:
         unlink(&self.open, connection)
+        leave_stream(connection)
         connection.state = CLOSED
-        connection.closed_at_ns = now_ns
+        connection.end_ns = now_ns
         append(&self.closed, connection)
-        return self._clear_stream(connection)
 
-    cdef int remove(self, connection_s *connection) except -1:
+    cdef void remove(self, connection_s *connection) noexcept nogil:
         unlink(&self.open, connection)
-        self._erase(connection)
+        leave_stream(connection)
+        connection.older = <connection_s *><uintptr_t>self._erase(connection)
         connection.state = REMOVED
-        return self._clear_stream(connection)
 
-    cdef void set_back(self, int64_t now_ns) noexcept:
-        cdef connection_s *connection = self.closed.oldest
-        while connection != NULL:
-            connection.closed_at_ns = min(connection.closed_at_ns, now_ns)
-            connection = connection.newer
-
-    cdef int forget_closed_before(self, int64_t before_ns) except -1:
-        while self.closed.oldest != NULL and self._forget(self.closed.oldest, before_ns):
-            pass
-        return 0
-
-    cdef bint _forget(self, connection_s *connection, int64_t before_ns) except -1:
-        if connection.closed_at_ns >= before_ns or connection.owner != 0:
-            return False
-        unlink(&self.closed, connection)
-        self._erase(connection)
-        if connection.successor != NULL:
-            PyMem_RawFree(connection.successor)
-            connection.successor = NULL
+    cdef void free_removed(self, connection_s *connection) noexcept nogil:
         connection.state = FREE
         connection.newer = self.free
         self.free = connection
+
+    cdef void set_back(self, int64_t now_ns) noexcept nogil:
+        cdef connection_s *connection = self.closed.oldest
+        while connection != NULL:
+            connection.end_ns = min(connection.end_ns, now_ns)
+            connection = connection.newer
+
+    cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil:
+        while self.closed.oldest != NULL and self.forget(self.closed.oldest, before_ns):
+            pass
+
+    cdef bint forget(self, connection_s *connection, int64_t before_ns) noexcept nogil:
+        if connection.end_ns >= before_ns or owner_of(connection) != 0:
+            return False
+        unlink(&self.closed, connection)
+        connection.older = <connection_s *><uintptr_t>self._erase(connection)
+        if connection.successor != NULL:
+            PyMem_RawFree(connection.successor)
+            connection.successor = NULL
+        self.free_removed(connection)
         return True
 
-    cdef int _clear_stream(self, connection_s *connection) except -1:
-        self.streams[connection.index] = None
-        self.reassembled[connection.index] = None
-        self.complete[connection.index] = None
-        return 0
+    cdef uint32_t adopt(self, object cache) except 0:
+        cdef size_t i, kept = 0
+        cdef void **grown
+        for i in range(self.cache_count):
+            if Py_REFCNT(<PyObject *>self.caches[i]) == 1 and (<PageCache>self.caches[i]).state.used == 0:
+                Py_DECREF(<object>self.caches[i])  # its assembler is gone, and no page of it is left here
+            else:
+                self.caches[kept] = self.caches[i]
+                kept += 1
+        self.cache_count = kept
+        grown = <void **>PyMem_RawRealloc(self.caches, (kept + 1) * sizeof(void *))
+        if grown == NULL:
+            raise MemoryError()
+        self.caches = grown
+        Py_INCREF(cache)
+        self.caches[kept] = <void *>cache
+        self.cache_count += 1
+        self.assemblers += 1
+        return self.assemblers
 
     def forget_closed(self, before_ns):
         """Connections that were closed before before_ns are forgotten. Looks at the oldest only."""
+        self.lock()
         self.forget_closed_before(before_ns)
+        self.unlock()
 
 
-cdef void append(list_s *connections, connection_s *connection) noexcept:
+cdef void leave_stream(connection_s *connection) noexcept nogil:
+    connection.has &= ~SERVED
+    connection.stream.served.native = NULL
+    connection.stream.served.owner = 0
+    connection.stream.served.gatherer = 0
+
+
+cdef void append(list_s *connections, connection_s *connection) noexcept nogil:
     connection.older = connections.newest
     connection.newer = NULL
     if connections.newest == NULL:
@@ -344,7 +439,7 @@ cdef void append(list_s *connections, connection_s *connection) noexcept:
     connections.count += 1
 
 
-cdef void unlink(list_s *connections, connection_s *connection) noexcept:
+cdef void unlink(list_s *connections, connection_s *connection) noexcept nogil:
     if connection.older == NULL:
         connections.oldest = connection.newer
     else:

@@ -1,7 +1,8 @@
-"""One delivered piece. Made once for each piece, from a freelist; its bytes stay where they are.
+"""One delivered piece: as the engine has it, and as an object. Objects are made from a freelist; their bytes stay where they are.
 
-The piece borrows its bytes from one of three owners, and keeps that one alive:
-    a bytes object   in-order payload, lying in the packet as the caller handed it over (or a copy made by settle);
+An object borrows its bytes from one of these owners, and keeps that one alive:
+    a bytes object   in-order payload, lying in the frame as the caller handed it over (or a copy made by settle);
+    a Block          in-order payload among a capture's other bytes, or a bytes object of many frames: `shared`;
     a page           early payload; the page is lent, and goes back to its cache when the piece dies or settles;
     nobody           an empty piece.
 """
@@ -36,19 +37,18 @@ cdef class Reassembly:
     cdef bint start_
     cdef bint end_
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move
-    cdef bytes owner                # the object that data lies in, or None
+    cdef object owner               # what data lies in, or None
+    cdef bint shared                # other things lie in the owner too: nobody should keep it for this piece
     cdef bytes made                 # the bytes object that .bytes gave out, or None
     cdef page_s *page               # the lent page that data lies in, or NULL
     cdef PageCache cache            # that page's cache
 
     cdef bytes _bytes(self)         # made when asked for, once
 
-    # Somebody keeps this piece beyond the callback: give a lent page back and hold a copy instead, unless a view pins it.
+    # Somebody keeps this piece beyond the callback: let go of a lent page or a shared owner and hold a copy instead, unless a view pins it.
     cdef int settle(self) except -1
 
 
-# A piece of a bytes object (owner may be None only where length is 0).
-cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t length, int64_t skip, bint start, int64_t seen)
-
-# A piece that is a whole page. The page is out of its list and becomes lent.
-cdef Reassembly piece_of_page(page_s *page, int64_t skip)
+# The piece as an object. A page in it is lent, and goes back to its cache with the object, also where that can't be made. Other bytes lie in
+# the owner; None: in memory that its owner may change, so that they are copied.
+cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared)

@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t
 
-from .pages cimport PageCache, lend_page, page_s, return_page
+from .pages cimport PageCache, return_page
 
 __all__ = ["Reassembly"]
 
@@ -44,12 +44,14 @@ cdef class Reassembly:
             return_page(self.page)
 
     cdef int settle(self) except -1:
-        if self.page != NULL and self.views == 0:
+        if (self.page != NULL or self.shared) and self.views == 0:
             self.owner = self._bytes()
+            self.shared = False
             self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
-            return_page(self.page)
-            self.page = NULL
-            self.cache = None
+            if self.page != NULL:
+                return_page(self.page)
+                self.page = NULL
+                self.cache = None
         return 0
 
     cdef bytes _bytes(self):
@@ -110,26 +112,30 @@ cdef class Reassembly:
         return f"Reassembly({self._bytes()!r}, skip={self.skip_}, start={self.start_}, end={self.end_}, seen_ns={self.seen_})"
 
 
-cdef Reassembly piece_of_bytes(bytes owner, const uint8_t *data, Py_ssize_t length, int64_t skip, bint start, int64_t seen):
-    cdef Reassembly piece = Reassembly.__new__(Reassembly)
-    piece.ready = True
-    piece.owner = owner
-    piece.data = data
-    piece.length = length
-    piece.skip_ = skip
-    piece.start_ = start
-    piece.seen_ = seen
-    return piece
-
-
-cdef Reassembly piece_of_page(page_s *page, int64_t skip):
-    cdef Reassembly piece = Reassembly.__new__(Reassembly)
-    piece.ready = True
-    piece.cache = <PageCache>page.cache
-    piece.page = page
-    piece.data = page.bytes
-    piece.length = page.length
-    piece.skip_ = skip
-    piece.seen_ = page.seen_ns
-    lend_page(page)
-    return piece
+cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared):
+    cdef Reassembly made
+    try:
+        made = Reassembly.__new__(Reassembly)
+    except BaseException:
+        if piece.page != NULL:
+            return_page(piece.page)
+        raise
+    made.ready = True
+    made.data = piece.data
+    made.length = piece.size
+    made.skip_ = piece.skip
+    made.seen_ = piece.seen_ns
+    made.offset_ = piece.offset
+    made.start_ = piece.flags & PIECE_START
+    made.end_ = piece.flags & PIECE_END
+    if piece.page != NULL:
+        made.page = piece.page
+        made.cache = <PageCache>piece.page.cache.owner
+    elif piece.size:
+        if owner is None:
+            made.owner = made._bytes()
+            made.data = <const uint8_t *>PyBytes_AS_STRING(made.owner)
+        else:
+            made.owner = owner
+            made.shared = shared
+    return made

@@ -20,6 +20,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     BLOCK_BYTES = 256 << 10     # read at once: it stays in the second-level cache until it is parsed and decoded
+    UNREAD_MAX = 64             # frames that may be given back
     SLACK_BYTES = 64 << 10      # room before them, for the cut record that the last block ended with
 
 
@@ -67,6 +68,9 @@ cdef class RecordReader:
     # Next frames of the block, up to `room`, in order. Fewer: the block has no more whole record, or there is damage, which refill tells.
     cdef int parse(self, frame_s *frames, int room) noexcept nogil
 
+    # The opposite: the last `count` frames of what parse gave out were not used, and are given out again. Only before anything else.
+    cdef void unread(self, const frame_s *frames, int count) noexcept nogil
+
     # The same on a block of the caller's; blocks of one file must come in order, each one's rest put before the next one's bytes.
     cdef int parse_block(self, Block block, frame_s *frames, int room) noexcept nogil
 
@@ -90,6 +94,9 @@ cdef class RecordReader:
     cdef int finish(self, Block block) except -1
 
     # -- private
+    cdef frame_s again[UNREAD_MAX]  # what was given back,
+    cdef int again_count
+    cdef int again_at               # and what of it was given out again
     cdef object source
     cdef str thing                  # what the file is made of: "record", "block"
     cdef object fatal               # text of what ended it, or None

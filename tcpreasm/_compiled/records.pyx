@@ -285,7 +285,23 @@ cdef class RecordReader:
         self.held = False
 
     cdef int parse(self, frame_s *frames, int room) noexcept nogil:
-        return self.parse_block(self.block, frames, room)
+        cdef int count = self.again_count - self.again_at
+        if count == 0:
+            return self.parse_block(self.block, frames, room)
+        count = min(count, room)
+        memcpy(frames, &self.again[self.again_at], count * sizeof(frame_s))
+        self.again_at += count
+        self.packets += count
+        return count
+
+    cdef void unread(self, const frame_s *frames, int count) noexcept nogil:
+        # What was given out again, and comes back once more, lies right before what is left of it.
+        if self.again_at < self.again_count:
+            self.again_at -= count
+        else:
+            memcpy(self.again, frames, count * sizeof(frame_s))
+            self.again_at, self.again_count = 0, count
+        self.packets -= count
 
     cdef int parse_block(self, Block block, frame_s *frames, int room) noexcept nogil:
         return 0

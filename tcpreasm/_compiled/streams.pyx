@@ -1131,6 +1131,9 @@ cdef class FileStream(_GapStream):
             joined.
     """
 
+    def __cinit__(self, *args, **keywords):
+        self.calls_out = True     # the path
+
     def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if not isinstance(pool, FilePool):

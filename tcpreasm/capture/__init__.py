@@ -14,9 +14,9 @@ it needs the standard library alone: zstd (before Python 3.14) and live capture 
 from __future__ import annotations
 
 from ..frame import Frame
-from .base import Capture
+from .base import Capture, FileCapture
 from .files import open_capture
 from .live import Drops, LiveCapture, open_live
 from .source import CaptureSource
 
-__all__ = ["Capture", "CaptureSource", "Drops", "Frame", "LiveCapture", "open_capture", "open_live"]
+__all__ = ["Capture", "CaptureSource", "Drops", "FileCapture", "Frame", "LiveCapture", "open_capture", "open_live"]
