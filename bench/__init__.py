@@ -3,7 +3,7 @@
 pytest bench                        each stage alone, and the whole way, on both cores (pytest-benchmark)
 python -m bench.captures            makes the captures of the workloads, with what a reassembler must get out of them
 python -m bench.run                 every workload in every way of use, each measurement in a fresh process
-python -m bench.floor               a bare C loop over the same captures: what no reassembler can beat
+python -m bench.floor               a bare C loop over the same captures, which holds and delivers nothing
 python -m bench.compare REVISION    this tree against another revision
 
 traffic      the workloads: seeded packets, the pcap writer, the truth

@@ -1,10 +1,11 @@
-/* floor FILE SLOTS file|memory: the least that a loop over a capture can do, and what that costs.
+/* floor FILE SLOTS file|memory: a bare loop over a capture, and what that costs.
  *
  * For each record of a pcap file (little-endian, microseconds, Ethernet): check its length against what is at hand; check that it is
  * IPv4 and TCP and that the headers lie within it; hash addresses and ports; find that direction in an open-addressing table, comparing
  * the whole key, or enter it there; SYN sets the next sequence number; payload that begins at it is in order, and is counted. Payload
- * that begins elsewhere is counted as such, and where it ends further on, the next sequence number is set behind it: nothing is held, and no
- * payload byte is looked at. No checksums, times, ends, limits or other link layers.
+ * that begins elsewhere is counted as such, and where it ends further on, the next sequence number is set behind it: nothing is held,
+ * and no payload byte is looked at. No checksums, times, ends, limits or other link layers; and no prefetching, so that over memory each
+ * record costs a full memory latency: a loop that guesses where the next records lie can beat that.
  *
  * file:   read() into one buffer of 256 KiB that is used again and again, and so stays in the second-level cache. A record that is cut
  *         at its end is moved before the buffer, in front of what is read next.
@@ -16,7 +17,7 @@
  * Prints one line of JSON. The capture is in the page cache already if whoever runs this has read it before.
  */
 #include <fcntl.h>
-#include <stdint.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,8 +158,8 @@ int main(int count, char **arguments) {
     double elapsed = seconds() - begin;
     if (left) fail("the capture ends within a record");
     for (uint64_t at = 0; at < slots; at++) in_order += table[at].in_order;
-    printf("{\"elapsed_ns\": %.0f, \"packets\": %llu, \"segments\": %llu, \"directions\": %llu, \"bytes_in_order\": %llu, \"bytes_out_of_order\": %llu}\n",
-           elapsed * 1e9, (unsigned long long)packets, (unsigned long long)segments, (unsigned long long)directions,
-           (unsigned long long)in_order, (unsigned long long)out_of_order);
+    printf("{\"elapsed_ns\": %.0f, \"packets\": %" PRIu64 ", \"segments\": %" PRIu64 ", \"directions\": %" PRIu64
+           ", \"bytes_in_order\": %" PRIu64 ", \"bytes_out_of_order\": %" PRIu64 "}\n",
+           elapsed * 1e9, packets, segments, directions, in_order, out_of_order);
     return 0;
 }

@@ -90,6 +90,15 @@ class Results:
                 rows.append((name, *(number(max(found) / 1e6) if found else "-" for found in peaks)))
         return table(("peak resident memory, MB", *workloads), rows)
 
+    def show_out_of_order(self, workloads: list[str]) -> str:
+        """A row for each workload: the counting streams' cost and memory."""
+        rows = []
+        for workload in workloads:
+            found, peaks = self.times("count", workload), self.memory("count", workload)
+            if found:
+                rows.append((workload, *spread(self.times("floor-file", workload)), *spread(found), max(peaks) / 1e6))
+        return table(("ns a packet", "floor-file: min", "median", "count: min", "median", "peak memory, MB"), rows)
+
 
 def measure_all(todo: list[Case], captures: dict[str, Capture], results: Results) -> None:
     """One round."""
@@ -131,11 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     names = [f"floor-{where}" for where in floor.WAYS]
     names += [f"{way}{' (pure)' if core == 'pure' else ''}" for way in WAYS for core in ("compiled", "pure")]
-    main_ones = [name for name in workloads if not name.startswith("ooo-")]
-    for shown in (main_ones, [name for name in workloads if name.startswith("ooo-")]):
-        if shown:
-            print(results.show(names, shown), end="\n\n")
-            print(results.show_memory(names, shown), end="\n\n")
+    in_order = [name for name in workloads if not name.startswith("ooo-")]
+    if in_order:
+        print(results.show(names, in_order), end="\n\n")
+        print(results.show_memory(names, in_order), end="\n\n")
+    out_of_order = [name for name in workloads if name.startswith("ooo-")]
+    if out_of_order:
+        print(results.show_out_of_order(out_of_order), end="\n\n")
     best, median = spread(results.times("import", "-"))
     print(f"import tcpreasm, numpy being there: {best / 1e6:.1f} ms (median {median / 1e6:.1f})")
     print(f"{given.rounds} rounds, a fresh process each; scale {given.scale:g}; " + "; ".join(versions().values()))

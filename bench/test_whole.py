@@ -42,9 +42,7 @@ def test_whole(
     assert found(measured(lambda: WAYS[way].run(job(capture.path)), capture.packets)) == expected(capture)
 
 
-@pytest.mark.parametrize(
-    "way", ["count-memory", "count-batch", "count-threads", "python-coalesced", "collect", "write-files", "digest", "spans"]
-)
+@pytest.mark.parametrize("way", ["count-memory", "count-batch", "python-coalesced", "collect", "write-files", "digest", "spans"])
 def test_ways(
     tcpreasm: ModuleType, benchmark: Any, measured: Measured, get_capture: Callable[[str], Capture], job: Callable[[Path], Job], way: str
 ) -> None:

@@ -3,7 +3,8 @@
 The engine serves a stream from one thread at a time, and different streams from several at once. Whoever holds the GIL may look at
 a stream meanwhile: counters are plain numbers, while memory that grows stands under a lock of one byte (`lock_s`). Two rules keep these
 locks from hanging anything: who holds one never asks for the GIL (so no Python object is made, freed or called under it, and memory is
-malloc's, which no tracer looks at), and who holds the GIL only tries, else gives the GIL up and waits without it (`lock_with_gil`).
+malloc's, which no tracer looks at), and who holds the GIL only tries, else gives the GIL up and waits without it (`lock_with_gil`). Only
+the lock of one stream's own memory may be waited for with the GIL, by Python code that feeds the stream: it is held for a copy at most.
 """
 
 from libc.stdint cimport int64_t, uint8_t

@@ -1024,6 +1024,7 @@ cdef class FilePool:
         self.pool = <pool_s *>calloc(1, sizeof(pool_s))
         if self.pool == NULL:
             raise MemoryError
+        self.pool.max_open = DEFAULT_MAX_OPEN_FILES    # for a subclass that does not call __init__
 
     def __init__(self, max_open=DEFAULT_MAX_OPEN_FILES):
         check_number("max_open", max_open, "files")
