@@ -57,7 +57,7 @@ cdef struct tally_s:
 
 # NATIVE, PYTHON, or no stream yet.
 cdef struct served_s:
-    void *native                  # the NativeStream, borrowed from the pool's list; NULL where it is no such one
+    void *stream                  # borrowed from the pool's list. PYTHON: what the functions there are called with; NULL: they are bound
     unsigned long owner           # identity of the thread in which user code runs for this connection now; 0: none
     uint32_t slot                 # of the stream in the pool's lists
     uint32_t gatherer             # number of the assembler that has put pieces aside for it, and is to give them out; 0: none
