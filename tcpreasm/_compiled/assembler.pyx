@@ -1430,7 +1430,7 @@ cdef class AssemblerBase:
             self.pool_.late_ns = ALWAYS_NS
         for i in range(self.pool_.listed_count):
             entry = &self.pool_.listed[i]
-            if entry.oldest_ns < held_ns or late:
+            if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late:
                 connection = entry.connection
                 if connection.serial != entry.serial or connection.state != OPEN:
                     continue

@@ -29,7 +29,7 @@ cdef struct list_s:               # of connections, linked by older and newer
 cdef struct listed_s:             # a connection that waited for something when it was last looked at
     connection_s *connection
     uint32_t serial
-    int64_t oldest_ns             # nothing that it held when it was looked at was seen before this
+    int64_t oldest_ns             # nothing that it held when it was looked at was seen before this; the lowest number: look each time
 
 
 cdef enum:
