@@ -7,8 +7,9 @@ where a Python object is touched. The lock is released while user code runs.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s, served_s, successor_s
+from .decode cimport segment_s
 from .pages cimport PageCache, page_list_s, page_s
-from .pool cimport StreamPoolBase, listed_s
+from .pool cimport StreamPoolBase, listed_s, table_s
 from .reassembly cimport piece_s
 from .records cimport RecordReader, frame_s
 
@@ -62,6 +63,24 @@ cdef struct clock_s:
     bint has_changed
 
 
+cdef enum:
+    GROUP = 64                    # frames that are walked through together: their connections are fetched meanwhile
+
+
+# What a frame was. Of what is no segment only the verdict means something, and shard 0 counts it.
+cdef struct decoded_s:
+    segment_s segment
+    uint32_t hash
+    uint8_t verdict
+    uint8_t shard                 # which of several assemblers takes it in
+
+
+# With no state but the table's secrets.
+cdef void decode_frames(
+    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+) noexcept nogil
+
+
 cdef class AssemblerBase:
     cdef StreamPoolBase pool_
     cdef PageCache cache
@@ -79,6 +98,7 @@ cdef class AssemblerBase:
     cdef bint busy                # a call is under way: no other may begin
     cdef bint holds_gil
     cdef bint coalesce
+    cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
     cdef object packet            # what the text at hand lies in: bytes, or a Block; None: memory that the caller may change
     cdef bint shared              # the packet is more than one frame: whoever keeps a piece gets a copy
     cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
@@ -121,6 +141,9 @@ cdef class AssemblerBase:
         const int64_t[::1] on_wire, int linktype
     ) except -1 nogil
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil
+    cdef int _walk_decoded(
+        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    ) except -1 nogil
     cdef int _tick(self) except -1 nogil
     cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
 

@@ -67,7 +67,7 @@ from .pages cimport (
     return_page,
     take_page,
 )
-from .pool cimport StreamPoolBase, find, hash_of, listed_s, prefetch_connection, prefetch_slot
+from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, listed_s, prefetch_connection, prefetch_slot, table_s
 from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
@@ -113,7 +113,6 @@ cdef enum:
 
 cdef enum:
     WALK_AHEAD = 16               # connections that are fetched from memory before they are served
-    GROUP = 64                    # frames that are decoded together: their connections are fetched meanwhile
     SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
@@ -286,19 +285,22 @@ cdef class AssemblerBase:
         finally:
             self._leave()
 
-    def assemble_records(self, RecordReader records not None, Py_ssize_t limit, coalesce=False):
+    def assemble_records(self, RecordReader records not None, Py_ssize_t limit, coalesce=False, base=0):
         """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
 
         Args:
             records: the reader of the file (PcapRecords, PcapngRecords).
             limit: so many frames at the most.
             coalesce: as for `assemble_batch`.
+            base: what is added to the offsets of pieces: bytes of the captures before this one.
 
         Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
         hand was taken in; the next call goes on behind it. So does one of the reader.
         """
         cdef Py_ssize_t taken = 0
+        cdef int64_t bytes_before = base
         self._begin_batch(coalesce)
+        self.base = bytes_before
         error = None
         try:
             records.hold()
@@ -348,6 +350,7 @@ cdef class AssemblerBase:
             link = <int>bounded_int("linktype", "an int", linktype)
             data = bytes_of(view)
             self._begin_batch(coalesce)
+            self.base = 0
             if PyBytes_CheckExact(buffer):
                 self.packet = buffer
             before = self.verdicts[0]
@@ -423,9 +426,16 @@ cdef class AssemblerBase:
 
     cdef int _finish(self, Py_ssize_t *closed) except -1:
         cdef Py_ssize_t flushed = 0
+        self.holds_gil = False
         try:
-            self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
+            with nogil:
+                try:
+                    self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
+                finally:
+                    if self.holds_gil:
+                        PyEval_SaveThread()
         finally:
+            self.holds_gil = True
             self.pool_.forget_closed_before(ALWAYS_NS)
             self.cache.shrink_now()
         return 0
@@ -592,32 +602,38 @@ cdef class AssemblerBase:
             first += count
         return 0
 
-    # Up to GROUP frames: first all are decoded and what they need is fetched from memory, then each is taken in.
+    # Up to GROUP frames.
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil:
-        cdef segment_s segments[GROUP]
-        cdef uint32_t hashes[GROUP]
-        cdef uint8_t verdicts[GROUP]
+        cdef decoded_s decoded[GROUP]
+        decode_frames(frames, count, self.verify, &self.pool_.table, decoded, 1)
+        return self._walk_decoded(frames, decoded, count, ticks, 0, done)
+
+    # Up to GROUP decoded frames, of which only those of that shard are ours: what they need is fetched from memory, then each is taken in.
+    cdef int _walk_decoded(
+        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    ) except -1 nogil:
+        cdef const segment_s *segment
         cdef text_s text
         cdef int i
         for i in range(count):
-            verdicts[i] = decode(frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, self.verify, &segments[i])
-            if verdicts[i] == 0:
-                hashes[i] = hash_of(&self.pool_.table, <const key_s *>&segments[i])
-                prefetch_slot(&self.pool_.table, hashes[i])
+            if decoded[i].shard == shard and decoded[i].verdict == 0:
+                prefetch_slot(&self.pool_.table, decoded[i].hash)
         for i in range(count):
-            if verdicts[i] == 0:
-                prefetch_connection(&self.pool_.table, hashes[i])
+            if decoded[i].shard == shard and decoded[i].verdict == 0:
+                prefetch_connection(&self.pool_.table, decoded[i].hash)
         self.pool_.lock_without_gil()
         try:
             for i in range(count):
                 done[0] += 1
                 self._observe(frames[i].seen_ns)
-                if verdicts[i] != 0:
-                    self.verdicts[verdicts[i]] += 1
-                else:
-                    text.seen_ns = frames[i].seen_ns
-                    text_of(&segments[i], &text, frames[i].offset + (segments[i].payload - frames[i].data))
-                    self._segment(<const key_s *>&segments[i], hashes[i], segments[i].flags, &text, True)
+                if decoded[i].shard == shard:
+                    if decoded[i].verdict != 0:
+                        self.verdicts[decoded[i].verdict] += 1
+                    else:
+                        segment = &decoded[i].segment
+                        text.seen_ns = frames[i].seen_ns
+                        text_of(segment, &text, self.base + frames[i].offset + (segment.payload - frames[i].data))
+                        self._segment(<const key_s *>segment, decoded[i].hash, segment.flags, &text, True)
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
                     self._tick()
         finally:
@@ -1600,6 +1616,21 @@ cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) 
     if connection.skip > 0:
         connection.skipped += connection.skip
         connection.phase.after.gap_count += 1
+
+
+cdef void decode_frames(
+    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        decoded[i].verdict = decode(
+            frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, verify_checksums, &decoded[i].segment
+        )
+        decoded[i].shard = 0
+        if decoded[i].verdict == 0:
+            decoded[i].hash = hash_of(table, <const key_s *>&decoded[i].segment)
+            if shards > 1:
+                decoded[i].shard = <uint8_t>((<uint64_t>(decoded[i].hash & BOTH_DIRECTIONS) * shards) >> 31)
 
 
 cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:
