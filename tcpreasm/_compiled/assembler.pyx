@@ -466,6 +466,16 @@ cdef class AssemblerBase:
         self._observe(now_ns)
         self._leave()
 
+    def absorb(self, AssemblerBase other not None):
+        """What another assembler has counted counts here too, and its clock goes on here."""
+        cdef int number
+        for number in range(COUNTS):
+            self.counts[number] += other.counts[number]
+        for number in range(VERDICTS):
+            self.verdicts[number] += other.verdicts[number]
+        self.cache.state.requests += other.cache.state.requests
+        self.clock = other.clock
+
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
         cdef int number

@@ -176,7 +176,7 @@ class AssemblerBase:
         finally:
             self._busy.release()
 
-    def assemble_records(self, records: Any, limit: int, coalesce: bool = False) -> int:
+    def assemble_records(self, records: Any, limit: int, coalesce: bool = False, base: int = 0) -> int:
         """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
 
         Args:
@@ -184,11 +184,14 @@ class AssemblerBase:
                 last one's bytes in the decompressed file.
             limit: so many frames at the most.
             coalesce: as for `assemble_batch`.
+            base: what is added to the offsets of pieces: bytes of the captures before this one.
 
         Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
         hand was taken in; the next call goes on behind it. So does one of the reader.
         """
-        frames = ((frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, records.offset) for frame in islice(records, limit))
+        frames = (
+            (frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, base + records.offset) for frame in islice(records, limit)
+        )
         return self._take(frames, coalesce, True)[0]
 
     def assemble_batch(
@@ -311,6 +314,15 @@ class AssemblerBase:
             self._observe(now_ns)
         finally:
             self._busy.release()
+
+    def absorb(self, other: AssemblerBase) -> None:
+        """What another assembler has counted counts here too, and its clock goes on here."""
+        for name, count in other._counts.items():
+            self._counts[name] += count
+        for verdict, count in enumerate(other._verdicts):
+            self._verdicts[verdict] += count
+        self._cache.requests += other._cache.requests
+        self._clock = other._clock
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""

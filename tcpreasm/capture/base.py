@@ -96,6 +96,11 @@ class FileCapture(Capture):
         return self._stream.position
 
     @property
+    def length(self) -> int:
+        """Bytes of the capture in all, decompressed; as far as they were read, where that is not known beforehand."""
+        return self._stream.length
+
+    @property
     def complete(self) -> bool:
         return self.records.ended and self.records.problem is None
 
