@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from threading import Thread
 from types import TracebackType
@@ -135,8 +135,7 @@ class Assembler(core.AssemblerBase):
                 same streams, bytes and gaps as with one. Each connection's two directions come in one thread, in packet order, but
                 those of different threads at the same time; the factory is called in all of them. Streams that this package brings
                 run truly side by side, those written in Python take turns. For captures in files, into a pool without connections;
-                nothing is kept for what comes next, and `max_buffered_pages_total` is divided among them. After an exception of a
-                stream the others get what is held for them, too.
+                nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
             coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
                 call of `reassembled`: fewer calls, the same pieces.
             progress: called now and then with the capture at hand.
@@ -220,8 +219,9 @@ class Assembler(core.AssemblerBase):
             raise ValueError(f"threads={threads} keeps nothing for what comes next: flush is True")
         if len(self.pool):
             raise ValueError(f"threads={threads} takes a pool without connections, and this one has {len(self.pool)}")
-        options = replace(self.options, max_buffered_pages_total=-(-max(self.options.max_buffered_pages_total, 0) // threads))
-        shards = [Assembler(StreamPool(self.pool.factory), options) for _ in range(threads)]
+        shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
+        for shard in shards:
+            shard.share_limit(shards)
         errors: list[BaseException] = []
         base = 0
         try:
@@ -275,9 +275,7 @@ class Assembler(core.AssemblerBase):
         while True:
             size = 0
             for frame in islice(frames, STEP_FRAMES):
-                self.assemble_frame(
-                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
-                )
+                self.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
                 self.tick()
                 size += 1
             steps += 1

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s, served_s, successor_s
 from .decode cimport segment_s
-from .pages cimport PageCache, page_list_s, page_s
+from .pages cimport PageCache, cache_s, page_list_s, page_s
 from .pool cimport StreamPoolBase, listed_s, table_s
 from .reassembly cimport piece_s
 from .records cimport RecordReader, frame_s
@@ -63,6 +63,10 @@ cdef struct clock_s:
     bint has_changed
 
 
+# A packet was seen at that time.
+cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil
+
+
 cdef enum:
     GROUP = 64                    # frames that are walked through together: their connections are fetched meanwhile
 
@@ -87,6 +91,9 @@ cdef class AssemblerBase:
     # options, as numbers; -1: never; 0 for a page limit: none
     cdef int64_t limit_total
     cdef int64_t limit_connection
+    cdef list limit_with          # page caches of the others that limit_total is shared with,
+    cdef cache_s **sharers        # and what they have
+    cdef int sharer_count
     cdef bint verify
     cdef int64_t start_wait_segments
     cdef int64_t start_wait_ns
@@ -144,6 +151,11 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil
+    # Those of them that `order` numbers, where time only goes on in small steps, and not as far as to the next tick.
+    cdef int _walk_some(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
+    ) except -1 nogil
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil
     cdef int _tick(self) except -1 nogil
     cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
 
@@ -185,6 +197,7 @@ cdef class AssemblerBase:
     cdef page_s *_push(self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end) except NULL nogil
     cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
+    cdef int64_t _pages_used(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil
     cdef int _skip(self, connection_s *connection) except -1 nogil
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil
@@ -199,6 +212,7 @@ cdef class AssemblerBase:
     cdef int _finish_native(self, const served_s *served) except -1
     cdef int _complete(self, uint32_t slot, void *native) except -1
     cdef void _take_gil(self) noexcept nogil
+    cdef void _drop_gil(self) noexcept nogil
     cdef list _piece_objects(self)
     cdef int _call(self, uint32_t slot, bint last) except -1
 

@@ -32,7 +32,6 @@ from .connection cimport (
     NATIVE,
     OPEN,
     PAST_START,
-    PYTHON,
     SERVED,
     begin_at,
     connection_s,
@@ -54,6 +53,7 @@ from .decode cimport decode, segment_s
 from .pages cimport (
     PAGE_SIZE,
     PageCache,
+    cache_s,
     find_place,
     give_back_page,
     hold_bytes,
@@ -191,6 +191,7 @@ cdef class AssemblerBase:
     def __dealloc__(self):
         PyMem_RawFree(self.out)
         PyMem_RawFree(self.gathered_for)
+        PyMem_RawFree(self.sharers)
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
@@ -432,8 +433,7 @@ cdef class AssemblerBase:
                 try:
                     self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
                 finally:
-                    if self.holds_gil:
-                        PyEval_SaveThread()
+                    self._drop_gil()
         finally:
             self.holds_gil = True
             self.pool_.forget_closed_before(ALWAYS_NS)
@@ -465,6 +465,19 @@ cdef class AssemblerBase:
         self._enter()
         self._observe(now_ns)
         self._leave()
+
+    def share_limit(self, list assemblers not None):
+        """The limit of pages in all is one for these together, of which this is one."""
+        cdef int i
+        self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
+        PyMem_RawFree(self.sharers)
+        self.sharer_count = 0
+        self.sharers = <cache_s **>PyMem_RawMalloc(max(1, len(self.limit_with)) * sizeof(cache_s *))
+        if self.sharers == NULL:
+            raise MemoryError()
+        for i in range(len(self.limit_with)):
+            self.sharers[i] = &(<PageCache>self.limit_with[i]).state
+        self.sharer_count = <int>len(self.limit_with)
 
     def absorb(self, AssemblerBase other not None):
         """What another assembler has counted counts here too, and its clock goes on here."""
@@ -622,8 +635,6 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
-        cdef const segment_s *segment
-        cdef text_s text
         cdef int i
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
@@ -637,21 +648,48 @@ cdef class AssemblerBase:
                 done[0] += 1
                 self._observe(frames[i].seen_ns)
                 if decoded[i].shard == shard:
-                    if decoded[i].verdict != 0:
-                        self.verdicts[decoded[i].verdict] += 1
-                    else:
-                        segment = &decoded[i].segment
-                        text.seen_ns = frames[i].seen_ns
-                        text_of(segment, &text, self.base + frames[i].offset + (segment.payload - frames[i].data))
-                        self._segment(<const key_s *>segment, decoded[i].hash, segment.flags, &text, True)
+                    self._decoded(&frames[i], &decoded[i])
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
                     self._tick()
         finally:
             self.pool_.unlock()
-            if self.holds_gil:
-                self.holds_gil = False
-                PyEval_SaveThread()
+            self._drop_gil()
         return 0
+
+    cdef int _walk_some(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
+    ) except -1 nogil:
+        cdef int i
+        self.clock_before = self.clock
+        for i in range(count):
+            if decoded[order[i]].verdict == 0:
+                prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
+        for i in range(count):
+            if decoded[order[i]].verdict == 0:
+                prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+        self.pool_.lock_without_gil()
+        try:
+            for i in range(count):
+                self.clock.now = now_ns[order[i]]
+                self._decoded(&frames[order[i]], &decoded[order[i]])
+        finally:
+            self.pool_.unlock()
+            self._drop_gil()
+        return 0
+
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+        cdef text_s text
+        if decoded.verdict != 0:
+            self.verdicts[decoded.verdict] += 1
+            return 0
+        text.seen_ns = frame.seen_ns
+        text_of(&decoded.segment, &text, self.base + frame.offset + (decoded.segment.payload - frame.data))
+        return self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+
+    cdef void _drop_gil(self) noexcept nogil:
+        if self.holds_gil:
+            self.holds_gil = False
+            PyEval_SaveThread()
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
@@ -1174,9 +1212,15 @@ cdef class AssemblerBase:
             page.offset = -1 if text.offset < 0 else text.offset + position
 
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
-        return pages.count > 0 and (
-            0 < self.limit_connection <= pages.count or 0 < self.limit_total <= <int64_t>self.cache.state.used
-        )
+        return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
+
+    # By all that share the limit. What the others' threads have may be a few pages old.
+    cdef int64_t _pages_used(self) noexcept nogil:
+        cdef int64_t used = self.cache.state.used
+        cdef int i
+        for i in range(self.sharer_count):
+            used += self.sharers[i].used
+        return used
 
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
         while self._is_at_limit(&connection.pages):

@@ -180,7 +180,8 @@ cdef class StreamPoolBase:
     # Let go of the lock until the connection's owner may be done, and take it again: it may be another connection's memory then.
     # RuntimeError where this very thread owns it.
     cdef int wait_for(self, connection_s *connection) except -1 nogil
-    # The stream of a connection, and its methods: with the GIL; the second needs no lock, and runs what user code there is in dying objects.
+    # The stream of a connection, and its methods: with the GIL. The second needs no lock, and runs what user code there is in dying
+    # objects.
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1
     cdef int free_slot(self, uint32_t slot) except -1
     # It waits for something: to be looked at when time passes.

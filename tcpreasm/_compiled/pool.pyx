@@ -6,7 +6,7 @@ import threading
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport (
     NOWAIT_LOCK,
@@ -18,13 +18,11 @@ from cpython.pythread cimport (
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcmp, memcpy
 
 from .connection cimport (
     CLOSED,
     COUNTED,
     FREE,
-    KEY_BYTES,
     LISTED,
     NATIVE,
     OPEN,
@@ -296,7 +294,9 @@ cdef class StreamPoolBase:
         self.requests += 1
         if self.log and not self.requests & 0x7FFF:
             with gil:
-                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled)
+                _memory_log.debug(
+                    "stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled
+                )
         reset(connection, key, seen_ns)
         self._insert(number, hash)
         self.table.filled += 1

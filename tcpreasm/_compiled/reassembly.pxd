@@ -49,6 +49,6 @@ cdef class Reassembly:
     cdef int settle(self) except -1
 
 
-# The piece as an object. A page in it is lent, and goes back to its cache with the object, also where that can't be made. Other bytes lie in
-# the owner; None: in memory that its owner may change, so that they are copied.
+# The piece as an object. A page in it is lent, and goes back to its cache with the object, also where that can't be made. Other bytes
+# lie in the owner; None: in memory that its owner may change, so that they are copied.
 cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared)

@@ -1,13 +1,12 @@
 """Several assemblers over one capture, each in a thread and with a pool of its own: the C contract.
 
-A capture is cut into blocks, which stand in a ring. Each passes through these stages, each stage in the order of the blocks where it says so:
+A capture is cut into blocks, which stand in a ring. Each block passes through these stages:
 
     claimed    by one thread: it has the block for itself until it is ready
     read       from a plain file by several threads at once; from any other source in the next stage
-    parsed     in order, since where a record begins only the one before it tells
-    decoded    by several threads at once: `ready`
-    taken in   by each shard's thread, in order: every thread goes through all frames, since capture time passes with all of them,
-               and takes in those of its shard
+    parsed     in order, since where a record begins only the one before it tells, and what time it is
+    decoded    by several threads at once, and sorted by shard: `ready`
+    taken in   by each shard's thread, in order
     free       when all shards are through with it
 
 `mutex` guards the numbers, which tell which thread may touch a block's content. No thread waits for it, or for the condition, while it
@@ -16,7 +15,7 @@ holds the GIL; one that holds neither may wait for the GIL.
 
 from libc.stdint cimport int64_t
 
-from .assembler cimport decoded_s
+from .assembler cimport clock_s, decoded_s
 from .records cimport RecordReader, frame_s
 
 
@@ -37,6 +36,10 @@ cdef struct entry_s:
     void *block                   # the Block (a reference), or NULL
     frame_s *frames
     decoded_s *decoded
+    int64_t *now_ns               # capture time as it is believed with each frame
+    bint plain                    # it only went on, in small steps
+    int *order                    # the frames' numbers, shard by shard
+    int first[MAX_SHARDS + 1]     # where each shard's begin in `order`
     int count                     # of frames
     int room
     int left                      # shards that are not through with it
@@ -63,6 +66,7 @@ cdef class Shards:
     # in turn only
     cdef int64_t read_from        # offset in the file at which block 1 begins
     cdef int64_t position         # offset in the file behind all that was parsed or left over
+    cdef clock_s clock
     cdef void *left_in            # the Block that has a cut record at its end, or NULL (borrowed)
 
     cdef int _work(self, int shard) except -1 nogil
@@ -73,4 +77,5 @@ cdef class Shards:
     cdef bint _read_on(self, entry_s *entry) except -1 nogil
     cdef bint _refill(self, entry_s *entry) except -1
     cdef int _make_room(self, entry_s *entry) except -1 nogil
+    cdef void _tell_time(self, entry_s *entry) noexcept nogil
     cdef int _take_in(self, entry_s *entry, int shard) except -1 nogil

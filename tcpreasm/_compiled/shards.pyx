@@ -8,8 +8,9 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t
+from libc.string cimport memset
 
-from .assembler cimport GROUP, AssemblerBase, decode_frames, decoded_s
+from .assembler cimport GROUP, AssemblerBase, decode_frames, decoded_s, observe
 from .records cimport BLOCK_BYTES, SLACK_BYTES, Block, RecordReader, frame_s, new_block
 
 __all__ = ["MAX_THREADS", "Shards"]
@@ -85,6 +86,7 @@ cdef class Shards:
             assembler.pool_.table.secret1 = (<AssemblerBase>assemblers[0]).pool_.table.secret1
             self.borrowed[i] = <void *>assembler
         self.records = records
+        self.clock = (<AssemblerBase>assemblers[0]).clock
         self.coalesce = coalesce
         self.base = base
         self.at_once = records.can_read_at
@@ -100,6 +102,8 @@ cdef class Shards:
             Py_XDECREF(<PyObject *>self.ring[i].block)
             PyMem_RawFree(self.ring[i].frames)
             PyMem_RawFree(self.ring[i].decoded)
+            PyMem_RawFree(self.ring[i].now_ns)
+            PyMem_RawFree(self.ring[i].order)
         pthread_cond_destroy(&self.changed)
         pthread_mutex_destroy(&self.mutex)
 
@@ -194,6 +198,7 @@ cdef class Shards:
         entry.count = 0
         if goes_on:
             goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
+        self._tell_time(entry)
         pthread_mutex_lock(&self.mutex)
         self.parsed += 1
         if not goes_on and self.last < 0:
@@ -204,6 +209,7 @@ cdef class Shards:
             entry.frames, entry.count, (<AssemblerBase>self.borrowed[0]).verify, &(<AssemblerBase>self.borrowed[0]).pool_.table,
             entry.decoded, self.count
         )
+        sort_by_shard(entry, self.count)
         pthread_mutex_lock(&self.mutex)
         entry.ready = True
         pthread_cond_broadcast(&self.changed)
@@ -314,34 +320,77 @@ cdef class Shards:
 
     cdef int _make_room(self, entry_s *entry) except -1 nogil:
         cdef int room = max(<int>FIRST_ROOM, 2 * entry.room)
-        cdef frame_s *frames = <frame_s *>PyMem_RawRealloc(entry.frames, room * sizeof(frame_s))
-        cdef decoded_s *decoded
-        if frames != NULL:
-            entry.frames = frames
-            decoded = <decoded_s *>PyMem_RawRealloc(entry.decoded, room * sizeof(decoded_s))
-            if decoded != NULL:
-                entry.decoded = decoded
-                entry.room = room
-                return 0
-        with gil:
-            raise MemoryError()
+        if (
+            not grow(<void **>&entry.frames, room * sizeof(frame_s))
+            or not grow(<void **>&entry.decoded, room * sizeof(decoded_s))
+            or not grow(<void **>&entry.now_ns, room * sizeof(int64_t))
+            or not grow(<void **>&entry.order, room * sizeof(int))
+        ):
+            with gil:
+                raise MemoryError()
+        entry.room = room
+        return 0
+
+    cdef void _tell_time(self, entry_s *entry) noexcept nogil:
+        cdef int64_t before = self.clock.now
+        cdef int i
+        entry.plain = self.clock.has_now and not self.clock.has_suspect
+        for i in range(entry.count):
+            observe(&self.clock, entry.frames[i].seen_ns)
+            entry.plain = entry.plain and not self.clock.has_suspect and self.clock.now >= before
+            before = entry.now_ns[i] = self.clock.now
 
     cdef int _take_in(self, entry_s *entry, int shard) except -1 nogil:
         cdef void *assembler = self.borrowed[shard]
         cdef bint has_objects = not (<AssemblerBase>assembler).pool_.counts
-        cdef int first = 0, count, done
+        cdef int first = 0, count, done = 0
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block
-        while first < entry.count:
-            count = min(<int>GROUP, entry.count - first)
-            done = 0
-            (<AssemblerBase>assembler)._walk_decoded(entry.frames + first, entry.decoded + first, count, True, shard, &done)
-            first += count
+        if entry.plain and entry.count and (<AssemblerBase>assembler).has_ticked and (
+            (<AssemblerBase>assembler).ticked_ns <= entry.now_ns[0] and entry.now_ns[entry.count - 1] < (<AssemblerBase>assembler).tick_ns
+        ):
+            # Nothing expires meanwhile: what the other shards have does not matter.
+            first = entry.first[shard]
+            while first < entry.first[shard + 1]:
+                count = min(<int>GROUP, entry.first[shard + 1] - first)
+                (<AssemblerBase>assembler)._walk_some(entry.frames, entry.decoded, entry.now_ns, entry.order + first, count)
+                first += count
+            (<AssemblerBase>assembler).clock.now = entry.now_ns[entry.count - 1]
+        else:
+            while first < entry.count:
+                count = min(<int>GROUP, entry.count - first)
+                (<AssemblerBase>assembler)._walk_decoded(entry.frames + first, entry.decoded + first, count, True, shard, &done)
+                first += count
         if has_objects:
             with gil:
                 give_out(<AssemblerBase>assembler)
         return 0
+
+
+cdef bint grow(void **memory, size_t size) noexcept nogil:
+    cdef void *grown = PyMem_RawRealloc(memory[0], size)
+    if grown == NULL:
+        return False
+    memory[0] = grown
+    return True
+
+
+cdef void sort_by_shard(entry_s *entry, int shards) noexcept nogil:
+    cdef int place[MAX_SHARDS]
+    cdef int i, shard, before = 0
+    memset(place, 0, sizeof(place))
+    for i in range(entry.count):
+        place[entry.decoded[i].shard] += 1
+    for shard in range(shards):
+        entry.first[shard] = before
+        before += place[shard]
+        place[shard] = entry.first[shard]
+    entry.first[shards] = before
+    for i in range(entry.count):
+        shard = entry.decoded[i].shard
+        entry.order[place[shard]] = i
+        place[shard] += 1
 
 
 cdef int hold_block(entry_s *entry, Block block) except -1:

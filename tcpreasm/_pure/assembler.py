@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -85,6 +85,7 @@ class AssemblerBase:
         """Numbers only; -1 stands for: never, no limit."""
         self._pool = pool
         self._cache = PageCache()
+        self._limit_with: list[PageCache] = []  # of the others that the total limit is shared with
         self._limit_total = max_buffered_pages_total
         self._limit_connection = max_buffered_pages_per_connection
         self._verify = verify_checksums
@@ -314,6 +315,10 @@ class AssemblerBase:
             self._observe(now_ns)
         finally:
             self._busy.release()
+
+    def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
+        """The limit of pages in all is one for these together, of which this is one."""
+        self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
 
     def absorb(self, other: AssemblerBase) -> None:
         """What another assembler has counted counts here too, and its clock goes on here."""
@@ -828,7 +833,10 @@ class AssemblerBase:
             self._skip(connection)
 
     def _is_at_limit(self, pages: PageList) -> bool:
-        return pages.count > 0 and (0 < self._limit_connection <= pages.count or 0 < self._limit_total <= self._cache.used)
+        if pages.count == 0:
+            return False
+        used = self._cache.used + sum(cache.used for cache in self._limit_with)
+        return 0 < self._limit_connection <= pages.count or 0 < self._limit_total <= used
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""

@@ -5,7 +5,7 @@ Called once for each step of STEP frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -32,7 +32,7 @@ class Shards:
     signals to be heard. Each returns when the capture was taken in, or something failed anywhere: `error` then has the exception.
     """
 
-    def __init__(self, assemblers: list[AssemblerBase], records: Any, coalesce: bool = False, base: int = 0) -> None:
+    def __init__(self, assemblers: Sequence[AssemblerBase], records: Any, coalesce: bool = False, base: int = 0) -> None:
         if not 2 <= len(assemblers) <= MAX_THREADS:
             raise ValueError(f"shards are 2 to {MAX_THREADS}, not {len(assemblers)}")
         self._assemblers = assemblers
@@ -58,9 +58,7 @@ class Shards:
         except BaseException as raised:
             self.error = raised
 
-    def _own(
-        self, assembler: AssemblerBase, number: int, step: list[tuple[Frame, int, int]]
-    ) -> Iterator[tuple[bytes, int, int, int, int]]:
+    def _own(self, assembler: AssemblerBase, number: int, step: list[tuple[Frame, int, int]]) -> Iterator[tuple[bytes, int, int, int, int]]:
         """The frames of one shard. Capture time goes on with the others too."""
         for frame, offset, shard in step:
             if shard == number:
