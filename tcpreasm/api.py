@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from itertools import islice
 from threading import Thread
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from weakref import WeakSet
 
 from ._select import core
-from .capture import Capture, FileCapture, Frame, LiveCapture, open_capture
+from .capture import Capture, FileCapture, Frame, open_capture
 from .clock import Timestamp, seconds_to_ns, to_ns
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from .capture import LiveCapture
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
@@ -187,8 +190,8 @@ class Assembler(core.AssemblerBase):
         try:
             for capture in _captures(source, linktype):
                 with closing(capture):
-                    if isinstance(capture, LiveCapture):
-                        yield from self._live_steps(capture, progress)
+                    if capture.waits:
+                        yield from self._live_steps(cast("LiveCapture", capture), progress)
                     elif isinstance(capture, FileCapture):
                         yield from self._file_steps(capture, coalesce, base, progress)
                         base += capture.length

@@ -7,7 +7,6 @@ The path of a segment in order, top to bottom: _walk_frames (or assemble_frame),
 copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
 """
 
-import logging
 
 import numpy as np
 
@@ -73,6 +72,7 @@ from .records cimport RecordReader, frame_s
 from .sequence cimport difference
 from .streams cimport NativeStream
 
+from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS_LIMIT as CLOCK_NS_LIMIT
 from ..clock import to_ns
@@ -129,7 +129,7 @@ cdef const uint8_t *NOTHING = b""
 cdef tuple VERDICT_OF = tuple(Verdict)
 assert len(VERDICT_OF) == VERDICTS and len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
-_log = logging.getLogger("tcpreasm.assembly")
+_log = Log("tcpreasm.assembly")
 
 
 cdef int take_by_name(NativeStream stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
@@ -180,7 +180,7 @@ cdef class AssemblerBase:
         self.closed_timeout_ns = closed_timeout_ns
         self.gathered = []
         self.holds_gil = True
-        self.debug = _log.isEnabledFor(logging.DEBUG)
+        self.debug = _log.is_on()
         pool.lock()
         try:
             self.number = pool.adopt(self.cache)

@@ -1,6 +1,5 @@
 """`StreamPoolBase`: finds the connection of a key, makes new ones, remembers closed ones. Called once for each packet that counts."""
 
-import logging
 import os
 import threading
 
@@ -39,6 +38,7 @@ from .connection cimport (
 from .pages cimport PageCache, give_back_page, pop_first
 from .streams cimport NativeStream, serves_natively
 
+from .._log import Log
 from .streams import ByteCountStream
 
 __all__ = ["StreamPoolBase"]
@@ -95,7 +95,7 @@ cdef extern from *:
     void *allocate_big "tcpreasm_allocate_big"(size_t size) noexcept nogil
     void free_big "tcpreasm_free_big"(void *memory, size_t size) noexcept nogil
 
-_memory_log = logging.getLogger("tcpreasm.memory")
+_memory_log = Log("tcpreasm.memory")
 
 
 @cython.no_gc_clear  # the caches must be there still when the pages go back
@@ -109,7 +109,7 @@ cdef class StreamPoolBase:
         self.condition = threading.Condition()
         self.seen_bound = self.late_ns = UNKNOWN_BOUND
         self.listed_high = -UNKNOWN_BOUND
-        self.log = _memory_log.isEnabledFor(logging.DEBUG)
+        self.log = _memory_log.is_on()
         self.mutex = PyThread_allocate_lock()
         self.table.slots = <slot_s *>allocate_big(INITIAL_SLOTS * sizeof(slot_s))
         if self.table.slots == NULL or self.mutex == NULL:

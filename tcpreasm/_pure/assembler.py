@@ -6,12 +6,12 @@ callback that raises, or another thread that comes in meanwhile, finds everythin
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS, Timestamp, to_ns
 from ..flow import Flow
@@ -37,7 +37,7 @@ ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
 NEVER_NS = -ALWAYS_NS  # and none before this one
 EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
 
-_log = logging.getLogger("tcpreasm.assembly")
+_log = Log("tcpreasm.assembly")
 
 
 class Clock(NamedTuple):
@@ -107,7 +107,7 @@ class AssemblerBase:
         self._ticked_ns: int | None = None  # capture time of the last tick that expired anything
         self._closed = False
         self._busy = threading.Lock()
-        self._debug = _log.isEnabledFor(logging.DEBUG)
+        self._debug = _log.is_on()
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
