@@ -34,9 +34,11 @@ an Assembler is made: off, they cost nothing.
 On the command line: tcpreasm flows, extract, http; see `tcpreasm --help`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._select import core, implementation
 from .api import Assembler, CaptureSummary, StreamPool
-from .capture import Frame, open_capture, open_live
+from .capture import Frame, open_capture
 from .errors import CaptureError, DataLost
 from .flow import ConnectionKey, Flow
 from .follow import FinishedStream, follow
@@ -57,6 +59,9 @@ from .streams import (
     discard_bytes_to_first_error,
 )
 from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from .capture import open_live
 
 INVALID_SEQUENCE = core.INVALID_SEQUENCE
 PAGE_BYTES = core.PAGE_BYTES
@@ -111,3 +116,16 @@ __all__ = [
     "open_capture",
     "open_live",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`open_live`, imported when it is first asked for: most programs read files."""
+    if name != "open_live":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .capture import open_live
+
+    return open_live
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "open_live"})

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 __all__ = ["core", "implementation"]
 
 
 def _extension_built() -> bool:
-    folder = Path(__file__).parent / "_compiled"
-    return any((folder / f"assembler{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    path = os.path.join(os.path.dirname(__file__), "_compiled", "assembler")
+    return any(os.path.exists(path + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES)
 
 
 _wanted = os.environ.get("TCPREASM_IMPLEMENTATION") or "auto"

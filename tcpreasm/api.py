@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from threading import Thread
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from weakref import WeakSet
 
 from ._select import core
-from .capture import Capture, FileCapture, Frame, LiveCapture, open_capture
+from .capture import Capture, FileCapture, Frame, open_capture
 from .clock import Timestamp, seconds_to_ns, to_ns
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from .capture import LiveCapture
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
@@ -117,6 +121,7 @@ class Assembler(core.AssemblerBase):
         *,
         linktype: int = 1,
         flush: bool = True,
+        threads: int = 1,
         coalesce: bool = False,
         progress: Progress | None = None,
     ) -> CaptureSummary:
@@ -129,6 +134,13 @@ class Assembler(core.AssemblerBase):
             linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.
             flush: give out and close everything at the end, unless another assembler is open on the pool. False keeps the state for
                 what comes next.
+            threads: how many take the capture in, each with the connections that a hash of their addresses and ports gives it: the
+                same streams, bytes and gaps as with one. Each connection's two directions come in one thread, in packet order, but
+                those of different threads at the same time; the factory is called in all of them. Streams that this package brings
+                run truly side by side, those written in Python take turns. For captures in files, into a pool without connections;
+                nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
+            coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
+                call of `reassembled`: fewer calls, the same pieces.
             progress: called now and then with the capture at hand.
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
@@ -136,8 +148,14 @@ class Assembler(core.AssemblerBase):
         """
         before = self.stats
         problems: list[str] = []
+        if _checked_threads(threads) > 1:
+            self._assemble_sharded(source, linktype, flush, threads, coalesce, progress, problems)
+            return self._summary(before, problems)
         for _ in self.assemble_steps(source, linktype=linktype, flush=flush, coalesce=coalesce, progress=progress, problems=problems):
             pass
+        return self._summary(before, problems)
+
+    def _summary(self, before: AssemblerStats, problems: list[str]) -> CaptureSummary:
         after = self.stats
         return CaptureSummary(
             packets=after.frames - before.frames,
@@ -168,13 +186,15 @@ class Assembler(core.AssemblerBase):
 
         What was wrong with a file is appended to problems.
         """
+        base = 0
         try:
             for capture in _captures(source, linktype):
                 with closing(capture):
-                    if isinstance(capture, LiveCapture):
-                        yield from self._live_steps(capture, progress)
+                    if capture.waits:
+                        yield from self._live_steps(cast("LiveCapture", capture), progress)
                     elif isinstance(capture, FileCapture):
-                        yield from self._file_steps(capture, coalesce, progress)
+                        yield from self._file_steps(capture, coalesce, base, progress)
+                        base += capture.length
                     else:
                         yield from self._frame_steps(capture, progress)
                     if capture.problem is not None and problems is not None:
@@ -187,13 +207,64 @@ class Assembler(core.AssemblerBase):
             self.finish()
             yield
 
+    def _assemble_sharded(
+        self,
+        source: CaptureSource,
+        linktype: int,
+        flush: bool,
+        threads: int,
+        coalesce: bool,
+        progress: Progress | None,
+        problems: list[str],
+    ) -> None:
+        """`assemble_capture` with several threads: as many assemblers, each with a pool of its own, which end with the call."""
+        if not flush:
+            raise ValueError(f"threads={threads} keeps nothing for what comes next: flush is True")
+        if len(self.pool):
+            raise ValueError(f"threads={threads} takes a pool without connections, and this one has {len(self.pool)}")
+        shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
+        for shard in shards:
+            shard.share_limit(shards)
+        errors: list[BaseException] = []
+        base = 0
+        try:
+            for capture in _captures(source, linktype):
+                if not isinstance(capture, FileCapture):
+                    raise ValueError(f"threads={threads} takes captures in files, not {capture.source_name}")
+                with closing(capture):
+                    work = core.Shards(shards, capture.records, coalesce, base)
+                    work.begin()
+                    _in_threads(threads, work.run)
+                    work.end()
+                    if progress is not None:
+                        progress(capture)
+                    if work.error is not None:
+                        raise work.error
+                    base += capture.length
+                    if capture.problem is not None:
+                        problems.append(f"{capture.source_name}: {capture.problem}")
+        except BaseException as raised:
+            errors.append(raised)
+
+        def finish(shard: int) -> None:
+            try:
+                shards[shard].finish()
+            except BaseException as raised:
+                errors.append(raised)
+
+        _in_threads(threads, finish)
+        for shard in shards:
+            self.absorb(shard)
+        if errors:
+            raise errors[0]
+
     def _is_alone(self) -> bool:
         """No other assembler is open on the pool."""
         return len(self.pool._assemblers) == (self in self.pool._assemblers)
 
-    def _file_steps(self, capture: FileCapture, coalesce: bool, progress: Progress | None) -> Iterator[None]:
+    def _file_steps(self, capture: FileCapture, coalesce: bool, base: int, progress: Progress | None) -> Iterator[None]:
         steps = 0
-        while self.assemble_records(capture.records, STEP_RECORDS, coalesce):
+        while self.assemble_records(capture.records, STEP_RECORDS, coalesce, base):
             steps += 1
             if progress is not None and steps % PROGRESS_RECORD_STEPS == 0:
                 progress(capture)
@@ -207,9 +278,7 @@ class Assembler(core.AssemblerBase):
         while True:
             size = 0
             for frame in islice(frames, STEP_FRAMES):
-                self.assemble_frame(
-                    frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length
-                )
+                self.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
                 self.tick()
                 size += 1
             steps += 1
@@ -278,6 +347,24 @@ class Assembler(core.AssemblerBase):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _checked_threads(threads: int) -> int:
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise TypeError(f"threads is a number, not {type(threads).__name__}: {threads!r}")
+    if not 1 <= threads <= core.MAX_THREADS:
+        raise ValueError(f"threads is from 1 to {core.MAX_THREADS}, not {threads}")
+    return threads
+
+
+def _in_threads(count: int, work: Callable[[int], None]) -> None:
+    """work(0) in this thread and the others in threads of their own, until all have returned. They raise nothing."""
+    others = [Thread(target=work, args=(number,), name=f"tcpreasm-{number}") for number in range(1, count)]
+    for thread in others:
+        thread.start()
+    work(0)
+    for thread in others:
+        thread.join()
 
 
 def _wait_ns(seconds: float | None) -> int:

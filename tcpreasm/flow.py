@@ -6,14 +6,16 @@ Called once for each new stream, never for a packet that is already known.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import ipaddress
+    from typing import TypeAlias
 
 __all__ = ["ConnectionKey", "Endpoint", "Flow"]
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Endpoint = Address | int
+Endpoint: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address | int"
 Raw = bytes | int  # a packed address (4 or 16 bytes), or a port
 
 
@@ -26,6 +28,8 @@ def _raw(endpoint: Endpoint | str | bytes) -> Raw:
         if len(endpoint) not in (4, 16):
             raise ValueError(f"a packed address has 4 or 16 bytes, not {len(endpoint)}: {endpoint!r}")
         return endpoint
+    import ipaddress  # a while to load, and reassembly does without: addresses are packed
+
     if isinstance(endpoint, str):
         return ipaddress.ip_address(endpoint).packed
     if isinstance(endpoint, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
@@ -34,7 +38,11 @@ def _raw(endpoint: Endpoint | str | bytes) -> Raw:
 
 
 def _endpoint(raw: Raw) -> Endpoint:
-    return raw if isinstance(raw, int) else ipaddress.ip_address(raw)
+    if isinstance(raw, int):
+        return raw
+    import ipaddress
+
+    return ipaddress.ip_address(raw)
 
 
 class Flow:
@@ -116,7 +124,8 @@ class Flow:
 
 def endpoint_text(address: Endpoint, port: Endpoint) -> str:
     """`10.0.0.1:80`, or `[2001:db8::1]:80`."""
-    return f"[{address}]:{port}" if isinstance(address, ipaddress.IPv6Address) else f"{address}:{port}"
+    text = str(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 class ConnectionKey(NamedTuple):

@@ -5,11 +5,11 @@ Lives here: an iterator over the public API. Called by the user; costs what an A
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ._log import Log
 from .api import Assembler, CaptureSource, StreamPool
 from .flow import ConnectionKey, Flow
 from .options import AssemblerOptions
@@ -17,7 +17,7 @@ from .streams import BytesStream
 
 __all__ = ["FinishedStream", "follow"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

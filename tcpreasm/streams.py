@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from ._log import Log
 from ._select import core
 from .errors import DataLost
 from .flow import Flow
@@ -46,7 +46,7 @@ FilePool = core.FilePool
 FileStream = core.FileStream
 SpanStream = core.SpanStream
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 DEFAULT_MAX_BUFFERED_BYTES = 1 << 20
 DEFAULT_TIMEOUT = 10.0

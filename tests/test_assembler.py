@@ -6,11 +6,13 @@ What the model gets wrong is in test_faults.py, what is promised by number in te
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from datetime import datetime, timezone
 from types import ModuleType
 
 import pytest
+from cores import submodule
 from recorder import BACK, ENDS, NS, PSH, SYN, Rig, complete, frame, got, new, number, piece
 
 WRAP = 2**32
@@ -683,6 +685,17 @@ def test_nothing_is_logged_unless_asked_for(tcpreasm: ModuleType, caplog: pytest
             rig.segment(seq, b"x")
         rig.flush_all()
     assert not caplog.records
+
+
+def test_nobody_listens_without_logging(tcpreasm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = submodule(tcpreasm, "_log").Log("tcpreasm.assembly")
+    logging.getLogger("tcpreasm.assembly").setLevel(logging.DEBUG)
+    try:
+        assert log.is_on() is True
+        monkeypatch.delitem(sys.modules, "logging")
+        assert log.is_on() is False
+    finally:
+        logging.getLogger("tcpreasm.assembly").setLevel(logging.NOTSET)
 
 
 def test_the_memory_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,7 @@ from conftest import REPOSITORY, submodule
 
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
+SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
 OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zstandard")
 
 # Who must not know whom: data goes one way. A folder stands for everything in it.
@@ -41,7 +42,7 @@ FORBIDDEN = {
     "streams": {*CORES, "api", "capture", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
+LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
 
 
 class Import(NamedTuple):
@@ -194,6 +195,25 @@ def test_the_pure_core_needs_the_standard_library_only() -> None:
 def test_importing_loads_nothing_optional(implementation: str) -> None:
     loaded = _python("import sys, tcpreasm; print(*sorted(name for name in sys.modules if '.' not in name))", implementation)
     assert set(loaded.split()) & set(OPTIONAL) == set()
+
+
+@pytest.mark.parametrize("implementation", ["compiled", "pure"])
+def test_importing_is_cheap(implementation: str) -> None:
+    """The package is there in no time: it loads nothing slow beside numpy, and nothing of live captures."""
+    code = "import sys, numpy; before = {*sys.modules}; import tcpreasm; print(*({*sys.modules} - before))"
+    loaded = set(_python(code, implementation).split())
+    assert loaded & {*SLOW, "tcpreasm.capture.live"} == set()
+    assert "tcpreasm.api" in loaded
+
+
+def test_what_is_imported_late_is_there(tcpreasm: ModuleType) -> None:
+    assert {"open_live"} <= {*dir(tcpreasm)}
+    assert {"Drops", "LiveCapture", "open_live"} <= {*dir(tcpreasm.capture)}
+    assert tcpreasm.open_live is tcpreasm.capture.open_live is submodule(tcpreasm, "capture.live").open_live
+    assert {*tcpreasm.__all__} <= {*dir(tcpreasm)}
+    for module in (tcpreasm, tcpreasm.capture):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = module.nothing
 
 
 # ---- the two cores

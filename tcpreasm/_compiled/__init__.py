@@ -8,10 +8,12 @@ from .pool import StreamPoolBase
 from .reassembly import Reassembly
 from .records import PcapngRecords, PcapRecords
 from .sequence import INVALID_SEQUENCE, Sequence, byte_span
+from .shards import MAX_THREADS, Shards
 from .streams import ByteCountStream, BytesStream, DigestStream, FilePool, FileStream, SpanStream
 
 __all__ = [
     "INVALID_SEQUENCE",
+    "MAX_THREADS",
     "PAGE_BYTES",
     "AssemblerBase",
     "ByteCountStream",
@@ -27,6 +29,7 @@ __all__ = [
     "PcapngRecords",
     "Reassembly",
     "Sequence",
+    "Shards",
     "SpanStream",
     "StreamPoolBase",
     "byte_span",

@@ -7,8 +7,9 @@ where a Python object is touched. The lock is released while user code runs.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s, served_s, successor_s
-from .pages cimport PageCache, page_list_s, page_s
-from .pool cimport StreamPoolBase, listed_s
+from .decode cimport segment_s
+from .pages cimport PageCache, cache_s, page_list_s, page_s
+from .pool cimport StreamPoolBase, listed_s, table_s
 from .reassembly cimport piece_s
 from .records cimport RecordReader, frame_s
 
@@ -62,12 +63,37 @@ cdef struct clock_s:
     bint has_changed
 
 
+# A packet was seen at that time.
+cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil
+
+
+cdef enum:
+    GROUP = 64                    # frames that are walked through together: their connections are fetched meanwhile
+
+
+# What a frame was. Of what is no segment only the verdict means something, and shard 0 counts it.
+cdef struct decoded_s:
+    segment_s segment
+    uint32_t hash
+    uint8_t verdict
+    uint8_t shard                 # which of several assemblers takes it in
+
+
+# With no state but the table's secrets.
+cdef void decode_frames(
+    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+) noexcept nogil
+
+
 cdef class AssemblerBase:
     cdef StreamPoolBase pool_
     cdef PageCache cache
     # options, as numbers; -1: never; 0 for a page limit: none
     cdef int64_t limit_total
     cdef int64_t limit_connection
+    cdef list limit_with          # page caches of the others that limit_total is shared with,
+    cdef cache_s **sharers        # and what they have
+    cdef int sharer_count
     cdef bint verify
     cdef int64_t start_wait_segments
     cdef int64_t start_wait_ns
@@ -79,6 +105,7 @@ cdef class AssemblerBase:
     cdef bint busy                # a call is under way: no other may begin
     cdef bint holds_gil
     cdef bint coalesce
+    cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
     cdef object packet            # what the text at hand lies in: bytes, or a Block; None: memory that the caller may change
     cdef bint shared              # the packet is more than one frame: whoever keeps a piece gets a copy
     cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
@@ -121,6 +148,14 @@ cdef class AssemblerBase:
         const int64_t[::1] on_wire, int linktype
     ) except -1 nogil
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil
+    cdef int _walk_decoded(
+        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    ) except -1 nogil
+    # Those of them that `order` numbers, where time only goes on in small steps, and not as far as to the next tick.
+    cdef int _walk_some(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
+    ) except -1 nogil
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil
     cdef int _tick(self) except -1 nogil
     cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
 
@@ -162,6 +197,7 @@ cdef class AssemblerBase:
     cdef page_s *_push(self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end) except NULL nogil
     cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
+    cdef int64_t _pages_used(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil
     cdef int _skip(self, connection_s *connection) except -1 nogil
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil
@@ -177,6 +213,7 @@ cdef class AssemblerBase:
     cdef int _finish_native(self, const served_s *served) except -1
     cdef int _complete(self, const served_s *served, bint native) except -1
     cdef void _take_gil(self) noexcept nogil
+    cdef void _drop_gil(self) noexcept nogil
     cdef int _hand_to_python(self, connection_s *connection) except -1
     cdef list _piece_objects(self)
     cdef int _call(self, const served_s *served, bint last) except -1

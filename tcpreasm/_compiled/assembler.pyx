@@ -7,7 +7,6 @@ The path of a segment in order, top to bottom: _walk_frames (or assemble_frame),
 copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
 """
 
-import logging
 
 import numpy as np
 
@@ -32,7 +31,6 @@ from .connection cimport (
     NATIVE,
     OPEN,
     PAST_START,
-    PYTHON,
     SERVED,
     begin_at,
     connection_s,
@@ -41,12 +39,14 @@ from .connection cimport (
     is_ahead,
     key_object,
     key_s,
+    net_flow_of,
     note_past_start,
     oldest_held,
     owner_of,
     served_s,
     successor_s,
     tally_s,
+    transport_flow_of,
     waits,
     waits_until,
 )
@@ -54,6 +54,7 @@ from .decode cimport decode, segment_s
 from .pages cimport (
     PAGE_SIZE,
     PageCache,
+    cache_s,
     find_place,
     give_back_page,
     hold_bytes,
@@ -68,6 +69,7 @@ from .pages cimport (
     take_page,
 )
 from .pool cimport (
+    BOTH_DIRECTIONS,
     COMPLETE,
     GATHERED,
     PER_STREAM,
@@ -78,12 +80,14 @@ from .pool cimport (
     listed_s,
     prefetch_connection,
     prefetch_slot,
+    table_s,
 )
 from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
 from .streams cimport NativeStream
 
+from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS_LIMIT as CLOCK_NS_LIMIT
 from ..clock import to_ns
@@ -126,7 +130,6 @@ cdef enum:
 
 cdef enum:
     WALK_AHEAD = 16               # connections that are fetched from memory before they are served
-    GROUP = 64                    # frames that are decoded together: their connections are fetched meanwhile
     SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
@@ -143,7 +146,7 @@ cdef const uint8_t *NOTHING = b""
 cdef tuple VERDICT_OF = tuple(Verdict)
 assert len(VERDICT_OF) == VERDICTS and len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
-_log = logging.getLogger("tcpreasm.assembly")
+_log = Log("tcpreasm.assembly")
 
 
 cdef int take_by_name(NativeStream stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
@@ -207,7 +210,7 @@ cdef class AssemblerBase:
         self.closed_timeout_ns = closed_timeout_ns
         self.gathered = []
         self.holds_gil = True
-        self.debug = _log.isEnabledFor(logging.DEBUG)
+        self.debug = _log.is_on()
         pool.lock()
         try:
             self.number = pool.adopt(self.cache)
@@ -218,6 +221,7 @@ cdef class AssemblerBase:
     def __dealloc__(self):
         PyMem_RawFree(self.out)
         PyMem_RawFree(self.gathered_for)
+        PyMem_RawFree(self.sharers)
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
@@ -312,19 +316,22 @@ cdef class AssemblerBase:
         finally:
             self._leave()
 
-    def assemble_records(self, RecordReader records not None, Py_ssize_t limit, coalesce=False):
+    def assemble_records(self, RecordReader records not None, Py_ssize_t limit, coalesce=False, base=0):
         """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
 
         Args:
             records: the reader of the file (PcapRecords, PcapngRecords).
             limit: so many frames at the most.
             coalesce: as for `assemble_batch`.
+            base: what is added to the offsets of pieces: bytes of the captures before this one.
 
         Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
         hand was taken in; the next call goes on behind it. So does one of the reader.
         """
         cdef Py_ssize_t taken = 0
+        cdef int64_t bytes_before = base
         self._begin_batch(coalesce)
+        self.base = bytes_before
         error = None
         try:
             records.hold()
@@ -374,6 +381,7 @@ cdef class AssemblerBase:
             link = <int>bounded_int("linktype", "an int", linktype)
             data = bytes_of(view)
             self._begin_batch(coalesce)
+            self.base = 0
             if PyBytes_CheckExact(buffer):
                 self.packet = buffer
             before = self.verdicts[0]
@@ -449,9 +457,15 @@ cdef class AssemblerBase:
 
     cdef int _finish(self, Py_ssize_t *closed) except -1:
         cdef Py_ssize_t flushed = 0
+        self.holds_gil = False
         try:
-            self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
+            with nogil:
+                try:
+                    self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
+                finally:
+                    self._drop_gil()
         finally:
+            self.holds_gil = True
             self.pool_.forget_closed_before(ALWAYS_NS)
             self.cache.shrink_now()
         return 0
@@ -481,6 +495,29 @@ cdef class AssemblerBase:
         self._enter()
         self._observe(now_ns)
         self._leave()
+
+    def share_limit(self, list assemblers not None):
+        """The limit of pages in all is one for these together, of which this is one."""
+        cdef int i
+        self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
+        PyMem_RawFree(self.sharers)
+        self.sharer_count = 0
+        self.sharers = <cache_s **>PyMem_RawMalloc(max(1, len(self.limit_with)) * sizeof(cache_s *))
+        if self.sharers == NULL:
+            raise MemoryError()
+        for i in range(len(self.limit_with)):
+            self.sharers[i] = &(<PageCache>self.limit_with[i]).state
+        self.sharer_count = <int>len(self.limit_with)
+
+    def absorb(self, AssemblerBase other not None):
+        """What another assembler has counted counts here too, and its clock goes on here."""
+        cdef int number
+        for number in range(COUNTS):
+            self.counts[number] += other.counts[number]
+        for number in range(VERDICTS):
+            self.verdicts[number] += other.verdicts[number]
+        self.cache.state.requests += other.cache.state.requests
+        self.clock = other.clock
 
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
@@ -618,40 +655,71 @@ cdef class AssemblerBase:
             first += count
         return 0
 
-    # Up to GROUP frames: first all are decoded and what they need is fetched from memory, then each is taken in.
+    # Up to GROUP frames.
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil:
-        cdef segment_s segments[GROUP]
-        cdef uint32_t hashes[GROUP]
-        cdef uint8_t verdicts[GROUP]
-        cdef text_s text
+        cdef decoded_s decoded[GROUP]
+        decode_frames(frames, count, self.verify, &self.pool_.table, decoded, 1)
+        return self._walk_decoded(frames, decoded, count, ticks, 0, done)
+
+    # Up to GROUP decoded frames, of which only those of that shard are ours: what they need is fetched from memory, then each is taken in.
+    cdef int _walk_decoded(
+        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    ) except -1 nogil:
         cdef int i
         for i in range(count):
-            verdicts[i] = decode(frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, self.verify, &segments[i])
-            if verdicts[i] == 0:
-                hashes[i] = hash_of(&self.pool_.table, <const key_s *>&segments[i])
-                prefetch_slot(&self.pool_.table, hashes[i])
+            if decoded[i].shard == shard and decoded[i].verdict == 0:
+                prefetch_slot(&self.pool_.table, decoded[i].hash)
         for i in range(count):
-            if verdicts[i] == 0:
-                prefetch_connection(&self.pool_.table, hashes[i])
+            if decoded[i].shard == shard and decoded[i].verdict == 0:
+                prefetch_connection(&self.pool_.table, decoded[i].hash)
         self.pool_.lock_without_gil()
         try:
             for i in range(count):
                 done[0] += 1
                 self._observe(frames[i].seen_ns)
-                if verdicts[i] != 0:
-                    self.verdicts[verdicts[i]] += 1
-                else:
-                    text.seen_ns = frames[i].seen_ns
-                    text_of(&segments[i], &text, frames[i].offset + (segments[i].payload - frames[i].data))
-                    self._segment(<const key_s *>&segments[i], hashes[i], segments[i].flags, &text, True)
+                if decoded[i].shard == shard:
+                    self._decoded(&frames[i], &decoded[i])
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
                     self._tick()
         finally:
             self.pool_.unlock()
-            if self.holds_gil:
-                self.holds_gil = False
-                PyEval_SaveThread()
+            self._drop_gil()
         return 0
+
+    cdef int _walk_some(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
+    ) except -1 nogil:
+        cdef int i
+        self.clock_before = self.clock
+        for i in range(count):
+            if decoded[order[i]].verdict == 0:
+                prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
+        for i in range(count):
+            if decoded[order[i]].verdict == 0:
+                prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+        self.pool_.lock_without_gil()
+        try:
+            for i in range(count):
+                self.clock.now = now_ns[order[i]]
+                self._decoded(&frames[order[i]], &decoded[order[i]])
+        finally:
+            self.pool_.unlock()
+            self._drop_gil()
+        return 0
+
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+        cdef text_s text
+        if decoded.verdict != 0:
+            self.verdicts[decoded.verdict] += 1
+            return 0
+        text.seen_ns = frame.seen_ns
+        text_of(&decoded.segment, &text, self.base + frame.offset + (decoded.segment.payload - frame.data))
+        return self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+
+    cdef void _drop_gil(self) noexcept nogil:
+        if self.holds_gil:
+            self.holds_gil = False
+            PyEval_SaveThread()
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
@@ -675,9 +743,9 @@ cdef class AssemblerBase:
                 with gil:
                     _log.debug("%s: nothing to open a stream with", key_object(key))
             return 0
-        if self._take_in_order(connection, flags, text):
-            return 0
         try:
+            if self._take_in_order(connection, flags, text):
+                return self._hand_over(connection) if self.out_count else 0
             self._take_in(connection, flags, text)
         finally:
             if self.out_count:
@@ -719,29 +787,41 @@ cdef class AssemblerBase:
         found[0] = connection
         return 0
 
-    # What nearly every segment is, where the stream is COUNTED: the next bytes, with nothing held; or no bytes at all. False: it is not.
+    # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. False: it is not. The bytes are to be handed
+    # over, unless the stream is COUNTED.
     cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
         cdef tally_s *tally = &connection.stream.tally
+        cdef piece_s *piece
         cdef uint32_t before = connection.next_seq
+        cdef uint8_t how = connection.has & SERVED
         if connection.state != OPEN or flags & (FIN | SYN | RST):
             return False
         if text.wire:
             if (
-                (connection.has & (HAS_START | HAS_END | SERVED)) != (HAS_START | COUNTED)
+                (connection.has & (HAS_START | HAS_END)) != HAS_START
+                or how == 0
                 or text.seq != before
                 or text.size != text.wire
                 or connection.pages.count
                 or connection.skip
             ):
                 return False
+            if how == COUNTED:
+                tally.length += text.size
+                tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
+                tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+            elif self.out_room == 0:
+                return False
+            else:
+                piece = self.out
+                piece.data, piece.size, piece.page = text.data, text.size, NULL
+                piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
+                self.out_count = 1
             connection.next_seq = connection.cut_end = before + text.size
-            tally.length += text.size
-            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
-            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
             self.counts[BYTES_DELIVERED] += text.size
             if (before ^ connection.next_seq) >> 30:
                 note_past_start(connection)
-        elif not connection.has & SERVED:
+        elif how == 0:
             return False
         connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
         return True
@@ -776,8 +856,7 @@ cdef class AssemblerBase:
         self.pool_.own(connection)
         try:
             try:
-                net_flow, transport_flow = key_object(&connection.key)
-                stream = self.pool_.new(net_flow, transport_flow)
+                stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             finally:
                 self.pool_.disown(connection)
@@ -1174,9 +1253,15 @@ cdef class AssemblerBase:
             page.offset = -1 if text.offset < 0 else text.offset + position
 
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
-        return pages.count > 0 and (
-            0 < self.limit_connection <= pages.count or 0 < self.limit_total <= <int64_t>self.cache.state.used
-        )
+        return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
+
+    # By all that share the limit. What the others' threads have may be a few pages old.
+    cdef int64_t _pages_used(self) noexcept nogil:
+        cdef int64_t used = self.cache.state.used
+        cdef int i
+        for i in range(self.sharer_count):
+            used += self.sharers[i].used
+        return used
 
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
         while self._is_at_limit(&connection.pages):
@@ -1477,7 +1562,7 @@ cdef class AssemblerBase:
             self.pool_.late_ns = ALWAYS_NS
         for i in range(self.pool_.listed_count):
             entry = &self.pool_.listed[i]
-            if entry.oldest_ns < held_ns or late:
+            if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late:
                 connection = entry.connection
                 if connection.serial != entry.serial or connection.state != OPEN:
                     continue
@@ -1647,6 +1732,21 @@ cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) 
     if connection.skip > 0:
         connection.skipped += connection.skip
         connection.phase.after.gap_count += 1
+
+
+cdef void decode_frames(
+    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        decoded[i].verdict = decode(
+            frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, verify_checksums, &decoded[i].segment
+        )
+        decoded[i].shard = 0
+        if decoded[i].verdict == 0:
+            decoded[i].hash = hash_of(table, <const key_s *>&decoded[i].segment)
+            if shards > 1:
+                decoded[i].shard = <uint8_t>((<uint64_t>(decoded[i].hash & BOTH_DIRECTIONS) * shards) >> 31)
 
 
 cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:

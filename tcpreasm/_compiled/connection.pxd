@@ -150,7 +150,9 @@ cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noe
 # The capture time of the oldest thing held, its FIN among them. Looks at every page.
 cdef int64_t oldest_held(connection_s *connection) noexcept nogil
 
-# The two flows, as Python objects.
+# The two flows, as Python objects, and both in one.
+cdef object net_flow_of(const key_s *key)
+cdef object transport_flow_of(const key_s *key)
 cdef object key_object(const key_s *key)
 
 

@@ -3,7 +3,6 @@
 Runs for packets that are out of order only. The functions work on page_s; the classes at the end open them to Python callers.
 """
 
-import logging
 import os
 
 import numpy as np
@@ -16,6 +15,8 @@ from libc.string cimport memmove
 
 from .sequence cimport difference
 
+from .._log import Log
+
 __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 
 PAGE_BYTES = PAGE_SIZE
@@ -24,7 +25,7 @@ cdef enum:
     MAX_CHUNK_PAGES = 1 << 22     # doubling goes no further: 8 GB at once
     STEPS_FROM_END = 4            # nearly in order is found within so many steps, and without the tree
 
-_memory_log = logging.getLogger("tcpreasm.memory")
+_memory_log = Log("tcpreasm.memory")
 
 
 # -- page cache -----------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ cdef class PageCache:
         self.next_grow = initial
         self.state.owner = <void *>self
         self.state.random = int.from_bytes(os.urandom(8), "little") | 1
-        self.log = _memory_log.isEnabledFor(logging.DEBUG)
+        self.log = _memory_log.is_on()
         self._grow()
 
     def __dealloc__(self):

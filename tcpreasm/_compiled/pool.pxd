@@ -33,7 +33,7 @@ cdef struct list_s:               # of connections, linked by older and newer
 cdef struct listed_s:             # a connection that waited for something when it was last looked at
     connection_s *connection
     uint32_t serial
-    int64_t oldest_ns             # nothing that it held when it was looked at was seen before this
+    int64_t oldest_ns             # nothing that it held when it was looked at was seen before this; the lowest number: look each time
 
 
 # What the pool's list `served` has of a stream, one after the other: where its slot is n, from n * PER_STREAM on.
@@ -191,7 +191,8 @@ cdef class StreamPoolBase:
     # Let go of the lock until the connection's owner may be done, and take it again: it may be another connection's memory then.
     # RuntimeError where this very thread owns it.
     cdef int wait_for(self, connection_s *connection) except -1 nogil
-    # The stream of a connection, and its methods: with the GIL; the second needs no lock, and runs what user code there is in dying objects.
+    # The stream of a connection, and its methods: with the GIL. The second needs no lock, and runs what user code there is in dying
+    # objects.
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1
     cdef int free_slot(self, uint32_t slot) except -1
     # It waits for something: to be looked at when time passes.
@@ -213,6 +214,7 @@ cdef class StreamPoolBase:
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
     cdef uint32_t adopt(self, object cache) except 0
 
+    cdef int _lock(self, unsigned long me) except -1
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil

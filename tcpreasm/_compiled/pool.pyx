@@ -1,22 +1,19 @@
 """`StreamPoolBase`: finds the connection of a key, makes new ones, remembers closed ones. Called once for each packet that counts."""
 
-import logging
 import os
 import threading
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcmp, memcpy
 
 from .connection cimport (
     CLOSED,
     COUNTED,
     FREE,
-    KEY_BYTES,
     LISTED,
     NATIVE,
     OPEN,
@@ -33,6 +30,7 @@ from .connection cimport (
 from .pages cimport PageCache, give_back_page, pop_first
 from .streams cimport NativeStream, serves_natively
 
+from .._log import Log
 from .streams import ByteCountStream
 
 __all__ = ["StreamPoolBase"]
@@ -102,7 +100,7 @@ cdef extern from *:
     void *allocate_big "tcpreasm_allocate_big"(size_t size) noexcept nogil
     void free_big "tcpreasm_free_big"(void *memory, size_t size) noexcept nogil
 
-_memory_log = logging.getLogger("tcpreasm.memory")
+_memory_log = Log("tcpreasm.memory")
 
 
 @cython.no_gc_clear  # the caches must be there still when the pages go back
@@ -116,7 +114,7 @@ cdef class StreamPoolBase:
         self.condition = threading.Condition()
         self.seen_bound = self.late_ns = UNKNOWN_BOUND
         self.listed_high = -UNKNOWN_BOUND
-        self.log = _memory_log.isEnabledFor(logging.DEBUG)
+        self.log = _memory_log.is_on()
         pthread_mutex_init(&self.mutex, NULL)
         self.table.slots = <slot_s *>allocate_big(INITIAL_SLOTS * sizeof(slot_s))
         if self.table.slots == NULL:
@@ -183,7 +181,9 @@ cdef class StreamPoolBase:
     # -- the lock ---------------------------------------------------------------------------------------------------
 
     cdef int lock(self) except -1:
-        cdef unsigned long me = PyThread_get_thread_ident()
+        return self._lock(PyThread_get_thread_ident())
+
+    cdef int _lock(self, unsigned long me) except -1:
         if pthread_mutex_trylock(&self.mutex) != 0:
             if self.holder == me:
                 raise RuntimeError("a StreamPool was called while this thread changes it: from a finalizer")
@@ -201,11 +201,11 @@ cdef class StreamPoolBase:
         pthread_mutex_unlock(&self.mutex)
 
     cdef void own(self, connection_s *connection) noexcept nogil:
-        connection.stream.served.owner = PyThread_get_thread_ident()
+        connection.stream.served.owner = self.holder
         self.unlock()
 
     cdef int disown(self, connection_s *connection) except -1:
-        self.lock()
+        self._lock(connection.stream.served.owner)
         connection.stream.served.owner = 0
         if self.waiters:
             with self.condition:
@@ -304,7 +304,9 @@ cdef class StreamPoolBase:
         self.requests += 1
         if self.log and not self.requests & 0x7FFF:
             with gil:
-                _memory_log.debug("stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled)
+                _memory_log.debug(
+                    "stream pool: %d requests, %d open, %d free", self.requests, self.open.count, self.table.room - self.table.filled
+                )
         reset(connection, key, seen_ns)
         self._insert(number, hash)
         self.table.filled += 1
@@ -359,7 +361,7 @@ cdef class StreamPoolBase:
         if native:
             if not serves_natively(complete):
                 served[at + COMPLETE] = complete
-        elif own_methods:  # the functions, which all streams of a class share: a bound method is one more object for the garbage collector
+        elif own_methods:  # the functions, which all streams of a class share: bound methods would be two more objects for each
             served[at + REASSEMBLED] = <object>PyMethod_GET_FUNCTION(reassembled)
             served[at + COMPLETE] = <object>PyMethod_GET_FUNCTION(complete)
         else:

@@ -4,7 +4,6 @@ Lives here: what the contract in the .pxd says, and the Python side of these cla
 (tcpreasm/streams.py). `take` is called about once a packet, by the engine; `reassembled` by Python code instead, with the same result.
 """
 
-import hashlib
 import os
 import sys
 from types import MethodType
@@ -457,6 +456,8 @@ cdef class DigestStream(ByteCountStream):
 
     def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256"):
         ByteCountStream.__init__(self, net_flow, transport_flow)
+        import hashlib            # a while to load, and most programs do without
+
         self.hash = hashlib.new(algorithm)
         self.algorithm = algorithm
 

@@ -6,12 +6,12 @@ callback that raises, or another thread that comes in meanwhile, finds everythin
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS, Timestamp, to_ns
 from ..flow import Flow
@@ -37,7 +37,7 @@ ALWAYS_NS = (1 << 63) - 1  # every time lies before this one
 NEVER_NS = -ALWAYS_NS  # and none before this one
 EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
 
-_log = logging.getLogger("tcpreasm.assembly")
+_log = Log("tcpreasm.assembly")
 
 
 class Clock(NamedTuple):
@@ -85,6 +85,7 @@ class AssemblerBase:
         """Numbers only; -1 stands for: never, no limit."""
         self._pool = pool
         self._cache = PageCache()
+        self._limit_with: list[PageCache] = []  # of the others that the total limit is shared with
         self._limit_total = max_buffered_pages_total
         self._limit_connection = max_buffered_pages_per_connection
         self._verify = verify_checksums
@@ -106,7 +107,7 @@ class AssemblerBase:
         self._ticked_ns: int | None = None  # capture time of the last tick that expired anything
         self._closed = False
         self._busy = threading.Lock()
-        self._debug = _log.isEnabledFor(logging.DEBUG)
+        self._debug = _log.is_on()
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class AssemblerBase:
         finally:
             self._busy.release()
 
-    def assemble_records(self, records: Any, limit: int, coalesce: bool = False) -> int:
+    def assemble_records(self, records: Any, limit: int, coalesce: bool = False, base: int = 0) -> int:
         """Take in the next frames of a capture file, each as `assemble_frame` does, followed by `tick`.
 
         Args:
@@ -184,11 +185,14 @@ class AssemblerBase:
                 last one's bytes in the decompressed file.
             limit: so many frames at the most.
             coalesce: as for `assemble_batch`.
+            base: what is added to the offsets of pieces: bytes of the captures before this one.
 
         Returns the number of frames taken, 0 at the end. An exception of a stream or of the factory passes through after the frame at
         hand was taken in; the next call goes on behind it. So does one of the reader.
         """
-        frames = ((frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, records.offset) for frame in islice(records, limit))
+        frames = (
+            (frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, base + records.offset) for frame in islice(records, limit)
+        )
         return self._take(frames, coalesce, True)[0]
 
     def assemble_batch(
@@ -311,6 +315,19 @@ class AssemblerBase:
             self._observe(now_ns)
         finally:
             self._busy.release()
+
+    def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
+        """The limit of pages in all is one for these together, of which this is one."""
+        self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
+
+    def absorb(self, other: AssemblerBase) -> None:
+        """What another assembler has counted counts here too, and its clock goes on here."""
+        for name, count in other._counts.items():
+            self._counts[name] += count
+        for verdict, count in enumerate(other._verdicts):
+            self._verdicts[verdict] += count
+        self._cache.requests += other._cache.requests
+        self._clock = other._clock
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
@@ -816,7 +833,10 @@ class AssemblerBase:
             self._skip(connection)
 
     def _is_at_limit(self, pages: PageList) -> bool:
-        return pages.count > 0 and (0 < self._limit_connection <= pages.count or 0 < self._limit_total <= self._cache.used)
+        if pages.count == 0:
+            return False
+        used = self._cache.used + sum(cache.used for cache in self._limit_with)
+        return 0 < self._limit_connection <= pages.count or 0 < self._limit_total <= used
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""

@@ -9,11 +9,11 @@ pages of a list are at the same time the nodes of a search tree with random prio
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from collections.abc import Iterator
 
+from .._log import Log
 from .sequence import add, difference
 
 __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
@@ -23,7 +23,7 @@ INITIAL_PAGES = 1024
 MAX_CHUNK_PAGES = 1 << 22  # doubling goes no further: 8 GB at once
 _STEPS_FROM_END = 4  # nearly in order is found within so many steps, and without the tree
 
-_memory_log = logging.getLogger("tcpreasm.memory")
+_memory_log = Log("tcpreasm.memory")
 
 
 class Page:
@@ -90,7 +90,7 @@ class PageCache:
         self.used = 0  # pages that are taken
         self.requests = 0  # pages taken so far
         self.held_bytes = 0  # payload in the taken pages
-        self._log = _memory_log.isEnabledFor(logging.DEBUG)
+        self._log = _memory_log.is_on()
         self._grow()
 
     def _grow(self) -> None:

@@ -6,10 +6,10 @@ the lock looks again whether the connection is still the one of that key, since 
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Any
 
+from .._log import Log
 from ..flow import ConnectionKey
 from .connection import Connection, RawKey, key_object
 
@@ -17,7 +17,7 @@ __all__ = ["StreamPoolBase"]
 
 INITIAL_CONNECTIONS = 1024
 
-_memory_log = logging.getLogger("tcpreasm.memory")
+_memory_log = Log("tcpreasm.memory")
 
 
 class StreamPoolBase:
@@ -37,7 +37,7 @@ class StreamPoolBase:
         self._free: list[Connection] = []
         self._next_grow = INITIAL_CONNECTIONS
         self._requests = 0
-        self._log = _memory_log.isEnabledFor(logging.DEBUG)
+        self._log = _memory_log.is_on()
         self._grow()
 
     def __len__(self) -> int:

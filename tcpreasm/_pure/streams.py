@@ -7,7 +7,6 @@ Lives here: the reference of what the compiled ones do. Not here: ReaderStream a
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from array import array
@@ -243,6 +242,8 @@ class DigestStream(ByteCountStream):
 
     def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, algorithm: str = "sha256") -> None:
         super().__init__(net_flow, transport_flow)
+        import hashlib  # a while to load, and most programs do without
+
         self._hash: Any = hashlib.new(algorithm)
         self._algorithm = algorithm
 

@@ -13,10 +13,29 @@ it needs the standard library alone: zstd (before Python 3.14) and live capture 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..frame import Frame
 from .base import Capture, FileCapture
 from .files import open_capture
-from .live import Drops, LiveCapture, open_live
 from .source import CaptureSource
 
+if TYPE_CHECKING:
+    from .live import Drops, LiveCapture, open_live
+
 __all__ = ["Capture", "CaptureSource", "Drops", "FileCapture", "Frame", "LiveCapture", "open_capture", "open_live"]
+
+_LIVE = ("Drops", "LiveCapture", "open_live")
+
+
+def __getattr__(name: str) -> Any:
+    """What has to do with interfaces, imported when it is first asked for: most programs read files."""
+    if name not in _LIVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import live
+
+    return getattr(live, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LIVE})

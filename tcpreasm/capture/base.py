@@ -30,6 +30,8 @@ class Capture(ABC):
     """The path, the interface, or words for a source that has no name."""
     packets: int = 0
     """Frames given out so far."""
+    waits: bool = False
+    """Frames come when they come: an interface, which is polled."""
     size: int | None
     """Bytes of the (compressed) file in all; None where that is not known beforehand."""
 
@@ -94,6 +96,11 @@ class FileCapture(Capture):
     @property
     def position(self) -> int:
         return self._stream.position
+
+    @property
+    def length(self) -> int:
+        """Bytes of the capture in all, decompressed; as far as they were read, where that is not known beforehand."""
+        return self._stream.length
 
     @property
     def complete(self) -> bool:

@@ -248,6 +248,8 @@ class LiveCapture(Capture):
     `complete` is True once it was stopped and nothing is left; `problem` tells if capturing broke (the interface went away).
     """
 
+    waits = True
+
     def __init__(self, interface: str, library: _Library, library_name: str, snaplen: int, timeout: float) -> None:
         super().__init__("live", interface, None)
         self.snaplen = snaplen

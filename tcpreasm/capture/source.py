@@ -61,6 +61,11 @@ class Source:
         """Bytes read so far; of a compressed file, its own bytes."""
         return self._position
 
+    @property
+    def length(self) -> int:
+        """Bytes of the capture in all, decompressed; as far as they were read, where that is not known beforehand."""
+        return self._position if self.size is None else self.size
+
     def read(self) -> bytes:
         """The next piece; b"" at the end. About BLOCK_BYTES long at most."""
         piece = self._read(BLOCK_BYTES)
@@ -184,6 +189,7 @@ class Compressed(Source):
         self._between = True  # no member has begun, or the last one is over
         self._members = 0
         self._ended = False
+        self._length = 0
         self._error: type[Exception] = zlib.error
         self._step = 8192
         if kind == "zstd":
@@ -196,6 +202,10 @@ class Compressed(Source):
     @property
     def position(self) -> int:
         return self._outer.position
+
+    @property
+    def length(self) -> int:
+        return self._length
 
     def _stop(self, problem: str | None) -> None:
         self._ended = True
@@ -256,6 +266,7 @@ class Compressed(Source):
             if out:
                 parts.append(out)
                 have += len(out)
+        self._length += have
         return b"".join(parts)
 
 

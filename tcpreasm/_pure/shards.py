@@ -1,0 +1,75 @@
+"""`Shards`: one capture for several assemblers, as the compiled core does it with threads. Here one thread serves all of them in turn.
+
+Called once for each step of STEP frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from ..frame import Frame
+from .assembler import AssemblerBase
+from .decode import decode_frame
+
+__all__ = ["MAX_THREADS", "Shards"]
+
+MAX_THREADS = 64
+STEP = 2048  # frames that are handed around together
+
+
+class Shards:
+    """One capture for several assemblers: each segment goes to the one that the symmetric hash of its connection tells.
+
+    Args:
+        assemblers: two or more, each over a pool of its own that has no connections.
+        records: the reader of the capture.
+        coalesce: as for `AssemblerBase.assemble_batch`; a batch is a step.
+        base: as for `AssemblerBase.assemble_records`.
+
+    `run(number)` is to be called once for each assembler, each in a thread of its own, the first one in the main thread if there are
+    signals to be heard. Each returns when the capture was taken in, or something failed anywhere: `error` then has the exception.
+    """
+
+    def __init__(self, assemblers: Sequence[AssemblerBase], records: Any, coalesce: bool = False, base: int = 0) -> None:
+        if not 2 <= len(assemblers) <= MAX_THREADS:
+            raise ValueError(f"shards are 2 to {MAX_THREADS}, not {len(assemblers)}")
+        self._assemblers = assemblers
+        self._records = records
+        self._coalesce = coalesce
+        self._base = base
+        self.error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Before the first run: the reader is held for all of them."""
+
+    def end(self) -> None:
+        """After the last run."""
+
+    def run(self, shard: int) -> None:
+        """Take in what belongs to that assembler, in this thread. Closes nothing."""
+        if shard != 0:
+            return  # the first one does it all
+        try:
+            while step := [(frame, self._records.offset, self._shard(frame)) for frame in islice(self._records, STEP)]:
+                for number, assembler in enumerate(self._assemblers):
+                    assembler._take(self._own(assembler, number, step), self._coalesce, True)
+        except BaseException as raised:
+            self.error = raised
+
+    def _own(self, assembler: AssemblerBase, number: int, step: list[tuple[Frame, int, int]]) -> Iterator[tuple[bytes, int, int, int, int]]:
+        """The frames of one shard. Capture time goes on with the others too."""
+        for frame, offset, shard in step:
+            if shard == number:
+                yield frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, self._base + offset
+            else:
+                assembler._observe(frame.timestamp_ns)
+                assembler._tick()
+
+    def _shard(self, frame: Frame) -> int:
+        _, segment = decode_frame(frame.data, frame.linktype, frame.wire_length, False)
+        if segment is None:
+            return 0
+        ends = sorted(((segment.src, segment.src_port), (segment.dst, segment.dst_port)))
+        return hash((*ends[0], *ends[1])) % len(self._assemblers)
