@@ -82,7 +82,7 @@ from .pool cimport (
     prefetch_slot,
     table_s,
 )
-from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
+from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s, settle_piece
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
 from .streams cimport NativeStream
@@ -665,15 +665,19 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
-        cdef int i
+        cdef connection_s *likely_ones[GROUP]
+        cdef int i, found = 0
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[i].hash)
-        for i in range(count):
-            if decoded[i].shard == shard and decoded[i].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[i].hash)
         self.pool_.lock_without_gil()
         try:
+            for i in range(count):
+                if decoded[i].shard == shard and decoded[i].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[i].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 done[0] += 1
                 self._observe(frames[i].seen_ns)
@@ -689,16 +693,20 @@ cdef class AssemblerBase:
     cdef int _walk_some(
         self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
     ) except -1 nogil:
-        cdef int i
+        cdef connection_s *likely_ones[GROUP]
+        cdef int i, found = 0
         self.clock_before = self.clock
         for i in range(count):
             if decoded[order[i]].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
-        for i in range(count):
-            if decoded[order[i]].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
         self.pool_.lock_without_gil()
         try:
+            for i in range(count):
+                if decoded[order[i]].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 self.clock.now = now_ns[order[i]]
                 self._decoded(&frames[order[i]], &decoded[order[i]])
@@ -1765,7 +1773,7 @@ cdef int settle(list pieces) except -1:
         if kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1:
             piece = pieces[i]
             if type(piece) is Reassembly:
-                (<Reassembly>piece).settle()
+                settle_piece(<Reassembly>piece)
     return 0
 
 
