@@ -4,7 +4,7 @@ Called once a packet. Everything else in this core answers; only this one asks. 
 callback that raises, or another thread that comes in meanwhile, finds everything consistent.
 
 The path of a segment in order, top to bottom: _walk_frames (or assemble_frame), _segment, _take_in, _text, _deliver, _emit, _serve. It
-copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
+copies and stores no payload. What a segment in order for a counted stream needs is done at once, by take_in_order.
 """
 
 
@@ -635,6 +635,8 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
+        cdef int64_t step
+        cdef bint plain = False       # clock_before differs from clock in nothing but `now`
         cdef int i
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
@@ -646,7 +648,16 @@ cdef class AssemblerBase:
         try:
             for i in range(count):
                 done[0] += 1
-                self._observe(frames[i].seen_ns)
+                step = frames[i].seen_ns - self.clock.now
+                if 0 <= step <= CLOCK_STEP_NS and self.clock.has_now and not self.clock.has_suspect:
+                    if plain:
+                        self.clock_before.now = self.clock.now
+                    else:
+                        self.clock_before, plain = self.clock, True
+                    self.clock.now = frames[i].seen_ns
+                else:
+                    self._observe(frames[i].seen_ns)
+                    plain = False
                 if decoded[i].shard == shard:
                     self._decoded(&frames[i], &decoded[i])
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
@@ -677,14 +688,20 @@ cdef class AssemblerBase:
             self._drop_gil()
         return 0
 
+    # One frame, with the clock set.
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+        cdef const segment_s *segment = &decoded.segment
+        cdef connection_s *connection
         cdef text_s text
         if decoded.verdict != 0:
             self.verdicts[decoded.verdict] += 1
             return 0
+        connection = find(&self.pool_.table, <const key_s *>segment, decoded.hash)
+        if connection != NULL and take_in_order(self, connection, segment, frame.seen_ns):
+            return 0
         text.seen_ns = frame.seen_ns
-        text_of(&decoded.segment, &text, self.base + frame.offset + (decoded.segment.payload - frame.data))
-        return self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
+        return self._segment(<const key_s *>segment, decoded.hash, segment.flags, &text, True)
 
     cdef void _drop_gil(self) noexcept nogil:
         if self.holds_gil:
@@ -712,8 +729,6 @@ cdef class AssemblerBase:
             if self.debug:
                 with gil:
                     _log.debug("%s: nothing to open a stream with", key_object(key))
-            return 0
-        if self._take_in_order(connection, flags, text):
             return 0
         try:
             self._take_in(connection, flags, text)
@@ -756,33 +771,6 @@ cdef class AssemblerBase:
             break
         found[0] = connection
         return 0
-
-    # What nearly every segment is, where the stream is COUNTED: the next bytes, with nothing held; or no bytes at all. False: it is not.
-    cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
-        cdef tally_s *tally = &connection.stream.tally
-        cdef uint32_t before = connection.next_seq
-        if connection.state != OPEN or flags & (FIN | SYN | RST):
-            return False
-        if text.wire:
-            if (
-                (connection.has & (HAS_START | HAS_END | SERVED)) != (HAS_START | COUNTED)
-                or text.seq != before
-                or text.size != text.wire
-                or connection.pages.count
-                or connection.skip
-            ):
-                return False
-            connection.next_seq = connection.cut_end = before + text.size
-            tally.length += text.size
-            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
-            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
-            self.counts[BYTES_DELIVERED] += text.size
-            if (before ^ connection.next_seq) >> 30:
-                note_past_start(connection)
-        elif not connection.has & SERVED:
-            return False
-        connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
-        return True
 
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
@@ -1603,6 +1591,36 @@ cdef class AssemblerBase:
         while waits(connection) and is_ahead(connection, target):
             self._skip(connection)
         return True
+
+
+# What nearly every segment is, where the stream is COUNTED: the next bytes, with nothing held; or no bytes at all. It leads to what
+# AssemblerBase._segment would lead to. False: it is something else, and nothing was done.
+cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, const segment_s *segment, int64_t seen_ns) noexcept nogil:
+    cdef tally_s *tally = &connection.stream.tally
+    cdef uint32_t size = segment.payload_length
+    cdef uint32_t before = connection.next_seq
+    if (
+        connection.state != OPEN
+        or (connection.has & (HAS_START | HAS_END | SERVED)) != (HAS_START | COUNTED)
+        or (segment.flags & (FIN | SYN | RST | ACK)) != ACK
+        or size != segment.wire_payload_length
+    ):
+        return False
+    if size:
+        if segment.seq != before or connection.pages.count or connection.skip:
+            return False
+        connection.next_seq = connection.cut_end = before + size
+        tally.length += size
+        tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
+        tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
+        self.counts[BYTES_CAPTURED] += size
+        self.counts[BYTES_DELIVERED] += size
+        if (before ^ connection.next_seq) >> 30:
+            note_past_start(connection)
+    connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
+    self.verdicts[0] += 1
+    self.counts[SEGMENTS] += 1
+    return True
 
 
 cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil:
