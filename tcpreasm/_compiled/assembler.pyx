@@ -7,9 +7,6 @@ The path of a segment in order, top to bottom: _walk_frames (or assemble_frame),
 copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
 """
 
-
-import numpy as np
-
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -1722,6 +1719,8 @@ cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
 
 # Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
 cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
+    import numpy as np            # loaded by the first PageCache
+
     for each in (offsets, lengths, timestamps_ns, wire_lengths):
         if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
             return None
