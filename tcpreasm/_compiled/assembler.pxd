@@ -208,12 +208,14 @@ cdef class AssemblerBase:
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
+    cdef int _finish_with_gil(self, connection_s *connection, const served_s *served, bint native) except -1
     cdef int _finish_native(self, const served_s *served) except -1
-    cdef int _complete(self, uint32_t slot, void *native) except -1
+    cdef int _complete(self, const served_s *served, bint native) except -1
     cdef void _take_gil(self) noexcept nogil
     cdef void _drop_gil(self) noexcept nogil
+    cdef int _hand_to_python(self, connection_s *connection) except -1
     cdef list _piece_objects(self)
-    cdef int _call(self, uint32_t slot, bint last) except -1
+    cdef int _call(self, const served_s *served, bint last) except -1
 
     # coalesce
     cdef int _gather(self, connection_s *connection) except -1

@@ -7,9 +7,6 @@ The path of a segment in order, top to bottom: _walk_frames (or assemble_frame),
 copies and stores no payload. What a segment in order for a counted stream needs is done at once, by take_in_order.
 """
 
-
-import numpy as np
-
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -39,12 +36,14 @@ from .connection cimport (
     is_ahead,
     key_object,
     key_s,
+    net_flow_of,
     note_past_start,
     oldest_held,
     owner_of,
     served_s,
     successor_s,
     tally_s,
+    transport_flow_of,
     waits,
     waits_until,
 )
@@ -66,7 +65,20 @@ from .pages cimport (
     return_page,
     take_page,
 )
-from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, listed_s, prefetch_connection, prefetch_slot, table_s
+from .pool cimport (
+    BOTH_DIRECTIONS,
+    COMPLETE,
+    GATHERED,
+    PER_STREAM,
+    REASSEMBLED,
+    StreamPoolBase,
+    find,
+    hash_of,
+    listed_s,
+    prefetch_connection,
+    prefetch_slot,
+    table_s,
+)
 from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
@@ -99,6 +111,8 @@ cdef extern from *:
 ctypedef int (*take_f)(void *stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil
 ctypedef int (*finish_f)(void *stream) except -1 nogil
 ctypedef bint (*calls_out_f)(void *stream) noexcept nogil
+ctypedef int (*serve_f)(void *assembler, connection_s *connection) except -1 nogil
+ctypedef int (*finish_with_gil_f)(void *assembler, connection_s *connection, const served_s *served, bint native) except -1 nogil
 
 cdef enum:
     FIN = 1                       # RFC 9293 3.1
@@ -148,6 +162,19 @@ cdef bint calls_out_by_name(NativeStream stream) noexcept nogil:
 cdef take_f take = <take_f>take_by_name
 cdef finish_f finish = <finish_f>finish_by_name
 cdef calls_out_f calls_out = <calls_out_f>calls_out_by_name
+
+
+cdef int hand_to_python_by_name(AssemblerBase assembler, connection_s *connection) except -1:
+    return assembler._hand_to_python(connection)
+
+
+cdef int finish_with_gil_by_name(AssemblerBase assembler, connection_s *connection, const served_s *served, bint native) except -1:
+    return assembler._finish_with_gil(connection, served, native)
+
+
+# To be called right after _take_gil: `with gil` would look up what is known then.
+cdef serve_f hand_to_python = <serve_f>hand_to_python_by_name
+cdef finish_with_gil_f finish_with_gil = <finish_with_gil_f>finish_with_gil_by_name
 
 
 cdef class AssemblerBase:
@@ -691,13 +718,9 @@ cdef class AssemblerBase:
     # One frame, with the clock set.
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
         cdef const segment_s *segment = &decoded.segment
-        cdef connection_s *connection
         cdef text_s text
         if decoded.verdict != 0:
             self.verdicts[decoded.verdict] += 1
-            return 0
-        connection = find(&self.pool_.table, <const key_s *>segment, decoded.hash)
-        if connection != NULL and take_in_order(self, connection, segment, frame.seen_ns):
             return 0
         text.seen_ns = frame.seen_ns
         text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
@@ -711,9 +734,16 @@ cdef class AssemblerBase:
     # -- one segment ------------------------------------------------------------------------------------------------
 
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
-        cdef connection_s *connection = NULL
-        cdef bint opens = (flags & SYN or text.wire) and not flags & RST
-        cdef bint no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        cdef connection_s *connection = find(&self.pool_.table, key, hash)
+        cdef bint opens, no_ack
+        if connection != NULL and take_in_order(self, connection, flags, text):
+            self.verdicts[0] += from_frame
+            self.counts[SEGMENTS] += 1
+            self.counts[BYTES_CAPTURED] += text.size
+            return self._hand_over(connection) if self.out_count else 0
+        opens = (flags & SYN or text.wire) and not flags & RST
+        no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        connection = NULL
         if not no_ack:
             self._find(key, hash, opens, text.seen_ns, &connection)
         self.verdicts[0] += from_frame
@@ -802,11 +832,10 @@ cdef class AssemblerBase:
         self.pool_.own(connection)
         try:
             try:
-                net_flow, transport_flow = key_object(&connection.key)
-                stream = self.pool_.new(net_flow, transport_flow)
+                stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             finally:
-                self.pool_.disown(connection, True)
+                self.pool_.disown(connection)
         except BaseException:
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
@@ -1285,32 +1314,37 @@ cdef class AssemblerBase:
     # `out` goes to the stream, which goes on.
     cdef int _hand_over(self, connection_s *connection) except -1 nogil:
         cdef served_s *served = &connection.stream.served
-        if (connection.has & SERVED) == NATIVE and not calls_out(served.native):
+        if (connection.has & SERVED) == NATIVE and not calls_out(served.stream):
             try:
-                take(served.native, self.out, self.out_count)
+                take(served.stream, self.out, self.out_count)
             finally:
                 self._drop_pieces()
             return 0
         if (connection.has & SERVED) == NATIVE:
             self.pool_.own(connection)
             try:
-                take(served.native, self.out, self.out_count)
+                take(served.stream, self.out, self.out_count)
             finally:
-                self.pool_.disown(connection, self.holds_gil)
+                if self.holds_gil:
+                    with gil:
+                        self.pool_.disown(connection)
+                else:
+                    self.pool_.disown_without_gil(connection)
                 self._drop_pieces()
             return 0
         self._take_gil()
+        return hand_to_python(<void *>self, connection)
+
+    cdef int _hand_to_python(self, connection_s *connection) except -1:
+        cdef served_s *served = &connection.stream.served
         if self.coalesce:
-            with gil:
-                self._gather(connection)
-            return 0
+            return self._gather(connection)
         served.gatherer = 0
         self.pool_.own(connection)
         try:
-            with gil:
-                self._call(served.slot, False)
+            self._call(served, False)
         finally:
-            self.pool_.disown(connection, True)
+            self.pool_.disown(connection)
         return 0
 
     # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
@@ -1326,41 +1360,47 @@ cdef class AssemblerBase:
                 self.pool_.free_removed(connection)
             return 0
         self._take_gil()
-        self.pool_.own(connection)
         try:
-            with gil:
-                if how == NATIVE:
-                    self._finish_native(&served)
-                else:
-                    self._call(served.slot, True)
+            finish_with_gil(<void *>self, connection, &served, how == NATIVE)
         finally:
-            self.pool_.disown(connection, True)
             self._drop_pieces()
             if after == FORGOTTEN:
                 self.pool_.free_removed(connection)
         return 0
 
+    cdef int _finish_with_gil(self, connection_s *connection, const served_s *served, bint native) except -1:
+        self.pool_.own(connection)
+        try:
+            if native:
+                self._finish_native(served)
+            else:
+                self._call(served, True)
+        finally:
+            self.pool_.disown(connection)
+        return 0
+
     cdef int _finish_native(self, const served_s *served) except -1:
-        cdef void *native = served.native
         try:
             with nogil:
                 if self.out_count:
-                    take(native, self.out, self.out_count)
+                    take(served.stream, self.out, self.out_count)
         finally:
-            self._complete(served.slot, native)
+            self._complete(served, True)
         return 0
 
     # The stream's last call. Its objects are let go of.
-    cdef int _complete(self, uint32_t slot, void *native) except -1:
-        complete = self.pool_.complete[slot]
+    cdef int _complete(self, const served_s *served, bint native) except -1:
+        complete = self.pool_.served[<size_t>served.slot * PER_STREAM + COMPLETE]
         try:
-            if complete is not None:
+            if complete is None:
+                with nogil:
+                    finish(served.stream)
+            elif native or served.stream == NULL:
                 complete()
             else:
-                with nogil:
-                    finish(native)
+                complete(<object>served.stream)
         finally:
-            self.pool_.free_slot(slot)
+            self.pool_.free_slot(served.slot)
         return 0
 
     cdef void _take_gil(self) noexcept nogil:
@@ -1370,29 +1410,38 @@ cdef class AssemblerBase:
 
     # `out` as objects; the pages in it are lent. A piece of memory that its owner may change gets bytes of its own.
     cdef list _piece_objects(self):
-        cdef list pieces = []
-        cdef Py_ssize_t count = self.out_count, i
+        cdef list pieces
+        cdef Py_ssize_t i
+        if self.out_count == 1:
+            pieces = [piece_of(&self.out[0], self.packet, self.shared)]
+        else:
+            pieces = []
+            for i in range(self.out_count):
+                pieces.append(piece_of(&self.out[i], self.packet, self.shared))
         self.out_count = 0
-        for i in range(count):
-            pieces.append(piece_of(&self.out[i], self.packet, self.shared))
         return pieces
 
     # Without the lock: a Python stream gets what was put aside for it, and `out`. Whoever keeps a piece gets its bytes, not a page.
-    cdef int _call(self, uint32_t slot, bint last) except -1:
+    cdef int _call(self, const served_s *served, bint last) except -1:
+        cdef size_t at = <size_t>served.slot * PER_STREAM
         cdef list pieces = self._piece_objects()
-        cdef list gathered = self.pool_.gathered[slot]
+        cdef list gathered = self.pool_.served[at + GATHERED]
         if gathered is not None:
-            self.pool_.gathered[slot] = None
+            self.pool_.served[at + GATHERED] = None
             gathered.extend(pieces)
             pieces = gathered
             gathered = None
         try:
             if pieces:
-                self.pool_.reassembled[slot](pieces)
+                reassembled = self.pool_.served[at + REASSEMBLED]
+                if served.stream != NULL:
+                    reassembled(<object>served.stream, pieces)
+                else:
+                    reassembled(pieces)
         finally:
             settle(pieces)
             if last:
-                self._complete(slot, NULL)
+                self._complete(served, False)
         return 0
 
     # -- what is put aside ------------------------------------------------------------------------------------------
@@ -1403,9 +1452,10 @@ cdef class AssemblerBase:
         cdef listed_s *grown
         cdef size_t room
         cdef list pieces = self._piece_objects()
-        cdef list gathered = self.pool_.gathered[served.slot]
+        cdef size_t at = <size_t>served.slot * PER_STREAM + GATHERED
+        cdef list gathered = self.pool_.served[at]
         if gathered is None:
-            gathered = self.pool_.gathered[served.slot] = pieces
+            gathered = self.pool_.served[at] = pieces
         else:
             gathered.extend(pieces)
         if served.gatherer != self.number:
@@ -1437,7 +1487,7 @@ cdef class AssemblerBase:
                 try:
                     if not self._acquire_open(&self.gathered_for[i]):
                         continue
-                    if self.pool_.gathered[connection.stream.served.slot] is gathered[i]:
+                    if self.pool_.served[<size_t>connection.stream.served.slot * PER_STREAM + GATHERED] is gathered[i]:
                         self._hand_over(connection)
                 finally:
                     self.pool_.unlock()
@@ -1593,33 +1643,45 @@ cdef class AssemblerBase:
         return True
 
 
-# What nearly every segment is, where the stream is COUNTED: the next bytes, with nothing held; or no bytes at all. It leads to what
-# AssemblerBase._segment would lead to. False: it is something else, and nothing was done.
-cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, const segment_s *segment, int64_t seen_ns) noexcept nogil:
+# What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
+# is something else, or the connection has an owner, and nothing was done.
+cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
     cdef tally_s *tally = &connection.stream.tally
-    cdef uint32_t size = segment.payload_length
+    cdef piece_s *piece
     cdef uint32_t before = connection.next_seq
+    cdef uint8_t how = connection.has & SERVED
     if (
         connection.state != OPEN
-        or (connection.has & (HAS_START | HAS_END | SERVED)) != (HAS_START | COUNTED)
-        or (segment.flags & (FIN | SYN | RST | ACK)) != ACK
-        or size != segment.wire_payload_length
+        or how == 0
+        or (flags & (FIN | SYN | RST | ACK)) != ACK
+        or (how != COUNTED and connection.stream.served.owner != 0)
     ):
         return False
-    if size:
-        if segment.seq != before or connection.pages.count or connection.skip:
+    if text.wire:
+        if (
+            (connection.has & (HAS_START | HAS_END)) != HAS_START
+            or text.seq != before
+            or text.size != text.wire
+            or connection.pages.count
+            or connection.skip
+        ):
             return False
-        connection.next_seq = connection.cut_end = before + size
-        tally.length += size
-        tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
-        tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
-        self.counts[BYTES_CAPTURED] += size
-        self.counts[BYTES_DELIVERED] += size
+        if how == COUNTED:
+            tally.length += text.size
+            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
+            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+        elif self.out_room == 0:
+            return False
+        else:
+            piece = self.out
+            piece.data, piece.size, piece.page = text.data, text.size, NULL
+            piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
+            self.out_count = 1
+        connection.next_seq = connection.cut_end = before + text.size
+        self.counts[BYTES_DELIVERED] += text.size
         if (before ^ connection.next_seq) >> 30:
             note_past_start(connection)
-    connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
-    self.verdicts[0] += 1
-    self.counts[SEGMENTS] += 1
+    connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
     return True
 
 
@@ -1718,8 +1780,10 @@ cdef int settle(list pieces) except -1:
     cdef bint kept = Py_REFCNT(<PyObject *>pieces) > 1
     cdef Py_ssize_t i
     for i in range(len(pieces)):
-        if (kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1) and type(pieces[i]) is Reassembly:
-            (<Reassembly>pieces[i]).settle()
+        if kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1:
+            piece = pieces[i]
+            if type(piece) is Reassembly:
+                (<Reassembly>piece).settle()
     return 0
 
 
@@ -1740,6 +1804,8 @@ cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
 
 # Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
 cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
+    import numpy as np            # loaded by the first PageCache
+
     for each in (offsets, lengths, timestamps_ns, wire_lengths):
         if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
             return None

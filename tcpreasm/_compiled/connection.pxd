@@ -57,7 +57,7 @@ cdef struct tally_s:
 
 # NATIVE, PYTHON, or no stream yet.
 cdef struct served_s:
-    void *native                  # the NativeStream, borrowed from the pool's list; NULL where it is no such one
+    void *stream                  # borrowed from the pool's list. PYTHON: what the functions there are called with; NULL: they are bound
     unsigned long owner           # identity of the thread in which user code runs for this connection now; 0: none
     uint32_t slot                 # of the stream in the pool's lists
     uint32_t gatherer             # number of the assembler that has put pieces aside for it, and is to give them out; 0: none
@@ -150,7 +150,9 @@ cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noe
 # The capture time of the oldest thing held, its FIN among them. Looks at every page.
 cdef int64_t oldest_held(connection_s *connection) noexcept nogil
 
-# The two flows, as Python objects.
+# The two flows, as Python objects, and both in one.
+cdef object net_flow_of(const key_s *key)
+cdef object transport_flow_of(const key_s *key)
 cdef object key_object(const key_s *key)
 
 

@@ -3,6 +3,8 @@
 The functions work on connection_s; the class opens it to Python callers.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.object cimport Py_TYPE, descrsetfunc
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -11,6 +13,14 @@ from .pages cimport page_s
 from ..flow import ConnectionKey, Flow
 
 __all__ = ["Connection"]
+
+cdef extern from "Python.h":
+    object PyType_GenericAlloc(object cls, Py_ssize_t items)
+
+# The descriptors of Flow's slots: to set one through them is what object.__setattr__ does once it has found it.
+cdef object RAW_SRC = Flow.raw_src
+cdef object RAW_DST = Flow.raw_dst
+cdef descrsetfunc SET_RAW = Py_TYPE(RAW_SRC).tp_descr_set
 
 
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil:
@@ -50,9 +60,25 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil:
     return oldest
 
 
+# Flow(src, dst), without the checks: twice for each new stream.
+cdef object flow_of(object src, object dst):
+    flow = PyType_GenericAlloc(Flow, 0)
+    SET_RAW(RAW_SRC, flow, src)
+    SET_RAW(RAW_DST, flow, dst)
+    return flow
+
+
+cdef object net_flow_of(const key_s *key):
+    cdef Py_ssize_t size = 16 if key.is_ipv6 else 4
+    return flow_of(PyBytes_FromStringAndSize(<const char *>key.src, size), PyBytes_FromStringAndSize(<const char *>key.dst, size))
+
+
+cdef object transport_flow_of(const key_s *key):
+    return flow_of(key.src_port, key.dst_port)
+
+
 cdef object key_object(const key_s *key):
-    cdef int size = 16 if key.is_ipv6 else 4
-    return ConnectionKey(Flow(key.src[:size], key.dst[:size]), Flow(key.src_port, key.dst_port))
+    return ConnectionKey(net_flow_of(key), transport_flow_of(key))
 
 
 cdef key_s raw_key(object key) except *:

@@ -9,10 +9,14 @@ the lock; one that holds the GIL only tries to get the lock, and lets go of the 
 meanwhile the connection that it is called for has an owner, and others wait until it is released.
 """
 
-from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
+
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
 
 
 cdef struct slot_s:
@@ -30,6 +34,15 @@ cdef struct listed_s:             # a connection that waited for something when 
     connection_s *connection
     uint32_t serial
     int64_t oldest_ns             # nothing that it held when it was looked at was seen before this; the lowest number: look each time
+
+
+# What the pool's list `served` has of a stream, one after the other: where its slot is n, from n * PER_STREAM on.
+cdef enum:
+    STREAM = 0                    # the stream
+    REASSEMBLED = 1               # its two methods, looked up once; None for native ones
+    COMPLETE = 2
+    GATHERED = 3                  # pieces put aside for it, until the call that does so ends; or None
+    PER_STREAM = 4
 
 
 cdef enum:
@@ -139,7 +152,7 @@ cdef class StreamPoolBase:
     cdef readonly object factory
     cdef object new               # factory.new, or the factory itself
     cdef bint counts              # the factory is ByteCountStream itself: streams are COUNTED
-    cdef PyThread_type_lock mutex
+    cdef pthread_mutex_t mutex
     cdef unsigned long holder     # identity of the thread that holds it; 0: none
     cdef table_s table
     cdef uint32_t serial          # of the connection made last
@@ -152,10 +165,7 @@ cdef class StreamPoolBase:
     cdef int64_t listed_high      # the highest oldest_ns noted there
     cdef int64_t late_ns          # capture time of the oldest thing that was held since, and seen before listed_high
     cdef int64_t seen_bound       # no open connection was last seen before this, as far as is known without looking
-    cdef list streams             # by slot: the stream, or None
-    cdef list reassembled         # its methods, looked up once; None for native ones
-    cdef list complete
-    cdef list gathered            # pieces put aside for it, until the call that does so ends; or None
+    cdef list served              # PER_STREAM entries for each stream, which lie side by side; None in free slots
     cdef list free_slots
     cdef void **caches            # page caches of the assembler that serve the pool; a reference to each
     cdef size_t cache_count
@@ -174,9 +184,10 @@ cdef class StreamPoolBase:
     cdef connection_s *take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept nogil
     cdef bint is_ready(self) noexcept nogil
     cdef int make_ready(self) except -1 nogil
-    # User code is going to run for it: unlocks. The opposite: locks again, and wakes who waits.
+    # User code is going to run for it: unlocks. The opposite, with and without the GIL: locks again, and wakes who waits.
     cdef void own(self, connection_s *connection) noexcept nogil
-    cdef int disown(self, connection_s *connection, bint holds_gil) except -1 nogil
+    cdef int disown(self, connection_s *connection) except -1
+    cdef int disown_without_gil(self, connection_s *connection) except -1 nogil
     # Let go of the lock until the connection's owner may be done, and take it again: it may be another connection's memory then.
     # RuntimeError where this very thread owns it.
     cdef int wait_for(self, connection_s *connection) except -1 nogil
@@ -203,6 +214,7 @@ cdef class StreamPoolBase:
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
     cdef uint32_t adopt(self, object cache) except 0
 
+    cdef int _lock(self, unsigned long me) except -1
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil

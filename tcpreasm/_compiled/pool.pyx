@@ -7,14 +7,6 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
-from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_release_lock,
-)
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
@@ -46,6 +38,19 @@ __all__ = ["StreamPoolBase"]
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
+    bint PyMethod_Check(object o)
+    PyObject *PyMethod_GET_FUNCTION(object method)
+    PyObject *PyMethod_GET_SELF(object method)
+
+# Not a PyThread lock: that one reads the clock and makes a semaphore's calls each time.
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 cdef enum:
     INITIAL_SLOTS = 2048
@@ -105,14 +110,14 @@ cdef class StreamPoolBase:
     def __cinit__(self, *args, **keywords):
         self.table.secret0 = int.from_bytes(os.urandom(8), "little")
         self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
-        self.streams, self.reassembled, self.complete, self.gathered, self.free_slots = [], [], [], [], []
+        self.served, self.free_slots = [], []
         self.condition = threading.Condition()
         self.seen_bound = self.late_ns = UNKNOWN_BOUND
         self.listed_high = -UNKNOWN_BOUND
         self.log = _memory_log.is_on()
-        self.mutex = PyThread_allocate_lock()
+        pthread_mutex_init(&self.mutex, NULL)
         self.table.slots = <slot_s *>allocate_big(INITIAL_SLOTS * sizeof(slot_s))
-        if self.table.slots == NULL or self.mutex == NULL:
+        if self.table.slots == NULL:
             raise MemoryError()
         self.table.mask = INITIAL_SLOTS - 1
         self._grow()
@@ -148,8 +153,7 @@ cdef class StreamPoolBase:
             free_big(self.table.slots, (self.table.mask + 1) * sizeof(slot_s))
         for i in range(self.table.slab_count):
             free_big(self.table.slabs[i], slab_bytes(<uint32_t>i))
-        if self.mutex != NULL:
-            PyThread_free_lock(self.mutex)
+        pthread_mutex_destroy(&self.mutex)
 
     def __len__(self):
         """Open connections."""
@@ -177,33 +181,39 @@ cdef class StreamPoolBase:
     # -- the lock ---------------------------------------------------------------------------------------------------
 
     cdef int lock(self) except -1:
-        cdef unsigned long me = PyThread_get_thread_ident()
-        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+        return self._lock(PyThread_get_thread_ident())
+
+    cdef int _lock(self, unsigned long me) except -1:
+        if pthread_mutex_trylock(&self.mutex) != 0:
             if self.holder == me:
                 raise RuntimeError("a StreamPool was called while this thread changes it: from a finalizer")
             with nogil:
-                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+                pthread_mutex_lock(&self.mutex)
         self.holder = me
         return 0
 
     cdef void lock_without_gil(self) noexcept nogil:
-        PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        pthread_mutex_lock(&self.mutex)
         self.holder = PyThread_get_thread_ident()
 
     cdef void unlock(self) noexcept nogil:
         self.holder = 0
-        PyThread_release_lock(self.mutex)
+        pthread_mutex_unlock(&self.mutex)
 
     cdef void own(self, connection_s *connection) noexcept nogil:
-        connection.stream.served.owner = PyThread_get_thread_ident()
+        connection.stream.served.owner = self.holder
         self.unlock()
 
-    cdef int disown(self, connection_s *connection, bint holds_gil) except -1 nogil:
-        if holds_gil:
-            with gil:
-                self.lock()
-        else:
-            self.lock_without_gil()
+    cdef int disown(self, connection_s *connection) except -1:
+        self._lock(connection.stream.served.owner)
+        connection.stream.served.owner = 0
+        if self.waiters:
+            with self.condition:
+                self.condition.notify_all()
+        return 0
+
+    cdef int disown_without_gil(self, connection_s *connection) except -1 nogil:
+        self.lock_without_gil()
         connection.stream.served.owner = 0
         if self.waiters:
             with gil, self.condition:
@@ -338,25 +348,35 @@ cdef class StreamPoolBase:
 
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1:
         cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled)
+        cdef bint own_methods = not native and is_method_of(stream, reassembled) and is_method_of(stream, complete)
+        cdef list served = self.served
         cdef uint32_t slot
+        cdef size_t at
         if not self.free_slots:
-            self.free_slots.append(len(self.streams))
-            for each in (self.streams, self.reassembled, self.complete, self.gathered):
-                (<list>each).append(None)
+            self.free_slots.append(len(served) // PER_STREAM)
+            served += [None] * PER_STREAM
         slot = self.free_slots.pop()
-        self.streams[slot] = stream
-        self.reassembled[slot] = reassembled
-        self.complete[slot] = None if native and serves_natively(complete) else complete
-        connection.stream.served.slot = slot
+        at = <size_t>slot * PER_STREAM
+        served[at + STREAM] = stream
         if native:
-            connection.stream.served.native = <void *>stream
-            connection.has |= NATIVE
+            if not serves_natively(complete):
+                served[at + COMPLETE] = complete
+        elif own_methods:  # the functions, which all streams of a class share: bound methods would be two more objects for each
+            served[at + REASSEMBLED] = <object>PyMethod_GET_FUNCTION(reassembled)
+            served[at + COMPLETE] = <object>PyMethod_GET_FUNCTION(complete)
         else:
-            connection.has |= PYTHON
+            served[at + REASSEMBLED] = reassembled
+            served[at + COMPLETE] = complete
+        connection.stream.served.slot = slot
+        connection.stream.served.stream = <void *>stream if native or own_methods else NULL
+        connection.has |= NATIVE if native else PYTHON
         return 0
 
     cdef int free_slot(self, uint32_t slot) except -1:
-        self.streams[slot] = self.reassembled[slot] = self.complete[slot] = self.gathered[slot] = None
+        cdef size_t at = <size_t>slot * PER_STREAM
+        cdef size_t i
+        for i in range(PER_STREAM):
+            self.served[at + i] = None
         self.free_slots.append(slot)
         return 0
 
@@ -469,13 +489,17 @@ cdef class StreamPoolBase:
         self.unlock()
 
 
+cdef bint is_method_of(object stream, object method):
+    return PyMethod_Check(method) and PyMethod_GET_SELF(method) == <PyObject *>stream
+
+
 cdef size_t slab_bytes(uint32_t slab) noexcept nogil:
     return (<size_t>FIRST_SLAB << slab) * sizeof(connection_s)
 
 
 cdef void leave_stream(connection_s *connection) noexcept nogil:
     connection.has &= ~SERVED
-    connection.stream.served.native = NULL
+    connection.stream.served.stream = NULL
     connection.stream.served.owner = 0
     connection.stream.served.gatherer = 0
 

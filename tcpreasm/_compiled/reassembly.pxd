@@ -3,7 +3,7 @@
 An object borrows its bytes from one of these owners, and keeps that one alive:
     a bytes object   in-order payload, lying in the frame as the caller handed it over (or a copy made by settle);
     a Block          in-order payload among a capture's other bytes, or a bytes object of many frames: `shared`;
-    a page           early payload; the page is lent, and goes back to its cache when the piece dies or settles;
+    a LentPage       early payload; the page goes back to its cache when the piece dies or settles;
     nobody           an empty piece.
 """
 
@@ -27,6 +27,11 @@ cdef struct piece_s:              # one piece before anybody asked for an object
     uint32_t flags                # PIECE_
 
 
+cdef class LentPage:              # what a piece owns whose bytes lie in a page: gives it back when it dies
+    cdef page_s *page
+    cdef PageCache cache          # that page's cache
+
+
 cdef class Reassembly:
     cdef const uint8_t *data        # `length` bytes; never NULL
     cdef Py_ssize_t length
@@ -38,10 +43,8 @@ cdef class Reassembly:
     cdef bint end_
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move
     cdef object owner               # what data lies in, or None
-    cdef bint shared                # other things lie in the owner too: nobody should keep it for this piece
+    cdef bint shared                # nobody should keep the owner for this piece: other things lie in it too, or it is a page
     cdef bytes made                 # the bytes object that .bytes gave out, or None
-    cdef page_s *page               # the lent page that data lies in, or NULL
-    cdef PageCache cache            # that page's cache
 
     cdef bytes _bytes(self)         # made when asked for, once
 
@@ -49,6 +52,6 @@ cdef class Reassembly:
     cdef int settle(self) except -1
 
 
-# The piece as an object. A page in it is lent, and goes back to its cache with the object, also where that can't be made. Other bytes
-# lie in the owner; None: in memory that its owner may change, so that they are copied.
-cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared)
+# The piece as an object. A page in it is lent, and belongs to the object from then on: it is gone from the piece. Other bytes lie in the
+# owner; None: in memory that its owner may change, so that they are copied.
+cdef Reassembly piece_of(piece_s *piece, object owner, bint shared)

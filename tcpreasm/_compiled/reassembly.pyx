@@ -14,6 +14,15 @@ cdef const uint8_t *NOTHING = b""
 
 @cython.final
 @cython.no_gc
+@cython.freelist(256)
+cdef class LentPage:
+    def __dealloc__(self):
+        if self.page != NULL:
+            return_page(self.page)
+
+
+@cython.final
+@cython.no_gc
 @cython.freelist(1024)
 cdef class Reassembly:
     """A contiguous piece of a stream, possibly empty.
@@ -39,19 +48,11 @@ cdef class Reassembly:
         self.seen_ = seen_ns
         self.offset_ = offset
 
-    def __dealloc__(self):
-        if self.page != NULL:
-            return_page(self.page)
-
     cdef int settle(self) except -1:
-        if (self.page != NULL or self.shared) and self.views == 0:
+        if self.shared and self.views == 0:
             self.owner = self._bytes()
             self.shared = False
             self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
-            if self.page != NULL:
-                return_page(self.page)
-                self.page = NULL
-                self.cache = None
         return 0
 
     cdef bytes _bytes(self):
@@ -112,14 +113,9 @@ cdef class Reassembly:
         return f"Reassembly({self._bytes()!r}, skip={self.skip_}, start={self.start_}, end={self.end_}, seen_ns={self.seen_})"
 
 
-cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared):
-    cdef Reassembly made
-    try:
-        made = Reassembly.__new__(Reassembly)
-    except BaseException:
-        if piece.page != NULL:
-            return_page(piece.page)
-        raise
+cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
+    cdef Reassembly made = Reassembly.__new__(Reassembly)
+    cdef LentPage lent
     made.ready = True
     made.data = piece.data
     made.length = piece.size
@@ -129,8 +125,10 @@ cdef Reassembly piece_of(const piece_s *piece, object owner, bint shared):
     made.start_ = piece.flags & PIECE_START
     made.end_ = piece.flags & PIECE_END
     if piece.page != NULL:
-        made.page = piece.page
-        made.cache = <PageCache>piece.page.cache.owner
+        lent = LentPage.__new__(LentPage)
+        lent.page, piece.page = piece.page, NULL
+        lent.cache = <PageCache>lent.page.cache.owner
+        made.owner, made.shared = lent, True
     elif piece.size:
         if owner is None:
             made.owner = made._bytes()
