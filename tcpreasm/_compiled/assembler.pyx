@@ -4,11 +4,8 @@ Called once a packet. Everything else in this core answers; only this one asks. 
 callback that raises, or another thread that comes in meanwhile, finds everything consistent.
 
 The path of a segment in order, top to bottom: _walk_frames (or assemble_frame), _segment, _take_in, _text, _deliver, _emit, _serve. It
-copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
+copies and stores no payload. What most segments in order need is done at once, by take_in_order.
 """
-
-
-import numpy as np
 
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -666,6 +663,8 @@ cdef class AssemblerBase:
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
         cdef connection_s *likely_ones[GROUP]
+        cdef int64_t step
+        cdef bint plain = False       # clock_before differs from clock in nothing but `now`
         cdef int i, found = 0
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
@@ -680,7 +679,16 @@ cdef class AssemblerBase:
                 self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 done[0] += 1
-                self._observe(frames[i].seen_ns)
+                step = frames[i].seen_ns - self.clock.now
+                if 0 <= step <= CLOCK_STEP_NS and self.clock.has_now and not self.clock.has_suspect:
+                    if plain:
+                        self.clock_before.now = self.clock.now
+                    else:
+                        self.clock_before, plain = self.clock, True
+                    self.clock.now = frames[i].seen_ns
+                else:
+                    self._observe(frames[i].seen_ns)
+                    plain = False
                 if decoded[i].shard == shard:
                     self._decoded(&frames[i], &decoded[i])
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
@@ -715,14 +723,16 @@ cdef class AssemblerBase:
             self._drop_gil()
         return 0
 
+    # One frame, with the clock set.
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+        cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
             self.verdicts[decoded.verdict] += 1
             return 0
         text.seen_ns = frame.seen_ns
-        text_of(&decoded.segment, &text, self.base + frame.offset + (decoded.segment.payload - frame.data))
-        return self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
+        return self._segment(<const key_s *>segment, decoded.hash, segment.flags, &text, True)
 
     cdef void _drop_gil(self) noexcept nogil:
         if self.holds_gil:
@@ -732,9 +742,16 @@ cdef class AssemblerBase:
     # -- one segment ------------------------------------------------------------------------------------------------
 
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
-        cdef connection_s *connection = NULL
-        cdef bint opens = (flags & SYN or text.wire) and not flags & RST
-        cdef bint no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        cdef connection_s *connection = find(&self.pool_.table, key, hash)
+        cdef bint opens, no_ack
+        if connection != NULL and take_in_order(self, connection, flags, text):
+            self.verdicts[0] += from_frame
+            self.counts[SEGMENTS] += 1
+            self.counts[BYTES_CAPTURED] += text.size
+            return self._hand_over(connection) if self.out_count else 0
+        opens = (flags & SYN or text.wire) and not flags & RST
+        no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        connection = NULL
         if not no_ack:
             self._find(key, hash, opens, text.seen_ns, &connection)
         self.verdicts[0] += from_frame
@@ -752,8 +769,6 @@ cdef class AssemblerBase:
                     _log.debug("%s: nothing to open a stream with", key_object(key))
             return 0
         try:
-            if self._take_in_order(connection, flags, text):
-                return self._hand_over(connection) if self.out_count else 0
             self._take_in(connection, flags, text)
         finally:
             if self.out_count:
@@ -794,45 +809,6 @@ cdef class AssemblerBase:
             break
         found[0] = connection
         return 0
-
-    # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. False: it is not. The bytes are to be handed
-    # over, unless the stream is COUNTED.
-    cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
-        cdef tally_s *tally = &connection.stream.tally
-        cdef piece_s *piece
-        cdef uint32_t before = connection.next_seq
-        cdef uint8_t how = connection.has & SERVED
-        if connection.state != OPEN or flags & (FIN | SYN | RST):
-            return False
-        if text.wire:
-            if (
-                (connection.has & (HAS_START | HAS_END)) != HAS_START
-                or how == 0
-                or text.seq != before
-                or text.size != text.wire
-                or connection.pages.count
-                or connection.skip
-            ):
-                return False
-            if how == COUNTED:
-                tally.length += text.size
-                tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
-                tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
-            elif self.out_room == 0:
-                return False
-            else:
-                piece = self.out
-                piece.data, piece.size, piece.page = text.data, text.size, NULL
-                piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
-                self.out_count = 1
-            connection.next_seq = connection.cut_end = before + text.size
-            self.counts[BYTES_DELIVERED] += text.size
-            if (before ^ connection.next_seq) >> 30:
-                note_past_start(connection)
-        elif how == 0:
-            return False
-        connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
-        return True
 
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
@@ -1369,14 +1345,17 @@ cdef class AssemblerBase:
 
     cdef int _hand_to_python(self, connection_s *connection) except -1:
         cdef served_s *served = &connection.stream.served
-        if self.coalesce:
-            return self._gather(connection)
-        served.gatherer = 0
-        self.pool_.own(connection)
         try:
-            self._call(served, False)
+            if self.coalesce:
+                return self._gather(connection)
+            served.gatherer = 0
+            self.pool_.own(connection)
+            try:
+                self._call(served, False)
+            finally:
+                self.pool_.disown(connection)
         finally:
-            self.pool_.disown(connection)
+            self._drop_pieces()  # those that no object could be made for
         return 0
 
     # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
@@ -1675,6 +1654,48 @@ cdef class AssemblerBase:
         return True
 
 
+# What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
+# is something else, or the connection has an owner, and nothing was done.
+cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+    cdef tally_s *tally = &connection.stream.tally
+    cdef piece_s *piece
+    cdef uint32_t before = connection.next_seq
+    cdef uint8_t how = connection.has & SERVED
+    if (
+        connection.state != OPEN
+        or how == 0
+        or (flags & (FIN | SYN | RST | ACK)) != ACK
+        or (how != COUNTED and connection.stream.served.owner != 0)
+    ):
+        return False
+    if text.wire:
+        if (
+            (connection.has & (HAS_START | HAS_END)) != HAS_START
+            or text.seq != before
+            or text.size != text.wire
+            or connection.pages.count
+            or connection.skip
+        ):
+            return False
+        if how == COUNTED:
+            tally.length += text.size
+            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
+            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+        elif self.out_room == 0:
+            return False
+        else:
+            piece = self.out
+            piece.data, piece.size, piece.page = text.data, text.size, NULL
+            piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
+            self.out_count = 1
+        connection.next_seq = connection.cut_end = before + text.size
+        self.counts[BYTES_DELIVERED] += text.size
+        if (before ^ connection.next_seq) >> 30:
+            note_past_start(connection)
+    connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
+    return True
+
+
 cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil:
     cdef int64_t step = seen_ns - clock.now
     cdef int64_t agreed
@@ -1794,6 +1815,8 @@ cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
 
 # Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
 cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
+    import numpy as np            # loaded by the first PageCache
+
     for each in (offsets, lengths, timestamps_ns, wire_lengths):
         if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
             return None

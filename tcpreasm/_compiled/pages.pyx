@@ -5,8 +5,6 @@ Runs for packets that are out of order only. The functions work on page_s; the c
 
 import os
 
-import numpy as np
-
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
@@ -70,6 +68,8 @@ cdef class PageCache:
         PyMem_RawFree(self.state.chunk_out)
 
     cdef int _grow(self) except -1:
+        import numpy as np        # not before there are buffers to allocate: it takes longer to load than all the rest
+
         cdef uint32_t count = self.next_grow, i
         cdef size_t chunks = len(self.chunks) + 1
         cdef uint32_t *chunk_out = <uint32_t *>PyMem_RawRealloc(self.state.chunk_out, chunks * sizeof(uint32_t))
