@@ -487,10 +487,11 @@ cdef class AssemblerBase:
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self.clock.now if self.clock.has_now else None
 
-    def advance_clock(self, int64_t now_ns):
+    def advance_clock(self, now_ns):
         """Time goes on without packets (live captures)."""
+        cdef int64_t seen_ns = as_ns(None, now_ns)
         self._enter()
-        self._observe(now_ns)
+        self._observe(seen_ns)
         self._leave()
 
     def share_limit(self, list assemblers not None):
@@ -505,6 +506,16 @@ cdef class AssemblerBase:
         for i in range(len(self.limit_with)):
             self.sharers[i] = &(<PageCache>self.limit_with[i]).state
         self.sharer_count = <int>len(self.limit_with)
+
+    def occupy(self):
+        """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
+        where it is at work."""
+        self._check_open()
+        self.busy = True
+
+    def vacate(self):
+        """The opposite."""
+        self.busy = False
 
     def absorb(self, AssemblerBase other not None):
         """What another assembler has counted counts here too, and its clock goes on here."""
@@ -773,8 +784,8 @@ cdef class AssemblerBase:
         finally:
             if self.out_count:
                 self._drop_pieces()
-        if connection.state == OPEN and not connection.has & LISTED and waits(connection):
-            self.pool_.list_waiting(connection)
+            if connection.state == OPEN and not connection.has & LISTED and waits(connection):
+                self.pool_.list_waiting(connection)
         if self.has_late_error:
             with gil:
                 raise_late_error(self)
@@ -1498,7 +1509,9 @@ cdef class AssemblerBase:
                 try:
                     if not self._acquire_open(&self.gathered_for[i]):
                         continue
-                    if self.pool_.served[<size_t>connection.stream.served.slot * PER_STREAM + GATHERED] is gathered[i]:
+                    is_there = self.pool_.served[<size_t>connection.stream.served.slot * PER_STREAM + GATHERED] is gathered[i]
+                    gathered[i] = None  # else every piece would count as kept by somebody
+                    if is_there:
                         self._hand_over(connection)
                 finally:
                     self.pool_.unlock()

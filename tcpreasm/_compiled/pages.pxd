@@ -66,6 +66,7 @@ cdef class PageCache:
 
     cdef int _grow(self) except -1
     cdef int shrink_now(self) except -1
+    cdef bint is_whole(self)        # every page is free, none used, none lent
 
 
 # An empty page that stands in no list.

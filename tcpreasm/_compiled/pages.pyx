@@ -97,6 +97,14 @@ cdef class PageCache:
             _memory_log.debug("page cache: %d pages added, %d in all", count, self.state.size)
         return 0
 
+    cdef bint is_whole(self):
+        cdef size_t chunk
+        collect_returned(&self.state)
+        for chunk in range(<size_t>len(self.chunks)):
+            if self.state.chunk_out[chunk] != 0:
+                return False
+        return True
+
     cdef int shrink_now(self) except -1:
         cdef cache_s *state = &self.state
         cdef uint64_t before = state.size

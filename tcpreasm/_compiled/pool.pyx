@@ -350,7 +350,7 @@ cdef class StreamPoolBase:
         append(&self.open, connection)
 
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1:
-        cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled)
+        cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled) and is_method_of(stream, reassembled)
         cdef bint own_methods = not native and is_method_of(stream, reassembled) and is_method_of(stream, complete)
         cdef list served = self.served
         cdef uint32_t slot
@@ -479,8 +479,8 @@ cdef class StreamPoolBase:
         cdef size_t i, kept = 0
         cdef void **grown
         for i in range(self.cache_count):
-            if Py_REFCNT(<PyObject *>self.caches[i]) == 1 and (<PageCache>self.caches[i]).state.used == 0:
-                Py_DECREF(<object>self.caches[i])  # its assembler is gone, and no page of it is left here
+            if Py_REFCNT(<PyObject *>self.caches[i]) == 1 and (<PageCache>self.caches[i]).is_whole():
+                Py_DECREF(<object>self.caches[i])  # its assembler is gone, and no page of it is left, here or in pieces on their way
             else:
                 self.caches[kept] = self.caches[i]
                 kept += 1

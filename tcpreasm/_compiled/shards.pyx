@@ -115,6 +115,13 @@ cdef class Shards:
         """After the last run."""
         self.records.release()
         self.records.over = True
+        try:
+            if self.failed:
+                self.records.raise_read_error()
+        except OSError as raised:
+            self.read_error = raised
+        if self.error is None:
+            self.error = self.read_error
 
     def run(self, int shard):
         """Take in what belongs to that assembler, in this thread. Closes nothing."""
@@ -131,11 +138,16 @@ cdef class Shards:
             assembler._end_batch(error)
         except BaseException as raised:
             error = raised
+        if error is not None:
+            self.stop(error)
+
+    def stop(self, error not None):
+        """Everybody is to return soon, because of that."""
         with nogil:
             pthread_mutex_lock(&self.mutex)
-        if error is not None and self.error is None:
+        if self.error is None:
             self.error = error
-        self.stopped = self.stopped or error is not None
+        self.stopped = True
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 
@@ -163,15 +175,10 @@ cdef class Shards:
                     claimed.left = self.count
                     self.claimed += 1
                     break
-                wait_a_little(&self.changed, &self.mutex)
-                if shard == 0:
-                    pthread_mutex_unlock(&self.mutex)
-                    with gil:
-                        PyErr_CheckSignals()
-                    pthread_mutex_lock(&self.mutex)
+                self._wait(shard)
             pthread_mutex_unlock(&self.mutex)
             if claimed != NULL:
-                self._prepare(claimed)
+                self._prepare(claimed, shard)
                 continue
             self._take_in(mine, shard)
             next_ += 1
@@ -182,21 +189,37 @@ cdef class Shards:
                 pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.mutex)
 
+    # For something to change. The mutex is held before and after, but not where a signal raises.
+    cdef int _wait(self, int shard) except -1 nogil:
+        if shard != 0:
+            pthread_cond_wait(&self.changed, &self.mutex)
+            return 0
+        wait_a_little(&self.changed, &self.mutex)
+        pthread_mutex_unlock(&self.mutex)
+        with gil:
+            PyErr_CheckSignals()
+        pthread_mutex_lock(&self.mutex)
+        return 0
+
     # From claimed to ready.
-    cdef int _prepare(self, entry_s *entry) except -1 nogil:
+    cdef int _prepare(self, entry_s *entry, int shard) except -1 nogil:
         cdef bint short = False, goes_on
+        cdef Py_ssize_t got = 0
         if self.at_once and entry.number > 0:
-            short = self._read(entry) < BLOCK_BYTES
+            got = self._read(entry)
+            short = got < BLOCK_BYTES
         pthread_mutex_lock(&self.mutex)
         while self.parsed != entry.number and not self.stopped:
-            pthread_cond_wait(&self.changed, &self.mutex)
+            self._wait(shard)
         if self.stopped:
             pthread_mutex_unlock(&self.mutex)
             return 0
         goes_on = self.last < 0
         pthread_mutex_unlock(&self.mutex)
         entry.count = 0
-        if goes_on:
+        if got < 0:
+            goes_on, self.failed = False, self.failed or goes_on
+        elif goes_on:
             goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
         self._tell_time(entry)
         pthread_mutex_lock(&self.mutex)
@@ -216,7 +239,7 @@ cdef class Shards:
         pthread_mutex_unlock(&self.mutex)
         return 0
 
-    # Bytes of a plain file: where the block's number says.
+    # Bytes of a plain file: where the block's number says. Below 0: an error, to be raised when everything before it was taken in.
     cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil:
         cdef int64_t offset = self.read_from + (entry.number - 1) * BLOCK_BYTES
         cdef Py_ssize_t got
@@ -224,26 +247,25 @@ cdef class Shards:
             with gil:
                 hold_block(entry, new_block())
         got = self.records.read_at((<Block>entry.block).memory + SLACK_BYTES, BLOCK_BYTES, offset)
-        if got < 0:
-            with gil:
-                self.records.raise_read_error()
         (<Block>entry.block).begin = SLACK_BYTES
-        (<Block>entry.block).end = SLACK_BYTES + got
+        (<Block>entry.block).end = SLACK_BYTES + max(<Py_ssize_t>0, got)
         (<Block>entry.block).offset = offset - SLACK_BYTES
         return got
 
     # Frames of the entry's block, and of the record that the block before it began. False: the capture ends here.
     cdef bint _parse_at_once(self, entry_s *entry, bint short) except -1 nogil:
-        cdef size_t left
+        cdef size_t left, end
         cdef int count
         if entry.number == 0:
             with gil:
                 hold_block(entry, self.records.block)
         else:
-            if self.position > (<Block>entry.block).offset + SLACK_BYTES:  # a big record reached into this block
-                (<Block>entry.block).begin = <size_t>min(
-                    <int64_t>(<Block>entry.block).end, self.position - (<Block>entry.block).offset
-                )
+            end = (<Block>entry.block).end
+            if self.position >= (<Block>entry.block).offset + <int64_t>end:  # a big record reached over all of this block,
+                (<Block>entry.block).begin = end
+                (<Block>entry.block).offset = self.position - <int64_t>end
+            elif self.position > (<Block>entry.block).offset + SLACK_BYTES:  # or into it
+                (<Block>entry.block).begin = <size_t>(self.position - (<Block>entry.block).offset)
             if self.left_in != NULL:
                 left = (<Block>self.left_in).end - (<Block>self.left_in).begin
                 if (<Block>entry.block).put_before((<Block>self.left_in).data + (<Block>self.left_in).begin, left) < 0:
@@ -261,7 +283,9 @@ cdef class Shards:
                 continue
             if self.records.damage:
                 break
-            if entry.number == 0 or entry.count or short or (<Block>entry.block).end - (<Block>entry.block).begin >= self.records.need:
+            left = (<Block>entry.block).end - (<Block>entry.block).begin
+            # Nothing left: all of it was part of a record that began before it, or of a big block that is passed over.
+            if entry.number == 0 or entry.count or short or left == 0 or left >= self.records.need:
                 break
             # A record larger than a block: all of it here, lest it be carried from block to block.
             if not self._read_on(entry):
@@ -315,6 +339,9 @@ cdef class Shards:
         self.records.release()
         try:
             return self.records.refill()
+        except Exception as raised:
+            self.read_error = raised  # to be raised when everything before it was taken in
+            return False
         finally:
             self.records.hold()
 
@@ -344,6 +371,8 @@ cdef class Shards:
         cdef void *assembler = self.borrowed[shard]
         cdef bint has_objects = not (<AssemblerBase>assembler).pool_.counts
         cdef int first = 0, count, done = 0
+        if entry.count == 0:  # behind the end there may be no block
+            return 0
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block

@@ -310,15 +310,25 @@ class AssemblerBase:
 
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
+        seen_ns = to_ns(None, now_ns)
         self._enter()
         try:
-            self._observe(now_ns)
+            self._observe(seen_ns)
         finally:
             self._busy.release()
 
     def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
         """The limit of pages in all is one for these together, of which this is one."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
+
+    def occupy(self) -> None:
+        """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
+        where it is at work."""
+        self._enter()
+
+    def vacate(self) -> None:
+        """The opposite."""
+        self._busy.release()
 
     def absorb(self, other: AssemblerBase) -> None:
         """What another assembler has counted counts here too, and its clock goes on here."""
