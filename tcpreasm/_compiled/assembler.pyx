@@ -4,7 +4,7 @@ Called once a packet. Everything else in this core answers; only this one asks. 
 callback that raises, or another thread that comes in meanwhile, finds everything consistent.
 
 The path of a segment in order, top to bottom: _walk_frames (or assemble_frame), _segment, _take_in, _text, _deliver, _emit, _serve. It
-copies and stores no payload. What a segment in order for a counted stream needs is done at once, by take_in_order.
+copies and stores no payload. What most segments in order need is done at once, by take_in_order.
 """
 
 from cpython.bool cimport PyBool_Check
@@ -79,7 +79,7 @@ from .pool cimport (
     prefetch_slot,
     table_s,
 )
-from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
+from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s, settle_piece
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
 from .streams cimport NativeStream
@@ -662,17 +662,21 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
+        cdef connection_s *likely_ones[GROUP]
         cdef int64_t step
         cdef bint plain = False       # clock_before differs from clock in nothing but `now`
-        cdef int i
+        cdef int i, found = 0
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[i].hash)
-        for i in range(count):
-            if decoded[i].shard == shard and decoded[i].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[i].hash)
         self.pool_.lock_without_gil()
         try:
+            for i in range(count):
+                if decoded[i].shard == shard and decoded[i].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[i].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 done[0] += 1
                 step = frames[i].seen_ns - self.clock.now
@@ -697,16 +701,20 @@ cdef class AssemblerBase:
     cdef int _walk_some(
         self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
     ) except -1 nogil:
-        cdef int i
+        cdef connection_s *likely_ones[GROUP]
+        cdef int i, found = 0
         self.clock_before = self.clock
         for i in range(count):
             if decoded[order[i]].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
-        for i in range(count):
-            if decoded[order[i]].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
         self.pool_.lock_without_gil()
         try:
+            for i in range(count):
+                if decoded[order[i]].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 self.clock.now = now_ns[order[i]]
                 self._decoded(&frames[order[i]], &decoded[order[i]])
@@ -1337,14 +1345,17 @@ cdef class AssemblerBase:
 
     cdef int _hand_to_python(self, connection_s *connection) except -1:
         cdef served_s *served = &connection.stream.served
-        if self.coalesce:
-            return self._gather(connection)
-        served.gatherer = 0
-        self.pool_.own(connection)
         try:
-            self._call(served, False)
+            if self.coalesce:
+                return self._gather(connection)
+            served.gatherer = 0
+            self.pool_.own(connection)
+            try:
+                self._call(served, False)
+            finally:
+                self.pool_.disown(connection)
         finally:
-            self.pool_.disown(connection)
+            self._drop_pieces()  # those that no object could be made for
         return 0
 
     # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
@@ -1783,7 +1794,7 @@ cdef int settle(list pieces) except -1:
         if kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1:
             piece = pieces[i]
             if type(piece) is Reassembly:
-                (<Reassembly>piece).settle()
+                settle_piece(<Reassembly>piece)
     return 0
 
 

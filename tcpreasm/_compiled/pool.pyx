@@ -25,6 +25,7 @@ from .connection cimport (
     key_s,
     owner_of,
     reset,
+    served_s,
     waits,
 )
 from .pages cimport PageCache, give_back_page, pop_first
@@ -41,6 +42,8 @@ cdef extern from "Python.h":
     bint PyMethod_Check(object o)
     PyObject *PyMethod_GET_FUNCTION(object method)
     PyObject *PyMethod_GET_SELF(object method)
+    ctypedef struct PyListObject:
+        PyObject **ob_item
 
 # Not a PyThread lock: that one reads the clock and makes a semaphore's calls each time.
 cdef extern from "pthread.h" nogil:
@@ -461,6 +464,16 @@ cdef class StreamPoolBase:
             connection.successor = NULL
         self.free_removed(connection)
         return True
+
+    cdef void prefetch_streams(self, connection_s **connections, int count) noexcept nogil:
+        cdef PyObject **served = (<PyListObject *>self.served).ob_item  # changes under the lock only
+        cdef const served_s *of
+        cdef int i
+        for i in range(count):
+            if connections[i] != NULL and (connections[i].has & SERVED) in (NATIVE, PYTHON):
+                of = &connections[i].stream.served
+                prefetch(of.stream)
+                prefetch(served + <size_t>of.slot * PER_STREAM)
 
     cdef uint32_t adopt(self, object cache) except 0:
         cdef size_t i, kept = 0
