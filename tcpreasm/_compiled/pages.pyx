@@ -100,7 +100,7 @@ cdef class PageCache:
 
     cdef bint is_whole(self):
         cdef size_t chunk
-        collect_returned(&self.state)
+        free_returned(&self.state)
         for chunk in range(<size_t>len(self.chunks)):
             if self.state.chunk_out[chunk] != 0:
                 return False
