@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from weakref import WeakSet
@@ -144,7 +145,9 @@ class Assembler(core.AssemblerBase):
             progress: called now and then with the capture at hand.
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
-        that is no capture. A live capture goes on until it is stopped; Ctrl-C gives out everything, then raises KeyboardInterrupt.
+        that is no capture. An open capture is closed at its end; where an exception comes before that, an open capture file stays
+        open, and with one thread another call goes on behind the frame at hand. A live capture goes on until it is stopped; Ctrl-C
+        gives out everything, then raises KeyboardInterrupt.
         """
         before = self.stats
         problems: list[str] = []
@@ -188,8 +191,8 @@ class Assembler(core.AssemblerBase):
         """
         base = 0
         try:
-            for capture in _captures(source, linktype):
-                with closing(capture):
+            for capture, keeps in _captures(source, linktype):
+                with _closing(capture, keeps):
                     if capture.waits:
                         yield from self._live_steps(cast("LiveCapture", capture), progress)
                     elif isinstance(capture, FileCapture):
@@ -220,21 +223,30 @@ class Assembler(core.AssemblerBase):
         """`assemble_capture` with several threads: as many assemblers, each with a pool of its own, which end with the call."""
         if not flush:
             raise ValueError(f"threads={threads} keeps nothing for what comes next: flush is True")
-        if len(self.pool):
-            raise ValueError(f"threads={threads} takes a pool without connections, and this one has {len(self.pool)}")
+        self.occupy()
+        try:
+            if len(self.pool):
+                raise ValueError(f"threads={threads} takes a pool without connections, and this one has {len(self.pool)}")
+            self._take_in_shards(source, linktype, threads, coalesce, progress, problems)
+        finally:
+            self.vacate()
+
+    def _take_in_shards(
+        self, source: CaptureSource, linktype: int, threads: int, coalesce: bool, progress: Progress | None, problems: list[str]
+    ) -> None:
         shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
         errors: list[BaseException] = []
         base = 0
         try:
-            for capture in _captures(source, linktype):
+            for capture, keeps in _captures(source, linktype):
                 if not isinstance(capture, FileCapture):
                     raise ValueError(f"threads={threads} takes captures in files, not {capture.source_name}")
-                with closing(capture):
+                with _closing(capture, keeps):
                     work = core.Shards(shards, capture.records, coalesce, base)
                     work.begin()
-                    _in_threads(threads, work.run)
+                    _in_threads(threads, work.run, work.stop)
                     work.end()
                     if progress is not None:
                         progress(capture)
@@ -252,7 +264,7 @@ class Assembler(core.AssemblerBase):
             except BaseException as raised:
                 errors.append(raised)
 
-        _in_threads(threads, finish)
+        _in_threads(threads, finish, errors.append)
         for shard in shards:
             self.absorb(shard)
         if errors:
@@ -357,30 +369,70 @@ def _checked_threads(threads: int) -> int:
     return threads
 
 
-def _in_threads(count: int, work: Callable[[int], None]) -> None:
-    """work(0) in this thread and the others in threads of their own, until all have returned. They raise nothing."""
-    others = [Thread(target=work, args=(number,), name=f"tcpreasm-{number}") for number in range(1, count)]
-    for thread in others:
-        thread.start()
-    work(0)
-    for thread in others:
-        thread.join()
+def _in_threads(count: int, work: Callable[[int], None], stop: Callable[[BaseException], None]) -> None:
+    """work(0) in this thread and the others in threads of their own, until all have returned. They raise nothing; what is raised around
+    them (Ctrl-C while this thread waits for the others, a thread that cannot be started) goes to `stop`, and all are waited for even so."""
+    left = set(range(count))
+    ended = [Event() for _ in range(count)]
+
+    def run(number: int) -> None:
+        try:
+            left.remove(number)
+        except KeyError:
+            return  # somebody else does it
+        try:
+            work(number)
+        finally:
+            ended[number].set()
+
+    def attempt(call: Callable[[], Any]) -> bool:
+        try:
+            call()
+        except BaseException as raised:
+            stop(raised)
+            return False
+        return True
+
+    threads = [Thread(target=run, args=(number,), name=f"tcpreasm-{number}") for number in range(1, count)]
+    # One whose start failed may run even so.
+    for number in [0, *(number for number, thread in enumerate(threads, 1) if not attempt(thread.start))]:
+        while number in left:
+            attempt(partial(run, number))
+    # A join that is interrupted may take the thread for one that has ended (CPython 3.11): it comes when all have.
+    for event in ended:
+        while not event.is_set():
+            attempt(event.wait)
+    for thread in threads:
+        while thread.is_alive():
+            attempt(thread.join)
 
 
 def _wait_ns(seconds: float | None) -> int:
     return -1 if seconds is None else seconds_to_ns(seconds)
 
 
-def _captures(source: CaptureSource, linktype: int) -> Iterator[Capture]:
+@contextmanager
+def _closing(capture: Capture, keeps: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if not keeps:
+            capture.close()
+        raise
+    capture.close()
+
+
+def _captures(source: CaptureSource, linktype: int) -> Iterator[tuple[Capture, bool]]:
+    """Each capture, and whether an exception leaves it open: the caller's files, which can be gone on with."""
     if isinstance(source, Capture):
-        yield source
+        yield source, isinstance(source, FileCapture)
     elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
-        yield open_capture(cast("Any", source))
+        yield open_capture(cast("Any", source)), False
     elif isinstance(source, (list, tuple)) and not (source and _is_frame(source[0])):
         for part in source:
             yield from _captures(part, linktype)
     elif isinstance(source, Iterable):
-        yield _FrameSource(source, linktype)
+        yield _FrameSource(source, linktype), False
     else:
         raise TypeError(f"a capture is a path, a binary file, bytes, or an iterable of frames, not {type(source).__name__}: {source!r}")
 

@@ -509,6 +509,16 @@ cdef class AssemblerBase:
             self.sharers[i] = &(<PageCache>self.limit_with[i]).state
         self.sharer_count = <int>len(self.limit_with)
 
+    def occupy(self):
+        """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
+        where it is at work."""
+        self._check_open()
+        self.busy = True
+
+    def vacate(self):
+        """The opposite."""
+        self.busy = False
+
     def absorb(self, AssemblerBase other not None):
         """What another assembler has counted counts here too, and its clock goes on here."""
         cdef int number
@@ -666,13 +676,13 @@ cdef class AssemblerBase:
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
         cdef int i
+        self.pool_.lock_without_gil()
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[i].hash)
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
                 prefetch_connection(&self.pool_.table, decoded[i].hash)
-        self.pool_.lock_without_gil()
         try:
             for i in range(count):
                 done[0] += 1
@@ -691,13 +701,13 @@ cdef class AssemblerBase:
     ) except -1 nogil:
         cdef int i
         self.clock_before = self.clock
+        self.pool_.lock_without_gil()
         for i in range(count):
             if decoded[order[i]].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
         for i in range(count):
             if decoded[order[i]].verdict == 0:
                 prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
-        self.pool_.lock_without_gil()
         try:
             for i in range(count):
                 self.clock.now = now_ns[order[i]]

@@ -131,11 +131,15 @@ cdef class Shards:
             assembler._end_batch(error)
         except BaseException as raised:
             error = raised
+        if error is not None:
+            self.stop(error)
+
+    def stop(self, error not None):
+        """Everybody is to return soon, because of that."""
         with nogil:
             pthread_mutex_lock(&self.mutex)
-        if error is not None and self.error is None:
-            self.error = error
-        self.stopped = self.stopped or error is not None
+        self._note_error(error)
+        self.stopped = True
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 
@@ -184,9 +188,10 @@ cdef class Shards:
 
     # From claimed to ready.
     cdef int _prepare(self, entry_s *entry) except -1 nogil:
-        cdef bint short = False, goes_on
+        cdef Py_ssize_t got = BLOCK_BYTES
+        cdef bint goes_on
         if self.at_once and entry.number > 0:
-            short = self._read(entry) < BLOCK_BYTES
+            got = self._read(entry)
         pthread_mutex_lock(&self.mutex)
         while self.parsed != entry.number and not self.stopped:
             pthread_cond_wait(&self.changed, &self.mutex)
@@ -197,7 +202,7 @@ cdef class Shards:
         pthread_mutex_unlock(&self.mutex)
         entry.count = 0
         if goes_on:
-            goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
+            goes_on = self._parse_at_once(entry, got) if self.at_once else self._parse_next(entry)
         self._tell_time(entry)
         pthread_mutex_lock(&self.mutex)
         self.parsed += 1
@@ -216,26 +221,28 @@ cdef class Shards:
         pthread_mutex_unlock(&self.mutex)
         return 0
 
-    # Bytes of a plain file: where the block's number says.
-    cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil:
+    # Bytes of a plain file: where the block's number says. -1: they cannot be read, which is told in turn.
+    cdef Py_ssize_t _read(self, entry_s *entry) except? -1 nogil:
         cdef int64_t offset = self.read_from + (entry.number - 1) * BLOCK_BYTES
         cdef Py_ssize_t got
         if entry.block == NULL or Py_REFCNT(<PyObject *>entry.block) > 1 or (<Block>entry.block).capacity != SLACK_BYTES + BLOCK_BYTES:
             with gil:
                 hold_block(entry, new_block())
         got = self.records.read_at((<Block>entry.block).memory + SLACK_BYTES, BLOCK_BYTES, offset)
-        if got < 0:
-            with gil:
-                self.records.raise_read_error()
         (<Block>entry.block).begin = SLACK_BYTES
-        (<Block>entry.block).end = SLACK_BYTES + got
+        (<Block>entry.block).end = SLACK_BYTES + max(<Py_ssize_t>0, got)
         (<Block>entry.block).offset = offset - SLACK_BYTES
         return got
 
     # Frames of the entry's block, and of the record that the block before it began. False: the capture ends here.
-    cdef bint _parse_at_once(self, entry_s *entry, bint short) except -1 nogil:
+    cdef bint _parse_at_once(self, entry_s *entry, Py_ssize_t got) except -1 nogil:
+        cdef bint short = got < BLOCK_BYTES
         cdef size_t left
         cdef int count
+        if got < 0:
+            with gil:
+                self._note_read_error()
+            return False
         if entry.number == 0:
             with gil:
                 hold_block(entry, self.records.block)
@@ -261,11 +268,17 @@ cdef class Shards:
                 continue
             if self.records.damage:
                 break
-            if entry.number == 0 or entry.count or short or (<Block>entry.block).end - (<Block>entry.block).begin >= self.records.need:
+            left = (<Block>entry.block).end - (<Block>entry.block).begin
+            # Nothing left: all of it was part of a record that began before it, or of a big block that is passed over.
+            if entry.number == 0 or entry.count or short or left == 0 or left >= self.records.need:
                 break
             # A record larger than a block: all of it here, lest it be carried from block to block.
-            if not self._read_on(entry):
-                short = True
+            got = self._read_on(entry)
+            if got < 0:
+                with gil:
+                    self._note_read_error()
+                return False
+            short = got == 0
         self.position = max(self.position, (<Block>entry.block).offset + <int64_t>(<Block>entry.block).end)
         self.left_in = entry.block if (<Block>entry.block).begin < (<Block>entry.block).end else NULL
         if short or self.records.damage:
@@ -274,8 +287,8 @@ cdef class Shards:
             return False
         return True
 
-    # More of the file, behind what the block has. False at the file's end.
-    cdef bint _read_on(self, entry_s *entry) except -1 nogil:
+    # More of the file, behind what the block has. 0 where that was all; -1: it cannot be read.
+    cdef int _read_on(self, entry_s *entry) except? -1 nogil:
         cdef size_t end = (<Block>entry.block).end, capacity = (<Block>entry.block).capacity
         cdef Py_ssize_t got
         if end == capacity:
@@ -286,8 +299,7 @@ cdef class Shards:
                     raise MemoryError()
         got = self.records.read_at((<Block>entry.block).memory + end, capacity - end, (<Block>entry.block).offset + <int64_t>end)
         if got < 0:
-            with gil:
-                self.records.raise_read_error()
+            return -1
         (<Block>entry.block).end = end + got
         return got == <Py_ssize_t>(capacity - end)
 
@@ -315,8 +327,24 @@ cdef class Shards:
         self.records.release()
         try:
             return self.records.refill()
+        except BaseException as raised:
+            self._note_error(raised)
+            return False
         finally:
             self.records.hold()
+
+    # An error of the reader ends the capture: what was read before it is taken in.
+    cdef int _note_error(self, object raised) except -1:
+        if self.error is None:
+            self.error = raised
+        return 0
+
+    cdef int _note_read_error(self) except -1:
+        try:
+            self.records.raise_read_error()
+        except OSError as raised:
+            self._note_error(raised)
+        return 0
 
     cdef int _make_room(self, entry_s *entry) except -1 nogil:
         cdef int room = max(<int>FIRST_ROOM, 2 * entry.room)
@@ -344,6 +372,8 @@ cdef class Shards:
         cdef void *assembler = self.borrowed[shard]
         cdef bint has_objects = not (<AssemblerBase>assembler).pool_.counts
         cdef int first = 0, count, done = 0
+        if entry.count == 0:  # behind the end there may be no block
+            return 0
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block

@@ -320,6 +320,15 @@ class AssemblerBase:
         """The limit of pages in all is one for these together, of which this is one."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
 
+    def occupy(self) -> None:
+        """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
+        where it is at work."""
+        self._enter()
+
+    def vacate(self) -> None:
+        """The opposite."""
+        self._busy.release()
+
     def absorb(self, other: AssemblerBase) -> None:
         """What another assembler has counted counts here too, and its clock goes on here."""
         for name, count in other._counts.items():

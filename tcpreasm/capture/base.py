@@ -87,11 +87,18 @@ class FileCapture(Capture):
         super().__init__(format_name, stream.name, stream.size)
         self._stream = stream
         self._closed = False
-        self.records = records
+        self._records = records
+
+    @property
+    def records(self) -> core.PcapRecords | core.PcapngRecords:
+        """The core's reader. ValueError once the capture was closed: its descriptor may be another file's by then."""
+        if self._closed:
+            raise ValueError(f"{self.source_name} was closed")
+        return self._records
 
     @property
     def packets(self) -> int:  # type: ignore[override]  # counted where the frames are made
-        return self.records.packets
+        return self._records.packets
 
     @property
     def position(self) -> int:
@@ -104,15 +111,13 @@ class FileCapture(Capture):
 
     @property
     def complete(self) -> bool:
-        return self.records.ended and self.records.problem is None
+        return self._records.ended and self._records.problem is None
 
     @property
     def problem(self) -> str | None:
-        return self.records.problem
+        return self._records.problem
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._closed:
-            raise ValueError(f"{self.source_name} was closed")
         return iter(self.records)
 
     def close(self) -> None:
