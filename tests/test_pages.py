@@ -268,7 +268,7 @@ def test_order_by_sequence_number(tcpreasm: ModuleType, order: str, base: int) -
 
 
 def test_find(tcpreasm: ModuleType) -> None:
-    """The last page that begins at or before, and the one after it: near the end by steps, elsewhere through the tree."""
+    """The last page that begins at or before, and the one after it: near the end by steps, elsewhere by a search."""
     cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
     starts = list(range(100, 2100, 100))
     for seq in starts:
@@ -414,6 +414,45 @@ def test_any_sequence_of_insertions_and_removals(tcpreasm: ModuleType) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=60, deadline=None))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_thousands_of_pages(tcpreasm: ModuleType, seed: int) -> None:
+    """Long lists that grow and go at both ends and in their middle, again and again, some pages without bytes at the place of others."""
+    chance = random.Random(seed)
+    base = chance.choice([0, 2**31 - 20_000, 2**32 - 20_000])
+    cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
+    model: list[int] = []
+    free = list(range(40_000))
+    for round_ in range(30):
+        middle = chance.randrange(40_000)
+        chance.shuffle(free)
+        if round_ % 3 == 0:
+            free.sort(key=lambda offset: abs(offset - middle), reverse=bool(round_ % 2))
+        for _ in range(chance.choice([10, 100, 700])):
+            offset = free.pop()
+            insert(pages, page_at(cache, base + offset))
+            bisect.insort(model, offset)
+            if chance.random() < 0.02:  # goes behind the page that begins there
+                insert(pages, page_at(cache, base + offset, b""))
+                bisect.insort(model, offset)
+        for _ in range(chance.choice([0, 50, 500, len(model)])):
+            if model:
+                at = chance.choice([0, -1])
+                page = pages.pop_last() if at else pages.pop_first()
+                offset = model.pop(at)
+                assert page.seq == (base + offset) % 2**32
+                if offset not in (model[:1] + model[-1:]):
+                    free.append(offset)
+                cache.give_back(page)
+        assert seqs(pages) == [(base + offset) % 2**32 for offset in model]
+        for offset in chance.sample(range(-10, 40_010), 200):
+            prev, next_ = pages.find((base + offset) % 2**32)
+            place = bisect.bisect_right(model, offset)
+            assert (prev and prev.seq) == ((base + model[place - 1]) % 2**32 if place else None)
+            assert (next_ and next_.seq) == ((base + model[place]) % 2**32 if place < len(model) else None)
+        assert cache.used == len(model)
+        check_tree(pages)
+
+
 # -- cost ---------------------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +473,7 @@ def orders(count: int) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("order", list(orders(2)))
 def test_the_tree_stays_flat(tcpreasm: ModuleType, order: str) -> None:
-    """Its depth, and with it the number of comparisons, grows as log n in any order."""
+    """The comparisons of a search (in the pure core: the depth of its tree) grow as log n in any order."""
     count = 20_000
     cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
     assert pages.depth() == 0

@@ -162,7 +162,6 @@ cdef class AssemblerBase:
     # One segment, from the look-up of its connection to the calls of its stream.
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil
     cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil
-    cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil
     cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1

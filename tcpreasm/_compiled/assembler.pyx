@@ -4,11 +4,8 @@ Called once a packet. Everything else in this core answers; only this one asks. 
 callback that raises, or another thread that comes in meanwhile, finds everything consistent.
 
 The path of a segment in order, top to bottom: _walk_frames (or assemble_frame), _segment, _take_in, _text, _deliver, _emit, _serve. It
-copies and stores no payload. What a segment in order for a counted stream needs is done at once, by _take_in_order.
+copies and stores no payload. What most segments in order need is done at once, by take_in_order.
 """
-
-
-import numpy as np
 
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -82,7 +79,7 @@ from .pool cimport (
     prefetch_slot,
     table_s,
 )
-from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s
+from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_of, piece_s, settle_piece
 from .records cimport RecordReader, frame_s
 from .sequence cimport difference
 from .streams cimport NativeStream
@@ -490,10 +487,11 @@ cdef class AssemblerBase:
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self.clock.now if self.clock.has_now else None
 
-    def advance_clock(self, int64_t now_ns):
+    def advance_clock(self, now_ns):
         """Time goes on without packets (live captures)."""
+        cdef int64_t seen_ns = as_ns(None, now_ns)
         self._enter()
-        self._observe(now_ns)
+        self._observe(seen_ns)
         self._leave()
 
     def share_limit(self, list assemblers not None):
@@ -675,18 +673,33 @@ cdef class AssemblerBase:
     cdef int _walk_decoded(
         self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
     ) except -1 nogil:
-        cdef int i
-        self.pool_.lock_without_gil()
+        cdef connection_s *likely_ones[GROUP]
+        cdef int64_t step
+        cdef bint plain = False       # clock_before differs from clock in nothing but `now`
+        cdef int i, found = 0
         for i in range(count):
             if decoded[i].shard == shard and decoded[i].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[i].hash)
-        for i in range(count):
-            if decoded[i].shard == shard and decoded[i].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[i].hash)
+        self.pool_.lock_without_gil()
         try:
             for i in range(count):
+                if decoded[i].shard == shard and decoded[i].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[i].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
+            for i in range(count):
                 done[0] += 1
-                self._observe(frames[i].seen_ns)
+                step = frames[i].seen_ns - self.clock.now
+                if 0 <= step <= CLOCK_STEP_NS and self.clock.has_now and not self.clock.has_suspect:
+                    if plain:
+                        self.clock_before.now = self.clock.now
+                    else:
+                        self.clock_before, plain = self.clock, True
+                    self.clock.now = frames[i].seen_ns
+                else:
+                    self._observe(frames[i].seen_ns)
+                    plain = False
                 if decoded[i].shard == shard:
                     self._decoded(&frames[i], &decoded[i])
                 if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
@@ -699,16 +712,20 @@ cdef class AssemblerBase:
     cdef int _walk_some(
         self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
     ) except -1 nogil:
-        cdef int i
+        cdef connection_s *likely_ones[GROUP]
+        cdef int i, found = 0
         self.clock_before = self.clock
-        self.pool_.lock_without_gil()
         for i in range(count):
             if decoded[order[i]].verdict == 0:
                 prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
-        for i in range(count):
-            if decoded[order[i]].verdict == 0:
-                prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+        self.pool_.lock_without_gil()
         try:
+            for i in range(count):
+                if decoded[order[i]].verdict == 0:
+                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
+                    found += 1
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, found)
             for i in range(count):
                 self.clock.now = now_ns[order[i]]
                 self._decoded(&frames[order[i]], &decoded[order[i]])
@@ -717,14 +734,16 @@ cdef class AssemblerBase:
             self._drop_gil()
         return 0
 
+    # One frame, with the clock set.
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+        cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
             self.verdicts[decoded.verdict] += 1
             return 0
         text.seen_ns = frame.seen_ns
-        text_of(&decoded.segment, &text, self.base + frame.offset + (decoded.segment.payload - frame.data))
-        return self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
+        return self._segment(<const key_s *>segment, decoded.hash, segment.flags, &text, True)
 
     cdef void _drop_gil(self) noexcept nogil:
         if self.holds_gil:
@@ -734,9 +753,16 @@ cdef class AssemblerBase:
     # -- one segment ------------------------------------------------------------------------------------------------
 
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
-        cdef connection_s *connection = NULL
-        cdef bint opens = (flags & SYN or text.wire) and not flags & RST
-        cdef bint no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        cdef connection_s *connection = find(&self.pool_.table, key, hash)
+        cdef bint opens, no_ack
+        if connection != NULL and take_in_order(self, connection, flags, text):
+            self.verdicts[0] += from_frame
+            self.counts[SEGMENTS] += 1
+            self.counts[BYTES_CAPTURED] += text.size
+            return self._hand_over(connection) if self.out_count else 0
+        opens = (flags & SYN or text.wire) and not flags & RST
+        no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
+        connection = NULL
         if not no_ack:
             self._find(key, hash, opens, text.seen_ns, &connection)
         self.verdicts[0] += from_frame
@@ -754,14 +780,12 @@ cdef class AssemblerBase:
                     _log.debug("%s: nothing to open a stream with", key_object(key))
             return 0
         try:
-            if self._take_in_order(connection, flags, text):
-                return self._hand_over(connection) if self.out_count else 0
             self._take_in(connection, flags, text)
         finally:
             if self.out_count:
                 self._drop_pieces()
-        if connection.state == OPEN and not connection.has & LISTED and waits(connection):
-            self.pool_.list_waiting(connection)
+            if connection.state == OPEN and not connection.has & LISTED and waits(connection):
+                self.pool_.list_waiting(connection)
         if self.has_late_error:
             with gil:
                 raise_late_error(self)
@@ -796,45 +820,6 @@ cdef class AssemblerBase:
             break
         found[0] = connection
         return 0
-
-    # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. False: it is not. The bytes are to be handed
-    # over, unless the stream is COUNTED.
-    cdef bint _take_in_order(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
-        cdef tally_s *tally = &connection.stream.tally
-        cdef piece_s *piece
-        cdef uint32_t before = connection.next_seq
-        cdef uint8_t how = connection.has & SERVED
-        if connection.state != OPEN or flags & (FIN | SYN | RST):
-            return False
-        if text.wire:
-            if (
-                (connection.has & (HAS_START | HAS_END)) != HAS_START
-                or how == 0
-                or text.seq != before
-                or text.size != text.wire
-                or connection.pages.count
-                or connection.skip
-            ):
-                return False
-            if how == COUNTED:
-                tally.length += text.size
-                tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
-                tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
-            elif self.out_room == 0:
-                return False
-            else:
-                piece = self.out
-                piece.data, piece.size, piece.page = text.data, text.size, NULL
-                piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
-                self.out_count = 1
-            connection.next_seq = connection.cut_end = before + text.size
-            self.counts[BYTES_DELIVERED] += text.size
-            if (before ^ connection.next_seq) >> 30:
-                note_past_start(connection)
-        elif how == 0:
-            return False
-        connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
-        return True
 
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
@@ -1371,14 +1356,17 @@ cdef class AssemblerBase:
 
     cdef int _hand_to_python(self, connection_s *connection) except -1:
         cdef served_s *served = &connection.stream.served
-        if self.coalesce:
-            return self._gather(connection)
-        served.gatherer = 0
-        self.pool_.own(connection)
         try:
-            self._call(served, False)
+            if self.coalesce:
+                return self._gather(connection)
+            served.gatherer = 0
+            self.pool_.own(connection)
+            try:
+                self._call(served, False)
+            finally:
+                self.pool_.disown(connection)
         finally:
-            self.pool_.disown(connection)
+            self._drop_pieces()  # those that no object could be made for
         return 0
 
     # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
@@ -1521,7 +1509,9 @@ cdef class AssemblerBase:
                 try:
                     if not self._acquire_open(&self.gathered_for[i]):
                         continue
-                    if self.pool_.served[<size_t>connection.stream.served.slot * PER_STREAM + GATHERED] is gathered[i]:
+                    is_there = self.pool_.served[<size_t>connection.stream.served.slot * PER_STREAM + GATHERED] is gathered[i]
+                    gathered[i] = None  # else every piece would count as kept by somebody
+                    if is_there:
                         self._hand_over(connection)
                 finally:
                     self.pool_.unlock()
@@ -1677,6 +1667,48 @@ cdef class AssemblerBase:
         return True
 
 
+# What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
+# is something else, or the connection has an owner, and nothing was done.
+cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+    cdef tally_s *tally = &connection.stream.tally
+    cdef piece_s *piece
+    cdef uint32_t before = connection.next_seq
+    cdef uint8_t how = connection.has & SERVED
+    if (
+        connection.state != OPEN
+        or how == 0
+        or (flags & (FIN | SYN | RST | ACK)) != ACK
+        or (how != COUNTED and connection.stream.served.owner != 0)
+    ):
+        return False
+    if text.wire:
+        if (
+            (connection.has & (HAS_START | HAS_END)) != HAS_START
+            or text.seq != before
+            or text.size != text.wire
+            or connection.pages.count
+            or connection.skip
+        ):
+            return False
+        if how == COUNTED:
+            tally.length += text.size
+            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
+            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+        elif self.out_room == 0:
+            return False
+        else:
+            piece = self.out
+            piece.data, piece.size, piece.page = text.data, text.size, NULL
+            piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
+            self.out_count = 1
+        connection.next_seq = connection.cut_end = before + text.size
+        self.counts[BYTES_DELIVERED] += text.size
+        if (before ^ connection.next_seq) >> 30:
+            note_past_start(connection)
+    connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
+    return True
+
+
 cdef void observe(clock_s *clock, int64_t seen_ns) noexcept nogil:
     cdef int64_t step = seen_ns - clock.now
     cdef int64_t agreed
@@ -1775,7 +1807,7 @@ cdef int settle(list pieces) except -1:
         if kept or Py_REFCNT(PyList_GET_ITEM(<PyObject *>pieces, i)) > 1:
             piece = pieces[i]
             if type(piece) is Reassembly:
-                (<Reassembly>piece).settle()
+                settle_piece(<Reassembly>piece)
     return 0
 
 
@@ -1796,6 +1828,8 @@ cdef int join_late_error(AssemblerBase assembler, object raised) except -1:
 
 # Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.
 cdef tuple plain_arrays(object offsets, object lengths, object timestamps_ns, object wire_lengths):
+    import numpy as np            # loaded by the first PageCache
+
     for each in (offsets, lengths, timestamps_ns, wire_lengths):
         if each is not None and not (type(each) is np.ndarray and each.ndim == 1 and each.dtype == np.int64 and each.flags.c_contiguous):
             return None

@@ -3,14 +3,11 @@
 Runs for packets that are out of order only. The functions work on page_s; the classes at the end open them to Python callers.
 """
 
-import os
-
-import numpy as np
-
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove
 
 from .sequence cimport difference
@@ -23,7 +20,9 @@ PAGE_BYTES = PAGE_SIZE
 cdef enum:
     INITIAL_PAGES = 1024
     MAX_CHUNK_PAGES = 1 << 22     # doubling goes no further: 8 GB at once
-    STEPS_FROM_END = 4            # nearly in order is found within so many steps, and without the tree
+    STEPS_FROM_END = 4            # nearly in order is found within so many steps, and without the index
+    FEW = 16                      # pages that need no index
+    AHEAD = 8                     # pages are fetched so long before they are popped
 
 _memory_log = Log("tcpreasm.memory")
 
@@ -48,6 +47,7 @@ cdef extern from *:
     """
     void push "tcpreasm_push"(void **stack, void *item, void **next_of_item) noexcept nogil
     void *take_all "tcpreasm_take_all"(void **stack) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
 
 
 cdef class PageCache:
@@ -62,7 +62,6 @@ cdef class PageCache:
         self.chunk_pages = []
         self.next_grow = initial
         self.state.owner = <void *>self
-        self.state.random = int.from_bytes(os.urandom(8), "little") | 1
         self.log = _memory_log.is_on()
         self._grow()
 
@@ -70,6 +69,8 @@ cdef class PageCache:
         PyMem_RawFree(self.state.chunk_out)
 
     cdef int _grow(self) except -1:
+        import numpy as np        # not before there are buffers to allocate: it takes longer to load than all the rest
+
         cdef uint32_t count = self.next_grow, i
         cdef size_t chunks = len(self.chunks) + 1
         cdef uint32_t *chunk_out = <uint32_t *>PyMem_RawRealloc(self.state.chunk_out, chunks * sizeof(uint32_t))
@@ -77,10 +78,10 @@ cdef class PageCache:
             raise MemoryError()
         self.state.chunk_out = chunk_out
         chunk_out[chunks - 1] = 0
-        headers = np.empty(<size_t>count * sizeof(page_s), np.uint8)
-        buffers = np.empty(<size_t>count * PAGE_STRIDE, np.uint8)
-        cdef page_s *page = <page_s *><uintptr_t>headers.ctypes.data
-        cdef uint8_t *data = <uint8_t *><uintptr_t>buffers.ctypes.data
+        headers = np.empty(<size_t>count * sizeof(page_s) + CACHE_LINE, np.uint8)
+        buffers = np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
+        cdef page_s *page = <page_s *>aligned(headers.ctypes.data)
+        cdef uint8_t *data = <uint8_t *>aligned(buffers.ctypes.data)
         for i in range(count):
             page.bytes = data + <size_t>i * PAGE_STRIDE
             page.cache = &self.state
@@ -97,13 +98,21 @@ cdef class PageCache:
             _memory_log.debug("page cache: %d pages added, %d in all", count, self.state.size)
         return 0
 
+    cdef bint is_whole(self):
+        cdef size_t chunk
+        free_returned(&self.state)
+        for chunk in range(<size_t>len(self.chunks)):
+            if self.state.chunk_out[chunk] != 0:
+                return False
+        return True
+
     cdef int shrink_now(self) except -1:
         cdef cache_s *state = &self.state
         cdef uint64_t before = state.size
         cdef uint32_t chunk
         if len(self.chunk_pages) == 1:
             return 0
-        collect_returned(state)
+        free_returned(state)
         while len(self.chunk_pages) > 1:
             chunk = <uint32_t>(len(self.chunk_pages) - 1)
             count = self.chunk_pages[chunk]
@@ -156,6 +165,10 @@ cdef class PageCache:
         return self.shrink_now()
 
 
+cdef void *aligned(uintptr_t address) noexcept:
+    return <void *>((address + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
+
+
 cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
     cdef page_s *first = NULL
     cdef page_s **link = &first
@@ -168,37 +181,45 @@ cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
     return first
 
 
-# Behind those that are free already.
-cdef void collect_returned(cache_s *cache) noexcept nogil:
-    cdef page_s *first = <page_s *>take_all(<void **>&cache.returned)
-    cdef page_s *last = first
-    if first != NULL:
-        cache.chunk_out[last.chunk] -= 1
-        while last.next != NULL:
-            last = last.next
-            cache.chunk_out[last.chunk] -= 1
-        last.next = cache.free
-        cache.free = first
+# All that came back, onto the free stack.
+cdef void free_returned(cache_s *cache) noexcept nogil:
+    cdef page_s *page
+    cdef page_s *rest
+    while True:
+        if cache.back == NULL:
+            cache.back = <page_s *>take_all(<void **>&cache.returned)
+            if cache.back == NULL:
+                return
+        page, cache.back = cache.back, NULL
+        while page != NULL:
+            rest = page.next
+            page.next = cache.free
+            cache.free = page
+            cache.chunk_out[page.chunk] -= 1
+            page = rest
 
 
 cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except NULL nogil:
-    cdef page_s *page
-    if cache.free == NULL:
-        collect_returned(cache)
-        if cache.free == NULL:
+    cdef page_s *page = cache.free
+    if page == NULL and cache.back == NULL:
+        cache.back = <page_s *>take_all(<void **>&cache.returned)
+        if cache.back == NULL:
             with gil:
                 (<PageCache>cache.owner)._grow()
-    page = cache.free
-    cache.free = page.next
-    cache.chunk_out[page.chunk] += 1
-    page.prev = page.next = page.parent = page.left = page.right = NULL
+            page = cache.free
+    if page != NULL:
+        cache.free = page.next
+        cache.chunk_out[page.chunk] += 1
+    else:
+        page = cache.back
+        cache.back = page.next
+    if page.next != NULL:         # what the next call takes, and where that finds the one after it
+        prefetch(page.next)
+        prefetch(page.next.bytes)
+    page.prev = page.next = NULL
     page.seen_ns = seen_ns
     page.offset = offset
     page.seq = page.length = page.missing = 0
-    cache.random ^= cache.random << 13
-    cache.random ^= cache.random >> 7
-    cache.random ^= cache.random << 17
-    page.priority = <uint32_t>(cache.random >> 32)
     cache.used += 1
     cache.requests += 1
     if not cache.requests & 0xFFFF:
@@ -236,18 +257,12 @@ cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcep
 
 cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil:
     cdef page_s *prev = pages.last
-    cdef page_s *node
-    cdef int _step
-    for _step in range(STEPS_FROM_END):
-        if prev == NULL or difference(prev.seq, seq) >= 0:
-            return prev
+    cdef int steps = 0
+    while prev != NULL and difference(prev.seq, seq) < 0:
+        if steps == STEPS_FROM_END and pages.index != NULL:
+            return find_entry(pages, seq)
         prev = prev.prev
-    node, prev = pages.root, NULL
-    while node != NULL:
-        if difference(node.seq, seq) >= 0:
-            prev, node = node, node.right
-        else:
-            node = node.left
+        steps += 1
     return prev
 
 
@@ -264,16 +279,20 @@ cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *
         next_.prev = last
     last.next = next_
     while True:
-        plant(pages, page, next_)
         pages.count += 1
+        if pages.index != NULL:
+            enter(pages, page)
         if page == last:
             break
         page = page.next
+    if pages.index == NULL and pages.count > FEW:
+        make_index(pages)
 
 
 cdef page_s *pop_first(page_list_s *pages) noexcept nogil:
     cdef page_s *page = pages.first
-    cut(pages, page, page.right)
+    if pages.index != NULL:
+        forget_first(pages)
     pages.first = page.next
     if pages.first == NULL:
         pages.last = NULL
@@ -286,7 +305,8 @@ cdef page_s *pop_first(page_list_s *pages) noexcept nogil:
 
 cdef page_s *pop_last(page_list_s *pages) noexcept nogil:
     cdef page_s *page = pages.last
-    cut(pages, page, page.left)
+    if pages.index != NULL:
+        forget_last(pages)
     pages.last = page.prev
     if pages.last == NULL:
         pages.first = NULL
@@ -297,52 +317,194 @@ cdef page_s *pop_last(page_list_s *pages) noexcept nogil:
     return page
 
 
-# Hang a page into the tree, between its prev and next_: of two neighbours exactly one has room on the inner side.
-cdef void plant(page_list_s *pages, page_s *page, page_s *next_) noexcept nogil:
-    if page.prev != NULL and page.prev.right == NULL:
-        page.prev.right = page
-        page.parent = page.prev
-    elif next_ != NULL:
-        next_.left = page
-        page.parent = next_
+# -- index ------------------------------------------------------------------------------------------------------------------
+# Sequence numbers are compared by how far they lie ahead of the list's first one, which orders them as plain numbers: less than 2**31.
+
+cdef void make_index(page_list_s *pages) noexcept nogil:
+    cdef page_s *page = pages.first
+    pages.index = <index_s *>calloc(1, sizeof(index_s))
+    while page != NULL and pages.index != NULL:
+        enter(pages, page)
+        page = page.next
+
+
+cdef void drop_index(page_list_s *pages) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef uint32_t i
+    for i in range(index.count):
+        free(index.leaves[i])
+    free(index.leaves)
+    free(index.firsts)
+    free(index)
+    pages.index = NULL
+
+
+# The last page that begins at or before seq, or NULL.
+cdef page_s *find_entry(page_list_s *pages, uint32_t seq) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef uint32_t base = pages.first.seq
+    cdef uint32_t ahead = seq - base
+    cdef uint32_t at = 0
+    cdef uint32_t size = index.count
+    cdef uint32_t half
+    cdef leaf_s *leaf
+    if difference(base, seq) < 0:
+        return NULL
+    while size > 1:               # nobody can tell which way it goes: no branch
+        half = size // 2
+        at += half & -<uint32_t>(index.firsts[at + half] - base <= ahead)
+        size -= half
+    index.at_leaf = at
+    leaf = index.leaves[at]
+    at, size = leaf.begin, leaf.end - leaf.begin
+    while size > 1:
+        half = size // 2
+        at += half & -<uint32_t>(leaf.seqs[at + half] - base <= ahead)
+        size -= half
+    index.at_entry = at
+    if at + 1 < leaf.end:         # the caller looks at both neighbours
+        prefetch(leaf.pages[at + 1])
+    return leaf.pages[at]
+
+
+# Makes a page of the list the one found last. False where it is not entered: a caller from Python has changed its number.
+cdef bint find_page(page_list_s *pages, page_s *page) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef leaf_s *leaf
+    if index.at_leaf < index.count:
+        leaf = index.leaves[index.at_leaf]
+        if leaf.begin <= index.at_entry < leaf.end and leaf.pages[index.at_entry] == page:
+            return True
+    if find_entry(pages, page.seq) == NULL:
+        return False
+    while index.leaves[index.at_leaf].pages[index.at_entry] != page:    # several at one place: empty ones before the one with bytes
+        if index.at_entry == index.leaves[index.at_leaf].begin:
+            if index.at_leaf == 0:
+                return False
+            index.at_leaf -= 1
+            index.at_entry = index.leaves[index.at_leaf].end
+        index.at_entry -= 1
+    return True
+
+
+# An empty leaf at that place, with its entries' place at `begin`; NULL where there is no memory.
+cdef leaf_s *new_leaf(index_s *index, uint32_t at, uint32_t begin) noexcept nogil:
+    cdef leaf_s *leaf
+    cdef uint32_t room
+    cdef void *grown
+    if index.count == index.room:
+        room = max(<uint32_t>8, index.room * 2)
+        grown = realloc(index.leaves, room * sizeof(leaf_s *))
+        if grown == NULL:
+            return NULL
+        index.leaves = <leaf_s **>grown
+        grown = realloc(index.firsts, room * sizeof(uint32_t))
+        if grown == NULL:
+            return NULL
+        index.firsts = <uint32_t *>grown
+        index.room = room
+    leaf = <leaf_s *>malloc(sizeof(leaf_s))
+    if leaf == NULL:
+        return NULL
+    memmove(index.leaves + at + 1, index.leaves + at, (index.count - at) * sizeof(leaf_s *))
+    memmove(index.firsts + at + 1, index.firsts + at, (index.count - at) * sizeof(uint32_t))
+    leaf.begin = leaf.end = begin
+    index.leaves[at] = leaf
+    index.count += 1
+    return leaf
+
+
+cdef void remove_leaf(page_list_s *pages, uint32_t at) noexcept nogil:
+    cdef index_s *index = pages.index
+    free(index.leaves[at])
+    index.count -= 1
+    if index.count == 0:
+        drop_index(pages)
+        return
+    memmove(index.leaves + at, index.leaves + at + 1, (index.count - at) * sizeof(leaf_s *))
+    memmove(index.firsts + at, index.firsts + at + 1, (index.count - at) * sizeof(uint32_t))
+
+
+# The upper half of a full leaf becomes a leaf of its own.
+cdef leaf_s *split(index_s *index, uint32_t at) noexcept nogil:
+    cdef leaf_s *upper = new_leaf(index, at + 1, 0)
+    cdef leaf_s *leaf = index.leaves[at]
+    if upper != NULL:
+        upper.end = LEAF // 2
+        leaf.end -= LEAF // 2
+        memmove(upper.seqs, leaf.seqs + leaf.end, LEAF // 2 * sizeof(uint32_t))
+        memmove(upper.pages, leaf.pages + leaf.end, LEAF // 2 * sizeof(page_s *))
+        index.firsts[at + 1] = upper.seqs[0]
+    return upper
+
+
+# Enters a page that is in the list, behind its prev, which has been entered. Without memory there is no index any more.
+cdef void enter(page_list_s *pages, page_s *page) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef leaf_s *leaf = NULL
+    cdef uint32_t at = 0          # leaf
+    cdef uint32_t entry           # becomes the page's
+    if page.prev != NULL:
+        if not find_page(pages, page.prev):
+            drop_index(pages)
+            return
+        at = index.at_leaf
+        entry = index.at_entry + 1
+    elif index.count:
+        entry = index.leaves[0].begin
     else:
-        pages.root = page
-        page.parent = NULL
-    while page.parent != NULL and page.priority < page.parent.priority:
-        rotate_up(pages, page, page.parent)
-
-
-cdef void rotate_up(page_list_s *pages, page_s *page, page_s *parent) noexcept nogil:
-    if parent.left == page:
-        parent.left = page.right
-        if page.right != NULL:
-            page.right.parent = parent
-        page.right = parent
+        entry = 0
+        leaf = new_leaf(index, 0, 0)
+    if index.count:
+        leaf = index.leaves[at]
+        if leaf.end - leaf.begin == LEAF:
+            if entry == LEAF and at == index.count - 1:      # in order: full leaves
+                at += 1
+                entry = 0
+                leaf = new_leaf(index, at, 0)
+            elif page.prev == NULL:
+                entry = LEAF
+                leaf = new_leaf(index, 0, LEAF)
+            elif entry > LEAF // 2:
+                at += 1
+                entry -= LEAF // 2
+                leaf = split(index, at - 1)
+            elif split(index, at) == NULL:
+                leaf = NULL
+    if leaf == NULL:
+        drop_index(pages)
+        return
+    if leaf.begin > 0 and (entry - leaf.begin <= leaf.end - entry or leaf.end == LEAF):
+        memmove(leaf.seqs + leaf.begin - 1, leaf.seqs + leaf.begin, (entry - leaf.begin) * sizeof(uint32_t))
+        memmove(leaf.pages + leaf.begin - 1, leaf.pages + leaf.begin, (entry - leaf.begin) * sizeof(page_s *))
+        leaf.begin -= 1
+        entry -= 1
     else:
-        parent.right = page.left
-        if page.left != NULL:
-            page.left.parent = parent
-        page.left = parent
-    replace_child(pages, parent, page)
-    parent.parent = page
+        memmove(leaf.seqs + entry + 1, leaf.seqs + entry, (leaf.end - entry) * sizeof(uint32_t))
+        memmove(leaf.pages + entry + 1, leaf.pages + entry, (leaf.end - entry) * sizeof(page_s *))
+        leaf.end += 1
+    leaf.seqs[entry] = page.seq
+    leaf.pages[entry] = page
+    if entry == leaf.begin:
+        index.firsts[at] = page.seq
+    index.at_leaf, index.at_entry = at, entry
 
 
-# Take the first or last page out of the tree; it has no more than the one child.
-cdef void cut(page_list_s *pages, page_s *page, page_s *child) noexcept nogil:
-    replace_child(pages, page, child)
-    page.parent = page.left = page.right = NULL
+cdef void forget_first(page_list_s *pages) noexcept nogil:
+    cdef leaf_s *leaf = pages.index.leaves[0]
+    leaf.begin += 1
+    if leaf.begin + AHEAD < leaf.end:
+        prefetch(leaf.pages[leaf.begin + AHEAD])
+    if leaf.begin == leaf.end:
+        remove_leaf(pages, 0)
 
 
-cdef void replace_child(page_list_s *pages, page_s *old, page_s *new) noexcept nogil:
-    cdef page_s *above = old.parent
-    if above == NULL:
-        pages.root = new
-    elif above.left == old:
-        above.left = new
-    else:
-        above.right = new
-    if new != NULL:
-        new.parent = above
+cdef void forget_last(page_list_s *pages) noexcept nogil:
+    cdef uint32_t at = pages.index.count - 1
+    cdef leaf_s *leaf = pages.index.leaves[at]
+    leaf.end -= 1
+    if leaf.begin == leaf.end:
+        remove_leaf(pages, at)
 
 
 # -- for callers and tests --------------------------------------------------------------------------------------------------
@@ -483,19 +645,12 @@ cdef class PageList:
             page = page.next
 
     def depth(self):
-        """Levels of the search tree: about 3 times the binary logarithm of the number of pages, at the most, in any order."""
-        level, depth = [], 0
-        if self.pages.root != NULL:
-            level.append(<uintptr_t>self.pages.root)
-        while level:
-            below = []
-            for node in level:
-                for child in (<uintptr_t>(<page_s *><uintptr_t>node).left, <uintptr_t>(<page_s *><uintptr_t>node).right):
-                    if child:
-                        below.append(child)
-            level = below
-            depth += 1
-        return depth
+        """Comparisons that finding a place takes, at the most: about the binary logarithm of the number of pages, in any order."""
+        cdef uint32_t i
+        if self.pages.index == NULL:
+            return self.pages.count
+        largest = max([self.pages.index.leaves[i].end - self.pages.index.leaves[i].begin for i in range(self.pages.index.count)])
+        return int(self.pages.index.count).bit_length() + int(largest).bit_length()
 
     def find(self, seq):
         """The place of a sequence number: the last page that begins at or before it, and the page after that."""

@@ -118,20 +118,22 @@ cdef inline connection_s *connection_at(const table_s *table, uint32_t number) n
     cdef uint32_t slab = 31 - leading_zeros((index >> FIRST_SLAB_BITS) + 1)
     return <connection_s *>table.slabs[slab] + (index - (((<uint32_t>1 << slab) - 1) << FIRST_SLAB_BITS))
 
-# What find will look at, fetched from memory meanwhile: first the slot, then the connection.
+# What find will look at, fetched from memory meanwhile: first the slot, then, under the lock, the connection, which is returned where
+# there is one (it may be another one with the same hash); then the stream that it serves.
 cdef inline void prefetch_slot(const table_s *table, uint32_t hash) noexcept nogil:
     prefetch(&table.slots[hash & table.mask])
 
-cdef inline void prefetch_connection(const table_s *table, uint32_t hash) noexcept nogil:
+cdef inline connection_s *prefetch_connection(const table_s *table, uint32_t hash) noexcept nogil:
     cdef uint64_t place = hash & table.mask
-    cdef const uint8_t *connection
+    cdef connection_s *connection
     while table.slots[place].number != 0:
         if table.slots[place].hash == hash:
-            connection = <const uint8_t *>connection_at(table, table.slots[place].number)
+            connection = connection_at(table, table.slots[place].number)
             prefetch(connection)
-            prefetch(connection + 64)
-            return
+            prefetch(<const uint8_t *>connection + 64)
+            return connection
         place = (place + 1) & table.mask
+    return NULL
 
 cdef inline connection_s *find(const table_s *table, const key_s *key, uint32_t hash) noexcept nogil:
     cdef uint64_t place = hash & table.mask
@@ -213,6 +215,8 @@ cdef class StreamPoolBase:
     cdef void set_back(self, int64_t now_ns) noexcept nogil
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
     cdef uint32_t adopt(self, object cache) except 0
+    # With the lock: the streams of some connections, or NULLs, are fetched from memory.
+    cdef void prefetch_streams(self, connection_s **connections, int count) noexcept nogil
 
     cdef int _lock(self, unsigned long me) except -1
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil

@@ -25,6 +25,7 @@ from .connection cimport (
     key_s,
     owner_of,
     reset,
+    served_s,
     waits,
 )
 from .pages cimport PageCache, give_back_page, pop_first
@@ -41,6 +42,8 @@ cdef extern from "Python.h":
     bint PyMethod_Check(object o)
     PyObject *PyMethod_GET_FUNCTION(object method)
     PyObject *PyMethod_GET_SELF(object method)
+    ctypedef struct PyListObject:
+        PyObject **ob_item
 
 # Not a PyThread lock: that one reads the clock and makes a semaphore's calls each time.
 cdef extern from "pthread.h" nogil:
@@ -347,7 +350,7 @@ cdef class StreamPoolBase:
         append(&self.open, connection)
 
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1:
-        cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled)
+        cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled) and is_method_of(stream, reassembled)
         cdef bint own_methods = not native and is_method_of(stream, reassembled) and is_method_of(stream, complete)
         cdef list served = self.served
         cdef uint32_t slot
@@ -462,12 +465,22 @@ cdef class StreamPoolBase:
         self.free_removed(connection)
         return True
 
+    cdef void prefetch_streams(self, connection_s **connections, int count) noexcept nogil:
+        cdef PyObject **served = (<PyListObject *>self.served).ob_item  # changes under the lock only
+        cdef const served_s *of
+        cdef int i
+        for i in range(count):
+            if connections[i] != NULL and (connections[i].has & SERVED) in (NATIVE, PYTHON):
+                of = &connections[i].stream.served
+                prefetch(of.stream)
+                prefetch(served + <size_t>of.slot * PER_STREAM)
+
     cdef uint32_t adopt(self, object cache) except 0:
         cdef size_t i, kept = 0
         cdef void **grown
         for i in range(self.cache_count):
-            if Py_REFCNT(<PyObject *>self.caches[i]) == 1 and (<PageCache>self.caches[i]).state.used == 0:
-                Py_DECREF(<object>self.caches[i])  # its assembler is gone, and no page of it is left here
+            if Py_REFCNT(<PyObject *>self.caches[i]) == 1 and (<PageCache>self.caches[i]).is_whole():
+                Py_DECREF(<object>self.caches[i])  # its assembler is gone, and no page of it is left, here or in pieces on their way
             else:
                 self.caches[kept] = self.caches[i]
                 kept += 1

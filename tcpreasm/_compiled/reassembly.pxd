@@ -32,25 +32,23 @@ cdef class LentPage:              # what a piece owns whose bytes lie in a page:
     cdef PageCache cache          # that page's cache
 
 
+# Without C methods, and as small as may be: it costs no table of them, and is zeroed by a few stores.
 cdef class Reassembly:
     cdef const uint8_t *data        # `length` bytes; never NULL
     cdef Py_ssize_t length
     cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
     cdef int64_t seen_              # capture time, ns
     cdef int64_t offset_            # where data[0] stands in the capture; -1 unknown
-    cdef bint ready                 # made: bytes, once there, stay
-    cdef bint start_
-    cdef bint end_
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move
+    cdef uint8_t flags              # PIECE_
+    cdef uint8_t ready              # made: bytes, once there, stay
+    cdef uint8_t shared             # nobody should keep the owner for this piece: other things lie in it too, or it is a page
     cdef object owner               # what data lies in, or None
-    cdef bint shared                # nobody should keep the owner for this piece: other things lie in it too, or it is a page
     cdef bytes made                 # the bytes object that .bytes gave out, or None
 
-    cdef bytes _bytes(self)         # made when asked for, once
 
-    # Somebody keeps this piece beyond the callback: let go of a lent page or a shared owner and hold a copy instead, unless a view pins it.
-    cdef int settle(self) except -1
-
+# Somebody keeps this piece beyond the callback: let go of a lent page or a shared owner and hold a copy instead, unless a view pins it.
+cdef int settle_piece(Reassembly piece) except -1
 
 # The piece as an object. A page in it is lent, and belongs to the object from then on: it is gone from the piece. Other bytes lie in the
 # owner; None: in memory that its owner may change, so that they are copied.

@@ -43,27 +43,14 @@ cdef class Reassembly:
         self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
         self.length = len(self.owner)
         self.skip_ = skip
-        self.start_ = start
-        self.end_ = end
+        self.flags = (PIECE_START if start else 0) | (PIECE_END if end else 0)
         self.seen_ = seen_ns
         self.offset_ = offset
-
-    cdef int settle(self) except -1:
-        if self.shared and self.views == 0:
-            self.owner = self._bytes()
-            self.shared = False
-            self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
-        return 0
-
-    cdef bytes _bytes(self):
-        if self.made is None:
-            self.made = PyBytes_FromStringAndSize(<const char *>self.data, self.length)
-        return self.made
 
     @property
     def bytes(self):
         """The bytes, as a bytes object."""
-        return self._bytes()
+        return bytes_of(self)
 
     @property
     def skip(self):
@@ -73,12 +60,12 @@ cdef class Reassembly:
     @property
     def start(self):
         """This piece comes with the SYN."""
-        return self.start_
+        return (self.flags & PIECE_START) != 0
 
     @property
     def end(self):
         """The stream ends with this piece, by FIN or RST."""
-        return self.end_
+        return (self.flags & PIECE_END) != 0
 
     @property
     def seen_ns(self):
@@ -110,7 +97,22 @@ cdef class Reassembly:
         self.views -= 1
 
     def __repr__(self):
-        return f"Reassembly({self._bytes()!r}, skip={self.skip_}, start={self.start_}, end={self.end_}, seen_ns={self.seen_})"
+        return f"Reassembly({bytes_of(self)!r}, skip={self.skip_}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
+
+
+# Made when they are asked for, once.
+cdef bytes bytes_of(Reassembly piece):
+    if piece.made is None:
+        piece.made = PyBytes_FromStringAndSize(<const char *>piece.data, piece.length)
+    return piece.made
+
+
+cdef int settle_piece(Reassembly piece) except -1:
+    if piece.shared and piece.views == 0:
+        piece.owner = bytes_of(piece)
+        piece.shared = False
+        piece.data = <const uint8_t *>PyBytes_AS_STRING(piece.owner)
+    return 0
 
 
 cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
@@ -122,8 +124,7 @@ cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
     made.skip_ = piece.skip
     made.seen_ = piece.seen_ns
     made.offset_ = piece.offset
-    made.start_ = piece.flags & PIECE_START
-    made.end_ = piece.flags & PIECE_END
+    made.flags = <uint8_t>piece.flags
     if piece.page != NULL:
         lent = LentPage.__new__(LentPage)
         lent.page, piece.page = piece.page, NULL
@@ -131,7 +132,7 @@ cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
         made.owner, made.shared = lent, True
     elif piece.size:
         if owner is None:
-            made.owner = made._bytes()
+            made.owner = bytes_of(made)
             made.data = <const uint8_t *>PyBytes_AS_STRING(made.owner)
         else:
             made.owner = owner

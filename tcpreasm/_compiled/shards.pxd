@@ -67,17 +67,18 @@ cdef class Shards:
     cdef int64_t read_from        # offset in the file at which block 1 begins
     cdef int64_t position         # offset in the file behind all that was parsed or left over
     cdef clock_s clock
+    cdef bint failed              # read_at did, behind everything parsed so far
+    cdef object read_error        # or the source
     cdef void *left_in            # the Block that has a cut record at its end, or NULL (borrowed)
 
     cdef int _work(self, int shard) except -1 nogil
-    cdef int _prepare(self, entry_s *entry) except -1 nogil
-    cdef Py_ssize_t _read(self, entry_s *entry) except? -1 nogil
-    cdef bint _parse_at_once(self, entry_s *entry, Py_ssize_t got) except -1 nogil
+    cdef int _wait(self, int shard) except -1 nogil
+    cdef int _prepare(self, entry_s *entry, int shard) except -1 nogil
+    cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil
+    cdef bint _parse_at_once(self, entry_s *entry, bint short) except -1 nogil
     cdef bint _parse_next(self, entry_s *entry) except -1 nogil
-    cdef int _read_on(self, entry_s *entry) except? -1 nogil
+    cdef bint _read_on(self, entry_s *entry) except -1 nogil
     cdef bint _refill(self, entry_s *entry) except -1
-    cdef int _note_error(self, object raised) except -1
-    cdef int _note_read_error(self) except -1
     cdef int _make_room(self, entry_s *entry) except -1 nogil
     cdef void _tell_time(self, entry_s *entry) noexcept nogil
     cdef int _take_in(self, entry_s *entry, int shard) except -1 nogil

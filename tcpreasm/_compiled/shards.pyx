@@ -115,6 +115,13 @@ cdef class Shards:
         """After the last run."""
         self.records.release()
         self.records.over = True
+        try:
+            if self.failed:
+                self.records.raise_read_error()
+        except OSError as raised:
+            self.read_error = raised
+        if self.error is None:
+            self.error = self.read_error
 
     def run(self, int shard):
         """Take in what belongs to that assembler, in this thread. Closes nothing."""
@@ -138,7 +145,8 @@ cdef class Shards:
         """Everybody is to return soon, because of that."""
         with nogil:
             pthread_mutex_lock(&self.mutex)
-        self._note_error(error)
+        if self.error is None:
+            self.error = error
         self.stopped = True
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
@@ -167,15 +175,10 @@ cdef class Shards:
                     claimed.left = self.count
                     self.claimed += 1
                     break
-                wait_a_little(&self.changed, &self.mutex)
-                if shard == 0:
-                    pthread_mutex_unlock(&self.mutex)
-                    with gil:
-                        PyErr_CheckSignals()
-                    pthread_mutex_lock(&self.mutex)
+                self._wait(shard)
             pthread_mutex_unlock(&self.mutex)
             if claimed != NULL:
-                self._prepare(claimed)
+                self._prepare(claimed, shard)
                 continue
             self._take_in(mine, shard)
             next_ += 1
@@ -186,23 +189,38 @@ cdef class Shards:
                 pthread_cond_broadcast(&self.changed)
             pthread_mutex_unlock(&self.mutex)
 
+    # For something to change. The mutex is held before and after, but not where a signal raises.
+    cdef int _wait(self, int shard) except -1 nogil:
+        if shard != 0:
+            pthread_cond_wait(&self.changed, &self.mutex)
+            return 0
+        wait_a_little(&self.changed, &self.mutex)
+        pthread_mutex_unlock(&self.mutex)
+        with gil:
+            PyErr_CheckSignals()
+        pthread_mutex_lock(&self.mutex)
+        return 0
+
     # From claimed to ready.
-    cdef int _prepare(self, entry_s *entry) except -1 nogil:
-        cdef Py_ssize_t got = BLOCK_BYTES
-        cdef bint goes_on
+    cdef int _prepare(self, entry_s *entry, int shard) except -1 nogil:
+        cdef bint short = False, goes_on
+        cdef Py_ssize_t got = 0
         if self.at_once and entry.number > 0:
             got = self._read(entry)
+            short = got < BLOCK_BYTES
         pthread_mutex_lock(&self.mutex)
         while self.parsed != entry.number and not self.stopped:
-            pthread_cond_wait(&self.changed, &self.mutex)
+            self._wait(shard)
         if self.stopped:
             pthread_mutex_unlock(&self.mutex)
             return 0
         goes_on = self.last < 0
         pthread_mutex_unlock(&self.mutex)
         entry.count = 0
-        if goes_on:
-            goes_on = self._parse_at_once(entry, got) if self.at_once else self._parse_next(entry)
+        if got < 0:
+            goes_on, self.failed = False, self.failed or goes_on
+        elif goes_on:
+            goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
         self._tell_time(entry)
         pthread_mutex_lock(&self.mutex)
         self.parsed += 1
@@ -221,8 +239,8 @@ cdef class Shards:
         pthread_mutex_unlock(&self.mutex)
         return 0
 
-    # Bytes of a plain file: where the block's number says. -1: they cannot be read, which is told in turn.
-    cdef Py_ssize_t _read(self, entry_s *entry) except? -1 nogil:
+    # Bytes of a plain file: where the block's number says. Below 0: an error, to be raised when everything before it was taken in.
+    cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil:
         cdef int64_t offset = self.read_from + (entry.number - 1) * BLOCK_BYTES
         cdef Py_ssize_t got
         if entry.block == NULL or Py_REFCNT(<PyObject *>entry.block) > 1 or (<Block>entry.block).capacity != SLACK_BYTES + BLOCK_BYTES:
@@ -235,22 +253,19 @@ cdef class Shards:
         return got
 
     # Frames of the entry's block, and of the record that the block before it began. False: the capture ends here.
-    cdef bint _parse_at_once(self, entry_s *entry, Py_ssize_t got) except -1 nogil:
-        cdef bint short = got < BLOCK_BYTES
-        cdef size_t left
+    cdef bint _parse_at_once(self, entry_s *entry, bint short) except -1 nogil:
+        cdef size_t left, end
         cdef int count
-        if got < 0:
-            with gil:
-                self._note_read_error()
-            return False
         if entry.number == 0:
             with gil:
                 hold_block(entry, self.records.block)
         else:
-            if self.position > (<Block>entry.block).offset + SLACK_BYTES:  # a big record reached into this block
-                (<Block>entry.block).begin = <size_t>min(
-                    <int64_t>(<Block>entry.block).end, self.position - (<Block>entry.block).offset
-                )
+            end = (<Block>entry.block).end
+            if self.position >= (<Block>entry.block).offset + <int64_t>end:  # a big record reached over all of this block,
+                (<Block>entry.block).begin = end
+                (<Block>entry.block).offset = self.position - <int64_t>end
+            elif self.position > (<Block>entry.block).offset + SLACK_BYTES:  # or into it
+                (<Block>entry.block).begin = <size_t>(self.position - (<Block>entry.block).offset)
             if self.left_in != NULL:
                 left = (<Block>self.left_in).end - (<Block>self.left_in).begin
                 if (<Block>entry.block).put_before((<Block>self.left_in).data + (<Block>self.left_in).begin, left) < 0:
@@ -273,12 +288,8 @@ cdef class Shards:
             if entry.number == 0 or entry.count or short or left == 0 or left >= self.records.need:
                 break
             # A record larger than a block: all of it here, lest it be carried from block to block.
-            got = self._read_on(entry)
-            if got < 0:
-                with gil:
-                    self._note_read_error()
-                return False
-            short = got == 0
+            if not self._read_on(entry):
+                short = True
         self.position = max(self.position, (<Block>entry.block).offset + <int64_t>(<Block>entry.block).end)
         self.left_in = entry.block if (<Block>entry.block).begin < (<Block>entry.block).end else NULL
         if short or self.records.damage:
@@ -287,8 +298,8 @@ cdef class Shards:
             return False
         return True
 
-    # More of the file, behind what the block has. 0 where that was all; -1: it cannot be read.
-    cdef int _read_on(self, entry_s *entry) except? -1 nogil:
+    # More of the file, behind what the block has. False at the file's end.
+    cdef bint _read_on(self, entry_s *entry) except -1 nogil:
         cdef size_t end = (<Block>entry.block).end, capacity = (<Block>entry.block).capacity
         cdef Py_ssize_t got
         if end == capacity:
@@ -299,7 +310,8 @@ cdef class Shards:
                     raise MemoryError()
         got = self.records.read_at((<Block>entry.block).memory + end, capacity - end, (<Block>entry.block).offset + <int64_t>end)
         if got < 0:
-            return -1
+            with gil:
+                self.records.raise_read_error()
         (<Block>entry.block).end = end + got
         return got == <Py_ssize_t>(capacity - end)
 
@@ -327,24 +339,11 @@ cdef class Shards:
         self.records.release()
         try:
             return self.records.refill()
-        except BaseException as raised:
-            self._note_error(raised)
+        except Exception as raised:
+            self.read_error = raised  # to be raised when everything before it was taken in
             return False
         finally:
             self.records.hold()
-
-    # An error of the reader ends the capture: what was read before it is taken in.
-    cdef int _note_error(self, object raised) except -1:
-        if self.error is None:
-            self.error = raised
-        return 0
-
-    cdef int _note_read_error(self) except -1:
-        try:
-            self.records.raise_read_error()
-        except OSError as raised:
-            self._note_error(raised)
-        return 0
 
     cdef int _make_room(self, entry_s *entry) except -1 nogil:
         cdef int room = max(<int>FIRST_ROOM, 2 * entry.room)

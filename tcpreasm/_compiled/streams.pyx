@@ -185,7 +185,7 @@ cdef class Pieces:
                 out.skip = piece.skip_
                 out.seen_ns = piece.seen_
                 out.offset = piece.offset_
-                out.flags = (PIECE_START if piece.start_ else 0) | (PIECE_END if piece.end_ else 0)
+                out.flags = piece.flags
                 piece.views += 1
             else:
                 data = bytes(given.bytes)

@@ -310,9 +310,10 @@ class AssemblerBase:
 
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
+        seen_ns = to_ns(None, now_ns)
         self._enter()
         try:
-            self._observe(now_ns)
+            self._observe(seen_ns)
         finally:
             self._busy.release()
 

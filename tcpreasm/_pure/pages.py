@@ -172,7 +172,8 @@ class PageList:
             page = page.next
 
     def depth(self) -> int:
-        """Levels of the search tree: about 3 times the binary logarithm of the number of pages, at the most, in any order."""
+        """Comparisons that finding a place takes, at the most: the levels of the search tree, about 3 times the binary logarithm of the
+        number of pages, in any order."""
         level, depth = [self._root] if self._root is not None else [], 0
         while level:
             level = [child for node in level for child in (node.left, node.right) if child is not None]

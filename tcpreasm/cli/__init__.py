@@ -17,14 +17,16 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__, implementation
 from ..errors import CaptureError
-from . import extract, flows, http
 from .common import CommandError, complain
 
 __all__ = ["main"]
+
+_COMMANDS = ("flows", "extract", "http")  # a module each
 
 _DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
 
@@ -46,7 +48,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Knows the subcommand that is called, or all of them: each one brings modules along."""
     parser = _Parser(
         prog="tcpreasm",
         description="TCP stream reassembly: the bytes that the applications sent, out of packet captures.",
@@ -55,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tcpreasm {__version__} ({implementation} core)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (flows, extract, http):
-        module.add_parser(commands)
+    for name in argv[:1] if argv and argv[0] in _COMMANDS else _COMMANDS:
+        import_module(f".{name}", __name__).add_parser(commands)
     return parser
 
 
@@ -66,8 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name. None: those of the process.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    # numpy is here for its buffers; the threads of its linear algebra would take longer to start than all the rest.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser(argv).parse_args(argv)
         arguments.run(arguments)
         sys.stdout.flush()
     except SystemExit as done:  # --help, --version, wrong arguments

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import lru_cache, partial
 from typing import Any
 
 from ..api import Assembler, StreamPool
@@ -57,11 +58,18 @@ def _positive(text: str) -> int:
 
 def file_name(key: ConnectionKey, number: int) -> str:
     """The name for the stream with this number among those of the key, counted from 0."""
-    net, transport = key.net_flow, key.transport_flow
-    name = f"{_address(net.raw_src)}.{transport.src:05}-{_address(net.raw_dst)}.{transport.dst:05}"
+    name = _first_name(*key)
     return f"{name}c{number}" if number else name
 
 
+def _first_name(net_flow: Flow, transport_flow: Flow) -> str:
+    src, dst = transport_flow.raw_src, transport_flow.raw_dst
+    assert isinstance(src, int)
+    assert isinstance(dst, int)
+    return f"{_address(net_flow.raw_src)}.{src:05}-{_address(net_flow.raw_dst)}.{dst:05}"
+
+
+@lru_cache(1 << 14)
 def _address(raw: bytes | int) -> str:
     assert isinstance(raw, bytes)
     if len(raw) == 4:
@@ -69,18 +77,14 @@ def _address(raw: bytes | int) -> str:
     return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
 
 
-class _ExtractedStream(FileStream):
+class _ListedStream(FileStream):
     """Prints its line when it is complete."""
 
-    __slots__ = ("_quiet",)
-
-    def __init__(self, net_flow: Flow, transport_flow: Flow, *, quiet: bool, **rest: Any) -> None:
-        super().__init__(net_flow, transport_flow, **rest)
-        self._quiet = quiet
+    __slots__ = ()
 
     def reassembly_complete(self) -> None:
         super().reassembly_complete()
-        if self.path is None or self._quiet:
+        if self.path is None:
             return
         line = f"{os.path.basename(self.path)}  {self.length} bytes"
         if self.gaps:
@@ -91,31 +95,24 @@ class _ExtractedStream(FileStream):
 
 
 class _Files:
-    """The factory. Remembers how many files each key has got: names are given with a stream's first byte."""
+    """The factory. Remembers how many files each name has got: names are given with a stream's first byte.
+
+    Without a list, streams are the core's own, and nothing but making them and their names runs in Python.
+    """
 
     def __init__(self, folder: str, pool: FilePool, *, overwrite: bool, fill_gaps: bool, quiet: bool) -> None:
-        self._folder = folder
-        self._pool = pool
-        self._overwrite = overwrite
-        self._fill_gaps = fill_gaps
-        self._quiet = quiet
-        self._numbers: dict[ConnectionKey, int] = {}
+        self._prefix = os.path.join(folder, "")
+        self._make = partial(FileStream if quiet else _ListedStream, pool=pool, overwrite=overwrite, fill_gaps=fill_gaps)
+        self._numbers: dict[str, int] = {}
 
-    def new(self, net_flow: Flow, transport_flow: Flow) -> _ExtractedStream:
-        return _ExtractedStream(
-            net_flow,
-            transport_flow,
-            path=lambda: self._next_path(ConnectionKey(net_flow, transport_flow)),
-            pool=self._pool,
-            overwrite=self._overwrite,
-            fill_gaps=self._fill_gaps,
-            quiet=self._quiet,
-        )
+    def new(self, net_flow: Flow, transport_flow: Flow) -> FileStream:
+        return self._make(net_flow, transport_flow, path=partial(self._next_path, net_flow, transport_flow))
 
-    def _next_path(self, key: ConnectionKey) -> str:
-        number = self._numbers.get(key, 0)
-        self._numbers[key] = number + 1
-        return os.path.join(self._folder, file_name(key, number))
+    def _next_path(self, net_flow: Flow, transport_flow: Flow) -> str:
+        name = _first_name(net_flow, transport_flow)
+        number = self._numbers.get(name, 0)
+        self._numbers[name] = number + 1
+        return f"{self._prefix}{name}c{number}" if number else self._prefix + name
 
 
 def run(arguments: argparse.Namespace) -> None:
