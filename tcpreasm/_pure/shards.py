@@ -72,10 +72,6 @@ class Shards:
         """Everybody is to return soon, because of that."""
         self.error = self.error or error
 
-    def stop(self, error: BaseException) -> None:
-        """Everybody is to return soon, because of that."""
-        self.error = self.error or error
-
     def _own(self, assembler: AssemblerBase, number: int, step: list[tuple[Frame, int, int]]) -> Iterator[tuple[bytes, int, int, int, int]]:
         """The frames of one shard. Capture time goes on with the others too."""
         for frame, offset, shard in step:
