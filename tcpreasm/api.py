@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from weakref import WeakSet
@@ -144,8 +145,9 @@ class Assembler(core.AssemblerBase):
             progress: called now and then with the capture at hand.
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
-        that is no capture. An open capture is closed at its end; where a stream raises before that, an open capture file stays open, and
-        another call with it goes on behind the frame at hand (with one thread). A live capture goes on until it is stopped; Ctrl-C gives out everything, then raises KeyboardInterrupt.
+        that is no capture. An open capture is closed at its end; where an exception comes before that, an open capture file stays
+        open, and with one thread another call goes on behind the frame at hand. A live capture goes on until it is stopped; Ctrl-C
+        gives out everything, then raises KeyboardInterrupt.
         """
         before = self.stats
         problems: list[str] = []
@@ -370,26 +372,39 @@ def _checked_threads(threads: int) -> int:
 def _in_threads(count: int, work: Callable[[int], None], stop: Callable[[BaseException], None]) -> None:
     """work(0) in this thread and the others in threads of their own, until all have returned. They raise nothing; what is raised around
     them (Ctrl-C while this thread waits for the others, a thread that cannot be started) goes to `stop`, and all are waited for even so."""
-    mine = [0]
-    others = [Thread(target=work, args=(number,), name=f"tcpreasm-{number}") for number in range(1, count)]
-    for number, thread in enumerate(others, 1):
+    left = set(range(count))
+    ended = [Event() for _ in range(count)]
+
+    def run(number: int) -> None:
         try:
-            thread.start()
-        except BaseException as raised:
-            stop(raised)
-            if isinstance(raised, RuntimeError):  # no more threads are to be had
-                mine.append(number)
-    for number in mine:
+            left.remove(number)
+        except KeyError:
+            return  # somebody else does it
         try:
             work(number)
+        finally:
+            ended[number].set()
+
+    def attempt(call: Callable[[], Any]) -> bool:
+        try:
+            call()
         except BaseException as raised:
             stop(raised)
-    for thread in others:
+            return False
+        return True
+
+    threads = [Thread(target=run, args=(number,), name=f"tcpreasm-{number}") for number in range(1, count)]
+    # One whose start failed may run even so.
+    for number in [0, *(number for number, thread in enumerate(threads, 1) if not attempt(thread.start))]:
+        while number in left:
+            attempt(partial(run, number))
+    # A join that is interrupted may take the thread for one that has ended (CPython 3.11): it comes when all have.
+    for event in ended:
+        while not event.is_set():
+            attempt(event.wait)
+    for thread in threads:
         while thread.is_alive():
-            try:
-                thread.join()
-            except BaseException as raised:
-                stop(raised)
+            attempt(thread.join)
 
 
 def _wait_ns(seconds: float | None) -> int:

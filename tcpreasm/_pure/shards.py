@@ -52,11 +52,21 @@ class Shards:
         if shard != 0:
             return  # the first one does it all
         try:
-            while step := [(frame, self._records.offset, self._shard(frame)) for frame in islice(self._records, STEP)]:
+            while step := self._step():
                 for number, assembler in enumerate(self._assemblers):
                     assembler._take(self._own(assembler, number, step), self._coalesce, True)
         except BaseException as raised:
-            self.error = raised
+            self.stop(raised)
+
+    def _step(self) -> list[tuple[Frame, int, int]]:
+        """The next frames. An error of the reader ends the capture: what was read before it is taken in."""
+        step: list[tuple[Frame, int, int]] = []
+        if self.error is None:
+            try:
+                step.extend((frame, self._records.offset, self._shard(frame)) for frame in islice(self._records, STEP))
+            except BaseException as raised:
+                self.stop(raised)
+        return step
 
     def stop(self, error: BaseException) -> None:
         """Everybody is to return soon, because of that."""
