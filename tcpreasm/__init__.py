@@ -21,9 +21,10 @@ A connection is one direction of a TCP connection; the other direction is anothe
 
 Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
 FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. All but the first are fed in C, without the
-GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once. Values: Flow and ConnectionKey (who talks to
-whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions and FlushOptions (limits and rules),
-AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
+GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once.
+
+Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions
+and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
 
 Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns.
 
