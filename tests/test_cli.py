@@ -353,6 +353,16 @@ def test_extract_and_gaps(run: Run, tmp_path: Path, capture: Callable[..., Path]
     assert filled.lines == joined.lines
 
 
+def test_extract_in_several_threads(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    talks = [Talk(client=("10.0.0.1", port)).open().say(0, b"%d" % port).say(1, b"to %d" % port).close() for port in range(1, 200)]
+    path = capture(*talks)
+    one, two = (run("extract", path, "-o", tmp_path / threads, "--threads", threads) for threads in ("1", "2"))
+    assert (one.status, two.status) == (0, 0)
+    assert sorted(one.lines) == sorted(two.lines)
+    assert files_in(tmp_path / "1") == files_in(tmp_path / "2")
+    assert len(one.lines) == 398
+
+
 def test_extract_with_few_open_files(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
     talks = [Talk(client=("10.0.0.1", port)).open() for port in range(20)]
     for _ in range(5):

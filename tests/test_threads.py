@@ -14,11 +14,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from recorder import Ends, Recorder, key_of, number, segment
+from traffic import Talk, pcap
 
 DEADLINE = 20.0  # seconds
 NOW = 1_700_000_000_000_000_000
@@ -649,3 +651,27 @@ def test_kept_pieces_outlive_everything_in_another_thread(tcpreasm: ModuleType) 
     together(feed, let_go)
     assert wrong == []
     assert (assembler.stats.pages_used, assembler.stats.bytes_delivered) == (0, 60 * 2000)
+
+
+def test_many_files_in_two_threads(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """Files that come and go in two threads, whose pool's lock and the interpreter's are never waited for crosswise."""
+    talks = [Talk(client=("10.0.0.1", 1000 + number)).open() for number in range(1000)]
+    for talk in talks:
+        for _ in range(4):
+            talk.say(0, b"q" * 300).say(1, b"a" * 1400)
+        talk.close()
+    # forty at a time, packet by packet in turn
+    records = [record for at in range(0, 1000, 40) for row in zip(*(talk.records for talk in talks[at : at + 40])) for record in row]
+    numbers = iter(range(10**6))
+
+    def extract() -> None:
+        with tcpreasm.FilePool() as files:
+
+            def factory(net_flow: Any, transport_flow: Any) -> Any:
+                return tcpreasm.FileStream(net_flow, transport_flow, path=lambda: tmp_path / str(next(numbers)), pool=files)
+
+            for _ in range(3):
+                tcpreasm.Assembler(tcpreasm.StreamPool(factory)).assemble_capture(pcap(records), threads=2)
+
+    together(extract)
+    assert Counter(file.stat().st_size for file in tmp_path.iterdir()) == {1200: 3000, 5600: 3000}

@@ -103,7 +103,8 @@ cdef class AssemblerBase:
     cdef int64_t closed_timeout_ns
     # the call at hand
     cdef bint busy                # a call is under way: no other may begin
-    cdef bint holds_gil
+    cdef bint holds_gil           # the call at hand has the GIL now,
+    cdef bint keeps_gil           # and must have it back whenever it lets go of it
     cdef bint coalesce
     cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
     cdef object packet            # what the text at hand lies in: bytes, or a Block; None: memory that the caller may change

@@ -206,7 +206,7 @@ cdef class AssemblerBase:
         self.idle_timeout_ns = idle_timeout_ns
         self.closed_timeout_ns = closed_timeout_ns
         self.gathered = []
-        self.holds_gil = True
+        self.holds_gil = self.keeps_gil = True
         self.debug = _log.is_on()
         pool.lock()
         try:
@@ -337,7 +337,7 @@ cdef class AssemblerBase:
                 with nogil:
                     self._walk_records(records, limit, &taken)
             finally:
-                self.holds_gil = True
+                self.holds_gil = self.keeps_gil = True
                 records.release()
         except BaseException as raised:
             error = raised
@@ -396,12 +396,12 @@ cdef class AssemblerBase:
         self.busy = True
         self.coalesce = coalesce
         self.shared = True
-        self.holds_gil = False
+        self.holds_gil = self.keeps_gil = False
         return 0
 
     # Raises the error, once everybody has got what was put aside.
     cdef int _end_batch(self, object error) except -1:
-        self.holds_gil = True
+        self.holds_gil = self.keeps_gil = True
         self.coalesce = False
         try:
             if error is not None:
@@ -454,7 +454,7 @@ cdef class AssemblerBase:
 
     cdef int _finish(self, Py_ssize_t *closed) except -1:
         cdef Py_ssize_t flushed = 0
-        self.holds_gil = False
+        self.holds_gil = self.keeps_gil = False
         try:
             with nogil:
                 try:
@@ -462,7 +462,7 @@ cdef class AssemblerBase:
                 finally:
                     self._drop_gil()
         finally:
-            self.holds_gil = True
+            self.holds_gil = self.keeps_gil = True
             self.pool_.forget_closed_before(ALWAYS_NS)
             self.cache.shrink_now()
         return 0
@@ -1333,23 +1333,21 @@ cdef class AssemblerBase:
     # `out` goes to the stream, which goes on.
     cdef int _hand_over(self, connection_s *connection) except -1 nogil:
         cdef served_s *served = &connection.stream.served
-        if (connection.has & SERVED) == NATIVE and not calls_out(served.stream):
-            try:
-                take(served.stream, self.out, self.out_count)
-            finally:
-                self._drop_pieces()
-            return 0
+        cdef bint alone, held
         if (connection.has & SERVED) == NATIVE:
-            self.pool_.own(connection)
+            alone = calls_out(served.stream)
+            held = self.holds_gil
+            self._drop_gil()  # streams have locks of their own, which a thread that waits for the GIL may hold
+            if alone:
+                self.pool_.own(connection)
             try:
                 take(served.stream, self.out, self.out_count)
             finally:
-                if self.holds_gil:
-                    with gil:
-                        self.pool_.disown(connection)
-                else:
+                if alone:
                     self.pool_.disown_without_gil(connection)
                 self._drop_pieces()
+                if held and self.keeps_gil:
+                    self._take_gil()
             return 0
         self._take_gil()
         return hand_to_python(<void *>self, connection)
@@ -1611,13 +1609,16 @@ cdef class AssemblerBase:
     cdef int _walk_collecting(
         self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1:
+        cdef bint kept = self.keeps_gil
         cdef size_t i
         error = None
+        self.keeps_gil = True
         for i in range(count):
             try:
                 self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
             except BaseException as raised:
                 error = error or raised
+        self.keeps_gil = kept
         if error is not None:
             raise error
         return 0

@@ -438,9 +438,9 @@ cdef int give_out(AssemblerBase assembler) except -1:
     cdef bint coalesce = assembler.coalesce
     assembler.packet = None
     if assembler.gathered_count:
-        assembler.holds_gil, assembler.coalesce = True, False
+        assembler.holds_gil, assembler.keeps_gil, assembler.coalesce = True, True, False
         try:
             assembler._give_gathered(None)
         finally:
-            assembler.holds_gil, assembler.coalesce = False, coalesce
+            assembler.holds_gil, assembler.keeps_gil, assembler.coalesce = False, False, coalesce
     return 0

@@ -63,10 +63,13 @@ cdef void lock(lock_s *flag) noexcept nogil:
         tries += 1
 
 
+# Tries with the GIL and waits without it: who got the lock without the GIL would have to ask for that with the lock in hand.
 cdef void lock_with_gil(lock_s *flag) noexcept:
-    if not try_lock(flag):
+    cdef int tries = 0
+    while not try_lock(flag):
         with nogil:
-            lock(flag)
+            wait(tries)
+        tries += 1
 
 
 # Room for `more` bytes. Grows by half, since most streams are short, and never beyond `most`, which has the room.

@@ -69,9 +69,9 @@ def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
 _ORDINARY = (Verdict.NOT_IP, Verdict.NOT_TCP)
 
 
-def read(assembler: Assembler, captures: Sequence[str]) -> None:
+def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> None:
     """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out."""
-    summary = assembler.assemble_capture(list(captures))
+    summary = assembler.assemble_capture(list(captures), threads=threads)
     for problem in summary.problems:
         complain(problem)
     left_out = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from functools import lru_cache, partial
 from typing import Any
 
@@ -45,6 +46,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no list of files")
     parser.add_argument(
         "--max-open", metavar="N", type=_positive, default=DEFAULT_MAX_OPEN_FILES, help="files open at once (default %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=_positive, default=1, help="threads that do the work (default 1); with more, lines may change places"
     )
     parser.set_defaults(run=run)
 
@@ -91,7 +95,7 @@ class _ListedStream(FileStream):
             line += f", {self.skipped} missing: " + " ".join(f"{offset}+{length}" for offset, length in self.gaps[:_GAPS_LISTED])
             if len(self.gaps) > _GAPS_LISTED:
                 line += f" and {len(self.gaps) - _GAPS_LISTED} more gaps"
-        print(line if self.started else f"{line}, start not captured")
+        sys.stdout.write(f"{line}\n" if self.started else f"{line}, start not captured\n")  # at once: there may be other threads
 
 
 class _Files:
@@ -122,6 +126,6 @@ def run(arguments: argparse.Namespace) -> None:
     with FilePool(arguments.max_open) as pool:
         files = _Files(arguments.output, pool, overwrite=arguments.force, fill_gaps=arguments.fill_gaps, quiet=arguments.quiet)
         try:
-            read(Assembler(StreamPool(files), options), arguments.captures)
+            read(Assembler(StreamPool(files), options), arguments.captures, arguments.threads)
         except FileExistsError as error:
             raise CommandError(f"{error.filename} exists (--force overwrites)") from None
