@@ -29,8 +29,8 @@ Told = dict[Ends, bytes]
 
 @cache
 def shares(connections: int, seed: int) -> tuple[Told, list[list[Captured]]]:
-    """What each connection sends, and the frames of each assembler: any of them, many twice or in other pieces, not in order. A FIN has text
-    with it: one that comes before everything else would open nothing."""
+    """What each connection sends, and the frames of each assembler: any of them, many twice or in other pieces, not in order. A FIN has
+    text with it: one that comes before everything else would open nothing."""
     rng = random.Random(seed)
     texts: Told = {}
     frames = []
