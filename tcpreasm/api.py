@@ -415,6 +415,9 @@ def _wait_ns(seconds: float | None) -> int:
 def _closing(capture: Capture, keeps: bool) -> Iterator[None]:
     try:
         yield
+    except GeneratorExit:  # nobody goes on
+        capture.close()
+        raise
     except BaseException:
         if not keeps:
             capture.close()
