@@ -415,6 +415,7 @@ def main() -> int:
     os.environ["TCPREASM_IMPLEMENTATION"] = given.core
     import tcpreasm
 
+    tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream)).close()  # loads numpy: part of starting the process
     read_once(given.capture)
     name = given.way if given.core == "compiled" else f"{given.way} (pure)"
     try:
