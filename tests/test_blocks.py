@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import random
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import NAMES, REPOSITORY
+from cores import load
 from recorder import SYN, frame, number, pcap
 from test_batch import START_NS, capture_of, traffic
 
@@ -101,6 +103,8 @@ def test_what_a_stream_keeps_stays_what_it_was(tcpreasm: ModuleType, tmp_path: P
 @pytest.mark.parametrize("what", ["nothing", "pieces", "counted", "native"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, implementation: str, threads: int, what: str) -> None:
     """Nor with what is kept of it, where that is little: a piece that somebody keeps has its own bytes, and not the block."""
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("the address sanitizer keeps what was freed: what a process holds at most says nothing under it")
     path = tmp_path / "capture"
     head = frame(1, b"")
     frames = ((START_NS + nth, frame(1 + 10 * nth, b"0123456789", padding=bytes(60_000 - len(head)))) for nth in range(700))
@@ -136,7 +140,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, implementation: str,
         text=True,
         timeout=60,
         check=False,
-        env={"PYTHONPATH": str(Path(sys.modules["tcpreasm"].__file__ or "").parent.parent)},
+        env={"PYTHONPATH": str(Path(load(implementation).__file__ or "").parent.parent)},
     )
     assert done.returncode == 0, done.stderr
     # The pure core holds a step of 2,048 frames for all of its shards.
