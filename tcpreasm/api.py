@@ -142,7 +142,7 @@ class Assembler(core.AssemblerBase):
                 nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
             coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
                 call of `reassembled`: fewer calls, the same pieces.
-            progress: called now and then with the capture at hand.
+            progress: called now and then with the capture at hand; with several threads, at the end of each capture.
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
         that is no capture. An open capture is closed at its end; where an exception comes before that, an open capture file stays
