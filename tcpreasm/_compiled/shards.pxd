@@ -15,7 +15,8 @@ holds the GIL; one that holds neither may wait for the GIL.
 
 from libc.stdint cimport int64_t
 
-from .assembler cimport clock_s, decoded_s
+from .assembler cimport decoded_s
+from .clock cimport clock_s
 from .records cimport RecordReader, frame_s
 
 

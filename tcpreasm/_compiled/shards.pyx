@@ -10,7 +10,8 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from .assembler cimport GROUP, AssemblerBase, decode_frames, decoded_s, observe
+from .assembler cimport GROUP, AssemblerBase, decode_frames, decoded_s
+from .clock cimport observe
 from .records cimport BLOCK_BYTES, SLACK_BYTES, Block, RecordReader, frame_s, new_block
 
 __all__ = ["MAX_THREADS", "Shards"]

@@ -1,0 +1,119 @@
+"""Brings the segments of a connection into order: the C contract. Called once for each segment that is not simply the next one."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from .clock cimport clock_s
+from .connection cimport connection_s, key_s, successor_s
+from .pages cimport PageCache, cache_s, page_list_s, page_s
+from .serving cimport Server
+
+
+# Positions in counts: stats.COUNTERS, then stats.DROP_REASONS, in their order.
+cdef enum:
+    SEGMENTS
+    BYTES_CAPTURED
+    BYTES_DELIVERED
+    BYTES_SKIPPED
+    CONFLICTING
+    RST_IGNORED
+    FIN_IGNORED
+    LATE_SYN
+    SYN_REMEMBERED
+    STREAMS_OPENED
+    STREAMS_CLOSED
+    RETRANSMITTED
+    OVERLAPPING
+    BEFORE_START
+    OUT_OF_WINDOW
+    AFTER_END
+    AFTER_CLOSE
+    NO_ACK_FLAG
+    RST_TEXT
+    UNCONFIRMED_SYN
+    FACTORY_ERROR
+    COUNTS
+
+cdef enum:
+    FIN = 1                       # RFC 9293 3.1
+    SYN = 2
+    RST = 4
+    ACK = 16
+
+
+# The text of the segment at hand. `data` lies in what `Server.packet` names.
+cdef struct text_s:
+    const uint8_t *data
+    uint32_t seq                  # of its first byte
+    uint32_t size                 # bytes captured
+    uint32_t wire                 # bytes that it had on the wire, at least size
+    int64_t seen_ns
+    int64_t offset                # of its first byte in the capture file; -1: unknown
+
+
+cdef class Engine(Server):
+    cdef PageCache cache
+    # options, as numbers; -1: never; 0 for a page limit: none
+    cdef int64_t limit_total
+    cdef int64_t limit_connection
+    cdef list limit_with          # page caches of the others that limit_total is shared with,
+    cdef cache_s **sharers        # and what they have
+    cdef int sharer_count
+    cdef int64_t start_wait_segments
+    cdef int64_t start_wait_ns
+    cdef int64_t max_gap
+    cdef int64_t hole_timeout_ns
+    cdef int64_t idle_timeout_ns
+    cdef int64_t closed_timeout_ns
+    cdef clock_s clock
+    cdef clock_s clock_before     # of the packet at hand
+    cdef bint debug
+    cdef uint64_t counts[COUNTS]
+
+    cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil
+    cdef int64_t _forget_before(self) noexcept nogil
+
+    # One segment, from the look-up of its connection to the calls of its stream.
+    cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil
+    cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
+    cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil
+    cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1
+    cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil
+    cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
+    cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
+    cdef bint _reopens(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil
+    cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
+    cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
+    cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil
+
+    # Text and FIN.
+    cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil
+    cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil
+    cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil
+    cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil
+
+    # In order: pieces go to `out`, next_seq goes on.
+    cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1 nogil
+    cdef int _advance(self, connection_s *connection) except -1 nogil
+    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil
+    cdef int _emit(
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+    ) except -1 nogil
+    cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil
+    cdef int _emit_page(self, connection_s *connection) except -1 nogil
+
+    # Early: into pages.
+    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1 nogil
+    cdef page_s *_push(self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end) except NULL nogil
+    cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
+    cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
+    cdef int64_t _pages_used(self) noexcept nogil
+    cdef int _keep_limits(self, connection_s *connection) except -1 nogil
+    cdef int _skip(self, connection_s *connection) except -1 nogil
+    cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil
+    cdef void _drop_successor(self, connection_s *connection) noexcept nogil
+
+    # What this has led to goes to the stream.
+    cdef int _serve(self, connection_s *connection) except -1 nogil
+    cdef int _close(self, connection_s *connection) except -1 nogil
+    cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
+    cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil

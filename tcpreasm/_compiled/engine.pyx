@@ -1,0 +1,703 @@
+"""`Engine`: brings the segments of a connection into order.
+
+Called once for each segment that is not simply the next one (see assembler.pyx for those). Everything else in this core answers; here it
+is asked. State is committed before user code runs, so that a callback that raises, or another thread that comes in meanwhile, finds
+everything consistent.
+
+The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in order) or _hold_in (early), _serve.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from .clock cimport NEVER_NS, clock_s
+from .connection cimport (
+    CLOSED,
+    COUNTED,
+    HAS_END,
+    HAS_FAR,
+    HAS_ISN,
+    HAS_START,
+    NATIVE,
+    PAST_START,
+    SERVED,
+    begin_at,
+    connection_s,
+    ended,
+    first_held,
+    key_object,
+    key_s,
+    net_flow_of,
+    note_past_start,
+    owner_of,
+    served_s,
+    successor_s,
+    tally_s,
+    transport_flow_of,
+    waits,
+)
+from .pages cimport (
+    PAGE_SIZE,
+    find_place,
+    give_back_page,
+    hold_bytes,
+    lend_page,
+    page_end,
+    page_list_s,
+    page_s,
+    pop_first,
+    pop_last,
+    push_between,
+    take_page,
+)
+from .pool cimport find
+from .reassembly cimport PIECE_END, PIECE_START, piece_s
+from .sequence cimport difference
+from .serving cimport Server
+
+from .._log import Log
+from ..stats import COUNTERS, DROP_REASONS
+
+cdef extern from *:
+    const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
+
+cdef enum:
+    KEPT = 0                      # what becomes of a connection whose stream ends: it begins anew at once;
+    REMEMBERED = 1                # it is closed, and remembered for a while;
+    FORGOTTEN = 2                 # it is gone
+
+cdef enum:
+    SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
+    CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
+    START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
+
+cdef const uint8_t *NOTHING = b""
+
+_log = Log("tcpreasm.assembly")
+
+assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
+
+
+
+cdef class Engine(Server):
+    """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.sharers)
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    # The time before which something is too old. Nothing expires by the setting of a clock.
+    cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil:
+        cdef clock_s *clock = &self.clock
+        if not clock.has_now or timeout_ns < 0 or (clock.has_changed and 0 <= clock.now - clock.changed < timeout_ns):
+            return NEVER_NS
+        return clock.now - timeout_ns
+
+    cdef int64_t _forget_before(self) noexcept nogil:
+        return self._expiry(self.closed_timeout_ns)
+
+    # -- one segment ------------------------------------------------------------------------------------------------
+
+    # The connection of the key, not served by anybody now; a new one without a stream where there is none and the segment opens one.
+    cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil:
+        cdef connection_s *connection
+        cdef bint refused
+        while True:
+            connection = find(&self.pool_.table, key, hash)
+            if connection != NULL:
+                if owner_of(connection) != 0:
+                    refused = True
+                    try:
+                        self.pool_.wait_for(connection)
+                        refused = False
+                    finally:
+                        if refused:
+                            self.clock = self.clock_before  # as if it had not been called
+                    continue
+                if connection.state != CLOSED or not self.pool_.forget(connection, self._forget_before()):
+                    break
+            if not opens:
+                connection = NULL
+                break
+            self.pool_.forget_closed_before(self._forget_before())
+            if not self.pool_.is_ready():
+                self.pool_.make_ready()
+            connection = self.pool_.take(key, hash, seen_ns)
+            self.counts[STREAMS_OPENED] += self.pool_.counts  # whose streams need no opening
+            break
+        found[0] = connection
+        return 0
+
+    cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
+        if connection.state == CLOSED:
+            if not self._reopens(connection, flags, text):
+                self.counts[AFTER_CLOSE] += text.size
+                return 0
+            self._restart(connection, connection.successor, text.size, text.seen_ns)
+        elif not connection.has & SERVED:
+            self._open_stream(connection, text.size)
+        connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
+        if not flags & (SYN | RST):
+            if text.wire or flags & FIN:
+                self._continue(connection, flags, text)
+        elif flags & RST:
+            self._reset(connection, text)
+        else:
+            self._syn(connection, flags, text)
+        return self._serve(connection)
+
+    cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
+        if not self.pool_.counts:
+            self._take_gil()
+            with gil:
+                self._make_stream(connection, at_stake)
+        self.counts[STREAMS_OPENED] += 1
+        return 0
+
+    cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1:
+        self.pool_.own(connection)
+        try:
+            try:
+                stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
+                reassembled, complete = stream.reassembled, stream.reassembly_complete
+            finally:
+                self.pool_.disown(connection)
+        except BaseException:
+            self.counts[FACTORY_ERROR] += at_stake
+            self._drop(&connection.pages, FACTORY_ERROR)
+            self.pool_.remove(connection)
+            self.pool_.free_removed(connection)
+            raise
+        self.pool_.set_stream(connection, stream, reassembled, complete)
+        return 0
+
+    # RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream.
+    cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil:
+        cdef bint exact
+        self.counts[RST_TEXT] += text.size
+        if connection.has & HAS_START:
+            exact = text.seq == connection.next_seq
+        else:
+            exact = waits(connection) and text.seq == (
+                connection.end_seq if connection.has & HAS_END else connection.phase.before.early_end
+            )
+        if not exact:
+            self.counts[RST_IGNORED] += 1
+            return 0
+        connection.has |= HAS_END
+        connection.end_seq, connection.end_ns = text.seq, text.seen_ns
+        if not connection.has & HAS_START:
+            self._skip(connection)
+        return 0
+
+    cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
+        cdef uint32_t isn = text.seq
+        text.seq += 1
+        if not connection.has & HAS_START:
+            if waits(connection) and not 0 <= difference(text.seq, first_held(connection)) <= SYN_REACH:
+                self._begin_anew(connection, NULL, text.size, text.seen_ns)
+            if self.debug:
+                with gil:
+                    _log.debug("%s: starts at %d", key_object(&connection.key), isn)
+            start_at(connection, isn)
+            return self._text(connection, flags, text, True)
+        if is_own_syn(connection, isn):
+            if not connection.has & HAS_ISN:
+                connection.has |= HAS_ISN
+                connection.isn = isn
+                self.counts[LATE_SYN] += 1
+            return self._text(connection, flags, text, False)
+        return self._remember(connection, text)
+
+    # A SYN with another initial sequence number, on an open connection.
+    cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil:
+        cdef successor_s *successor
+        self._drop_successor(connection)
+        self.counts[SYN_REMEMBERED] += 1
+        successor = <successor_s *>PyMem_RawCalloc(1, sizeof(successor_s))
+        if successor == NULL:
+            with gil:
+                raise MemoryError()
+        successor.isn = text.seq - 1
+        successor.next_seq = text.seq + text.wire
+        successor.seen_ns = text.seen_ns
+        connection.successor = successor
+        if text.wire:
+            self._hold_in(&successor.pages, text, False)
+            if self._is_at_limit(&successor.pages):
+                self._drop(&successor.pages, UNCONFIRMED_SYN)
+        return 0
+
+    cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
+        cdef successor_s *successor = connection.successor
+        if successor != NULL and confirms(connection, successor, text.seq):
+            connection.successor = NULL
+            self._begin_anew(connection, successor, text.size, text.seen_ns)
+        return self._text(connection, flags, text, False)
+
+    # Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
+    # continues from one that came before the close.
+    cdef bint _reopens(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil:
+        if flags & RST:
+            return False
+        if flags & SYN:
+            if is_own_syn(connection, text.seq):
+                return False
+            self._drop_successor(connection)
+            return True
+        return (
+            connection.successor != NULL
+            and (text.wire or flags & FIN)
+            and confirms(connection, connection.successor, text.seq)
+        )
+
+    # The stream at hand is over, with all that it holds; the same connection begins again. Frees the successor.
+    cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
+        self._finish_pieces(connection)
+        if (connection.has & SERVED) != COUNTED:
+            self._take_gil()
+            with gil:
+                try:
+                    self._end_stream(connection, KEPT)
+                except BaseException as raised:
+                    self.late_error, self.has_late_error = raised, True  # raised once the segment at hand is taken in
+        return self._restart(connection, successor, at_stake, seen_ns)
+
+    # A new stream under the same key, from the SYN that was remembered, or from the one at hand. Frees the successor.
+    cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
+        cdef uint32_t isn = 0
+        cdef int64_t syn_seen_ns = 0
+        self.pool_.reopen(connection, seen_ns)
+        if successor != NULL:
+            connection.pages = successor.pages
+            isn, syn_seen_ns = successor.isn, successor.seen_ns
+            PyMem_RawFree(successor)
+        self._open_stream(connection, at_stake)
+        if successor != NULL:
+            start_at(connection, isn)
+            self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
+            self._advance(connection)
+        return 0
+
+    # Text and FIN of one segment.
+    cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil:
+        cdef int64_t ahead, room
+        cdef uint32_t keep
+        if flags & FIN:
+            self._note_end(connection, text.seq + text.wire, text.seen_ns)
+        if connection.has & HAS_END:
+            if connection.has & HAS_START:  # each of the two is exact; their sum may be too far for one
+                room = <int64_t>difference(text.seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
+            else:
+                room = difference(text.seq, connection.end_seq)
+            if text.wire > room:
+                keep = <uint32_t>max(0, min(room, <int64_t>text.size))
+                self.counts[AFTER_END] += text.size - keep
+                text.size = keep
+                text.wire = <uint32_t>max(0, room)
+        if not connection.has & HAS_START:
+            return self._wait_for_start(connection, text)
+        ahead = difference(connection.next_seq, text.seq)
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            self.counts[OUT_OF_WINDOW] += text.size
+            return 0
+        if ahead <= 0:
+            return self._deliver(connection, text, start)
+        if text.wire:
+            if ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text)):
+                self.counts[OUT_OF_WINDOW] += text.size
+                return 0
+            self.pool_.note_held(text.seen_ns)
+            self._hold_in(&connection.pages, text, False)
+            if self.debug:
+                with gil:
+                    _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
+            self._keep_limits(connection)
+        return 0
+
+    # Further ahead than max_gap, and the last one that was so lay somewhere else.
+    cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil:
+        cdef int64_t step = difference(connection.phase.after.far_next, text.seq)
+        cdef bint wild = not connection.has & HAS_FAR or not -CONTINUES_WITHIN <= step <= CONTINUES_WITHIN
+        connection.has |= HAS_FAR
+        connection.phase.after.far_next = text.seq + text.wire
+        return wild
+
+    # FIN counts when the stream reaches its place (RFC 9293 3.10.7.4, eighth check). The first one seen stays.
+    cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil:
+        cdef uint32_t base = end_seq
+        if connection.has & HAS_START:
+            base = connection.next_seq
+        elif connection.pages.first != NULL:
+            base = connection.pages.first.seq
+        if not 0 <= difference(base, end_seq) <= self.max_gap or (connection.has & HAS_END and connection.end_seq != end_seq):
+            self.counts[FIN_IGNORED] += 1
+        elif not connection.has & HAS_END:
+            connection.has |= HAS_END
+            connection.end_seq, connection.end_ns = end_seq, seen_ns
+            self.pool_.note_held(seen_ns)
+            cut_pages(connection, self.counts)
+        return 0
+
+    cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil:
+        cdef bint first
+        cdef int64_t reach
+        if text.wire:
+            reach = min(self.max_gap, START_REACH)
+            if (connection.pages.first != NULL and span_with(&connection.pages, text) > reach) or (
+                connection.has & HAS_END and not 0 <= difference(text.seq, connection.end_seq) <= reach
+            ):
+                self.counts[OUT_OF_WINDOW] += text.size
+                return 0
+            first = connection.pages.first == NULL
+            self.pool_.note_held(text.seen_ns)
+            self._hold_in(&connection.pages, text, True)
+            if first or difference(connection.phase.before.early_end, text.seq + text.wire) > 0:
+                connection.phase.before.early_end = text.seq + text.wire
+        if not waits(connection):
+            return 0
+        connection.phase.before.early_segments += 1
+        if 0 <= self.start_wait_segments <= connection.phase.before.early_segments or (
+            0 <= self.start_wait_ns <= text.seen_ns - connection.created_ns
+        ):
+            self._skip(connection)
+        return self._keep_limits(connection)
+
+    # -- what arrives in order --------------------------------------------------------------------------------------
+
+    # A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already.
+    cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1 nogil:
+        cdef int64_t size = text.size
+        cdef uint32_t before = connection.next_seq
+        cdef int64_t done = difference(text.seq, before)
+        cdef int64_t position = min(done, size)
+        cdef int64_t at, early
+        cdef page_s *page = connection.pages.first
+        if position:
+            early = 0
+            if not connection.has & PAST_START and (not connection.has & HAS_ISN or connection.isn + 1 != connection.first_seq):
+                early = max(0, min(position, <int64_t>difference(text.seq, connection.first_seq)))
+            self.counts[BEFORE_START] += early
+            self.counts[RETRANSMITTED] += position - early
+        if page != NULL:
+            if start and page.seq == text.seq:
+                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+                start = False
+            while page != NULL and position < size:
+                at = done + difference(before, page.seq)  # each of the two is exact; their sum may be too far for one
+                if at >= size:
+                    break
+                if position < at:
+                    self._emit_text(connection, text, position, at, start)
+                    start = False
+                self._compare(page, 0, text, at, min(size, at + page.length), False)
+                position = max(position, at + page.length)
+                connection.next_seq = page.seq
+                self._emit_page(connection)
+                page = connection.pages.first
+        if position < size or start:
+            self._emit_text(connection, text, position, size, start)
+        if difference(connection.next_seq, text.seq + text.size) > 0:
+            connection.next_seq = text.seq + text.size
+        if text.wire > text.size:
+            note_cut(connection, text.seq + text.wire)
+        self._advance(connection)
+        if (before ^ connection.next_seq) >> 30:
+            note_past_start(connection)
+        return 0
+
+    # Everything that is contiguous with next_seq now, and over what the capture cut off.
+    cdef int _advance(self, connection_s *connection) except -1 nogil:
+        cdef page_s *page
+        cdef int64_t cut
+        while True:
+            page = connection.pages.first
+            if page != NULL and difference(connection.next_seq, page.seq) <= 0:
+                self._emit_page(connection)
+                continue
+            cut = difference(connection.next_seq, connection.cut_end)
+            if cut <= 0:
+                break
+            if page != NULL:
+                cut = min(cut, <int64_t>difference(connection.next_seq, page.seq))
+            self._jump(connection, cut)
+        connection.cut_end = connection.next_seq
+        return 0
+
+    # next_seq goes on over bytes that are missing.
+    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil:
+        connection.next_seq += <uint32_t>missing
+        if connection.skip >= 0:  # else they belong to an unknown number anyway
+            connection.skip += missing
+            self.counts[BYTES_SKIPPED] += missing
+
+    # The bytes of the text from position to end.
+    cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
+        cdef int64_t offset = -1 if text.offset < 0 or position == end else text.offset + position
+        return self._emit(connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start)
+
+    cdef int _emit(
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+    ) except -1 nogil:
+        cdef piece_s *piece
+        self.counts[BYTES_DELIVERED] += size
+        if (connection.has & SERVED) == COUNTED:
+            tally_piece(connection, size, seen_ns)
+        else:
+            piece = self._new_piece()
+            piece.data, piece.size, piece.page = data, size, NULL
+            piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
+            piece.flags = PIECE_START if start else 0
+        connection.skip = 0
+        return 0
+
+    # The first page goes out; it begins at or before next_seq.
+    cdef int _emit_page(self, connection_s *connection) except -1 nogil:
+        cdef page_s *page = pop_first(&connection.pages)
+        connection.next_seq = page_end(page)
+        if page.missing:
+            note_cut(connection, page_end(page) + page.missing)
+        if page.length == 0:
+            give_back_page(page)
+            return 0
+        self._emit(connection, page.bytes, page.length, page.seen_ns, page.offset, False)
+        if (connection.has & SERVED) == COUNTED:
+            give_back_page(page)
+        else:
+            self.out[self.out_count - 1].page = page
+            lend_page(page)
+        return 0
+
+    # -- what arrives early -----------------------------------------------------------------------------------------
+
+    # Copy into pages what they do not hold yet: the bytes captured first win, one by one.
+    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1 nogil:
+        cdef int64_t size = text.size
+        cdef int64_t position = 0, at, held
+        cdef page_s *prev = find_place(pages, text.seq)
+        cdef page_s *next_ = pages.first if prev == NULL else prev.next
+        if prev != NULL:
+            held = difference(text.seq, page_end(prev))
+            if held > 0:
+                position = min(held, size)
+                self._compare(prev, <uint32_t>(prev.length - held), text, 0, position, unsure)
+        while True:
+            at = size if next_ == NULL else min(size, <int64_t>difference(text.seq, next_.seq))
+            if position < at:
+                prev = self._push(pages, prev, next_, text, position, at)
+            if next_ == NULL or at >= size:
+                break
+            position = min(size, at + next_.length)
+            self._compare(next_, 0, text, at, position, unsure)
+            prev, next_ = next_, next_.next
+        if text.wire > text.size:
+            # Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one.
+            if prev == NULL or (not size and difference(page_end(prev), text.seq) > 0):
+                prev = self._push(pages, prev, next_, text, 0, 0)
+            prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), text.seq + text.wire))
+        return 0
+
+    # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
+    cdef page_s *_push(
+        self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end
+    ) except NULL nogil:
+        cdef page_s *first = NULL
+        cdef page_s *last = NULL
+        cdef page_s *page
+        while True:
+            page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or position == end else text.offset + position)
+            page.seq = text.seq + <uint32_t>position
+            hold_bytes(page, text.data + position, <uint32_t>min(end - position, <int64_t>PAGE_SIZE))
+            if last == NULL:
+                first = page
+            else:
+                last.next, page.prev = page, last
+            last = page
+            position += PAGE_SIZE
+            if position >= end:
+                break
+        push_between(pages, prev, next_, first, last)
+        return last
+
+    # Count the text's bytes from position to end as a copy of those that a page holds, and those of them that differ.
+    cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil:
+        cdef const uint8_t *copy = text.data + position
+        cdef uint32_t size = <uint32_t>(end - position), i
+        self.counts[OVERLAPPING] += size
+        if memcmp(page.bytes + offset, copy, size) == 0:
+            return
+        for i in range(size):
+            self.counts[CONFLICTING] += page.bytes[offset + i] != copy[i]
+        if unsure and page.length == 1 and page.prev == NULL:
+            # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+            hold_bytes(page, copy, 1)
+            page.offset = -1 if text.offset < 0 else text.offset + position
+
+    cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
+        return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
+
+    # By all that share the limit. What the others' threads have may be a few pages old.
+    cdef int64_t _pages_used(self) noexcept nogil:
+        cdef int64_t used = self.cache.state.used
+        cdef int i
+        for i in range(self.sharer_count):
+            used += self.sharers[i].used
+        return used
+
+    cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
+        while self._is_at_limit(&connection.pages):
+            if self.debug:
+                with gil:
+                    _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
+            self._skip(connection)
+        return 0
+
+    # Stop waiting for the lowest hole: over it, and on with what is contiguous then.
+    cdef int _skip(self, connection_s *connection) except -1 nogil:
+        cdef uint32_t target = first_held(connection)
+        if connection.has & HAS_START:
+            self._jump(connection, difference(connection.next_seq, target))
+            connection.cut_end = connection.next_seq
+        else:
+            begin_at(connection, target)
+            connection.skip = -1
+        self._advance(connection)
+        note_past_start(connection)
+        return 0
+
+    cdef void _drop_successor(self, connection_s *connection) noexcept nogil:
+        if connection.successor != NULL:
+            self._drop(&connection.successor.pages, UNCONFIRMED_SYN)
+            PyMem_RawFree(connection.successor)
+            connection.successor = NULL
+
+    cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil:
+        cdef page_s *page
+        while pages.count:
+            page = pop_first(pages)
+            self.counts[reason] += page.length
+            give_back_page(page)
+
+    # -- its stream -------------------------------------------------------------------------------------------------
+
+    # Commit what this call has led to, then tell the stream.
+    cdef int _serve(self, connection_s *connection) except -1 nogil:
+        if not ended(connection):
+            return self._hand_over(connection) if self.out_count else 0
+        if connection.skip or not self.out_count:
+            self._emit(connection, NOTHING, 0, connection.end_ns, -1, False)
+        if self.out_count:
+            self.out[self.out_count - 1].flags |= PIECE_END
+        self._drop(&connection.pages, AFTER_END)
+        if connection.successor != NULL:
+            self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
+        self.counts[STREAMS_CLOSED] += 1
+        if self.debug:
+            with gil:
+                _log.debug("%s: ended", key_object(&connection.key))
+        return self._end_stream(connection, REMEMBERED)
+
+    # The end of a connection that nobody closed.
+    cdef int _close(self, connection_s *connection) except -1 nogil:
+        self._finish_pieces(connection)
+        return self._end_stream(connection, FORGOTTEN)
+
+    # Everything held goes out; a gap behind the last byte goes out as a piece of its own.
+    cdef int _finish_pieces(self, connection_s *connection) except -1 nogil:
+        cdef bint at_end
+        while waits(connection):
+            self._skip(connection)
+        at_end = ended(connection)
+        if connection.skip or (at_end and not self.out_count):
+            self._emit(connection, NOTHING, 0, connection.end_ns if at_end else connection.last_seen_ns, -1, False)
+        if at_end and self.out_count:
+            self.out[self.out_count - 1].flags |= PIECE_END
+        self._drop_successor(connection)
+        self.counts[STREAMS_CLOSED] += 1
+        return 0
+
+    # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
+    cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil:
+        cdef uint8_t how = connection.has & SERVED
+        cdef served_s served = connection.stream.served
+        if after == REMEMBERED:
+            self.pool_.close(connection, self.clock.now if self.clock.has_now else connection.last_seen_ns)
+        elif after == FORGOTTEN:
+            self.pool_.remove(connection)
+        try:
+            if how != COUNTED:
+                self._finish_stream(connection, &served, how == NATIVE)
+        finally:
+            if after == FORGOTTEN:
+                self.pool_.free_removed(connection)
+        return 0
+
+
+cdef void start_at(connection_s *connection, uint32_t isn) noexcept nogil:
+    connection.has |= HAS_ISN
+    connection.isn = isn
+    begin_at(connection, isn + 1)
+
+
+# Bytes of a COUNTED stream, behind the gap that is to be reported now.
+cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) noexcept nogil:
+    cdef tally_s *tally = &connection.stream.tally
+    tally.length += size
+    tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
+    tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
+    if connection.skip > 0:
+        connection.skipped += connection.skip
+        connection.phase.after.gap_count += 1
+
+
+# This SYN began the connection: the same again, or late where it was missed.
+cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept nogil:
+    if connection.has & HAS_ISN:
+        return seq == connection.isn
+    return not connection.has & PAST_START and 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
+
+
+# A segment continues from another SYN, and not from what is open.
+cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t seq) noexcept nogil:
+    cdef int64_t ahead, away
+    if not connection.has & HAS_START or seq == connection.next_seq:
+        return False
+    ahead = difference(successor.isn + 1, seq)
+    if ahead == 0 or seq == successor.next_seq:
+        return True
+    away = difference(connection.next_seq, seq)
+    return 0 < ahead <= CONTINUES_WITHIN and not -CONTINUES_WITHIN <= away <= CONTINUES_WITHIN
+
+
+# From the first to the last byte held, were this segment held too.
+cdef int64_t span_with(page_list_s *pages, text_s *text) noexcept nogil:
+    cdef int64_t ahead = difference(pages.first.seq, text.seq)
+    return max(<int64_t>difference(pages.first.seq, page_end(pages.last)), ahead + text.wire) - min(0, ahead)
+
+
+cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept nogil:
+    if connection.has & HAS_END and difference(connection.end_seq, cut_end) > 0:
+        cut_end = connection.end_seq
+    if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
+        connection.cut_end = cut_end
+
+
+# Nothing is held beyond the end.
+cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept nogil:
+    cdef page_list_s *pages = &connection.pages
+    cdef page_s *page
+    cdef int64_t room
+    while pages.count:
+        page = pages.last
+        room = difference(page.seq, connection.end_seq)
+        page.missing = <uint32_t>max(0, min(<int64_t>page.missing, room - <int64_t>page.length))
+        if room >= page.length and (page.length or page.missing):
+            break
+        if room > 0:
+            counts[AFTER_END] += page.length - room
+            hold_bytes(page, page.bytes, <uint32_t>room)
+            break
+        counts[AFTER_END] += page.length
+        give_back_page(pop_last(pages))

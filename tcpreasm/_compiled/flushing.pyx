@@ -1,0 +1,205 @@
+"""`Flusher`: what time does to connections: what waits too long goes out, what is idle too long ends.
+
+Looks once a second of capture time, and only at what waits for something; at all connections where one may be idle for too long, and in
+a flush that the user asks for.
+"""
+
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport qsort
+
+from .clock cimport ALWAYS_NS, NEVER_NS, observe
+from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
+from .engine cimport Engine
+from .pool cimport hash_of, listed_s, prefetch_slot
+from .sequence cimport difference
+
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
+
+cdef enum:
+    WALK_AHEAD = 16               # connections that are fetched from memory before they are served
+
+cdef extern from *:
+    const int64_t EXPIRE_EVERY_NS "TCPREASM_SECONDS"  # capture time between two looks at what waits
+
+
+cdef class Flusher(Engine):
+    """Walks over the connections of the pool."""
+
+    cdef void _observe(self, int64_t seen_ns) noexcept nogil:
+        self.clock_before = self.clock
+        observe(&self.clock, seen_ns)
+        if self.clock_before.has_now and self.clock.now < self.clock_before.now:
+            self.pool_.set_back(self.clock.now)
+
+    cdef int _tick(self) except -1 nogil:
+        cdef Py_ssize_t flushed = 0, closed = 0
+        if self.clock.has_now and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
+            self.has_ticked = True
+            self.ticked_ns = self.clock.now
+            self.tick_ns = min(self.clock.now, ALWAYS_NS - EXPIRE_EVERY_NS) + EXPIRE_EVERY_NS
+            self._expire(&flushed, &closed)
+        return 0
+
+    # Looks at the connections that wait for something; at all of them only where one may be idle for too long.
+    cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef int64_t held_ns = self._expiry(self.hole_timeout_ns)
+        cdef int64_t idle_ns = self._expiry(self.idle_timeout_ns)
+        cdef int64_t start_ns = self._expiry(self.start_wait_ns)
+        try:
+            self.pool_.forget_closed_before(self._forget_before())
+            if self.pool_.seen_bound < idle_ns:
+                self._walk_all(held_ns, idle_ns, start_ns, flushed, closed)
+            else:
+                self._walk_listed(held_ns, start_ns, flushed, closed)
+        finally:
+            with gil:
+                self.cache.shrink_now()
+        return 0
+
+    # -- all connections --------------------------------------------------------------------------------------------
+
+    # Of every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
+    # before start_ns, close what has seen nothing since idle_ns.
+    cdef int _walk_all(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef connection_s *connection = self.pool_.open.oldest
+        cdef listed_s *picked
+        cdef size_t count = 0
+        if connection == NULL:
+            return 0
+        picked = <listed_s *>PyMem_RawMalloc(self.pool_.open.count * sizeof(listed_s))
+        if picked == NULL:
+            with gil:
+                raise MemoryError()
+        self.pool_.seen_bound = ALWAYS_NS
+        while connection != NULL:
+            if waits(connection) or connection.last_seen_ns < idle_ns:
+                picked[count].connection = connection
+                picked[count].serial = connection.serial
+                count += 1
+            if connection.last_seen_ns >= idle_ns:
+                self.pool_.seen_bound = min(self.pool_.seen_bound, connection.last_seen_ns)
+            connection = connection.newer
+        return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+
+    # The same, where none is idle: only those that wait are looked at, and of those only what may be due.
+    cdef int _walk_listed(self, int64_t held_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+        cdef connection_s *connection
+        cdef listed_s *entry
+        cdef listed_s *picked
+        cdef size_t count = 0, kept = 0, i
+        cdef uint32_t target
+        cdef bint late = self.pool_.late_ns < held_ns
+        picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, self.pool_.listed_count) * sizeof(listed_s))
+        if picked == NULL:
+            with gil:
+                raise MemoryError()
+        if late:
+            self.pool_.late_ns = ALWAYS_NS
+        for i in range(self.pool_.listed_count):
+            entry = &self.pool_.listed[i]
+            if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late:
+                connection = entry.connection
+                if connection.serial != entry.serial or connection.state != OPEN:
+                    continue
+                if not waits(connection):
+                    connection.has &= ~LISTED
+                    continue
+                if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
+                    picked[count] = entry[0]
+                    count += 1
+                if connection.has & HAS_START:
+                    entry.oldest_ns = oldest_held(connection)
+                    self.pool_.listed_high = max(self.pool_.listed_high, entry.oldest_ns)
+            self.pool_.listed[kept] = entry[0]
+            kept += 1
+        self.pool_.listed_count = kept
+        if count == 0:
+            PyMem_RawFree(picked)
+            return 0
+        qsort(picked, count, sizeof(listed_s), by_age)
+        return self._walk(picked, count, held_ns, NEVER_NS, start_ns, flushed, closed)
+
+    # Those that were picked, while no user code could change the lists. Frees `picked`.
+    cdef int _walk(
+        self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1 nogil:
+        cdef size_t i
+        try:
+            if self.pool_.counts:
+                for i in range(count):
+                    if i + WALK_AHEAD < count:
+                        prefetch(picked[i + WALK_AHEAD].connection)
+                    if i + WALK_AHEAD // 2 < count:
+                        prefetch_slot(
+                            &self.pool_.table, hash_of(&self.pool_.table, &picked[i + WALK_AHEAD // 2].connection.key)
+                        )
+                    self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
+            else:
+                self._take_gil()
+                with gil:
+                    self._walk_collecting(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+        finally:
+            PyMem_RawFree(picked)
+        return 0
+
+    # An exception of user code does not keep the other connections from being served; the first one is raised at the end.
+    cdef int _walk_collecting(
+        self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1:
+        cdef bint kept = self.keeps_gil
+        cdef size_t i
+        error = None
+        self.keeps_gil = True
+        for i in range(count):
+            try:
+                self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
+            except BaseException as raised:
+                error = error or raised
+        self.keeps_gil = kept
+        if error is not None:
+            raise error
+        return 0
+
+    cdef int _walk_one(
+        self, listed_s *picked, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
+    ) except -1 nogil:
+        cdef connection_s *connection = picked.connection
+        cdef bint gave_out, idle
+        if not self._acquire_open(picked):
+            return 0
+        try:
+            gave_out = self._give_out(connection, held_ns, start_ns)
+            idle = connection.last_seen_ns < idle_ns and not ended(connection)
+            flushed[0] += gave_out or idle
+            closed[0] += idle or ended(connection)
+            if idle:
+                self._close(connection)
+            elif gave_out:
+                self._serve(connection)
+        finally:
+            if self.out_count:
+                self._drop_pieces()
+        return 0
+
+    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil:
+        cdef uint32_t target
+        if not waits_until(connection, held_ns, &target):
+            if not waits_for_start_since(connection, start_ns):
+                return False
+            self._skip(connection)
+            return True
+        while waits(connection) and is_ahead(connection, target):
+            self._skip(connection)
+        return True
+
+
+# It holds something, and its start has not come since that time.
+cdef bint waits_for_start_since(connection_s *connection, int64_t start_ns) noexcept nogil:
+    return not connection.has & HAS_START and connection.created_ns < start_ns and waits(connection)
+
+
+# In order of creation. Serials are compared as sequence numbers are: they wrap around.
+cdef int by_age(const void *a, const void *b) noexcept nogil:
+    return -difference((<const listed_s *>a).serial, (<const listed_s *>b).serial)
