@@ -1,0 +1,512 @@
+"""`Engine`: brings the segments of a connection into order.
+
+Called once for each segment. Everything else in this core answers; here it is asked. State is committed before user code runs, so that a
+callback that raises, or another thread that comes in meanwhile, finds everything consistent.
+
+The way of a segment, top to bottom: _take_in, _text, then _deliver (in order) or _hold_in (early), _serve.
+"""
+
+from __future__ import annotations
+
+from .._log import Log
+from ..segment import FIN, RST, SYN
+from .clock import NEVER_NS, Clock
+from .connection import Connection, Successor
+from .pages import PAGE_BYTES, Page, PageCache, PageList
+from .reassembly import Reassembly
+from .sequence import add, difference
+from .serving import Server
+
+SYN_REACH = 1 << 24  # a SYN that comes late lies at most so many bytes before the data that overtook it
+CONTINUES_WITHIN = 1 << 20  # what continues from a SYN lies at most so many bytes behind it
+START_REACH = 1 << 30  # without a start, data within so many bytes of the first belongs together
+SPAN_LIMIT = (1 << 31) - 1  # what is held lies within so many bytes of next_seq, so that comparing is exact
+
+_log = Log("tcpreasm.assembly")
+
+
+class Engine(Server):
+    """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
+
+    _cache: PageCache
+    _limit_with: list[PageCache]  # of the others that the total limit is shared with
+    # options; -1: never; 0 for a page limit: none
+    _limit_total: int
+    _limit_connection: int
+    _start_wait_segments: int
+    _start_wait_ns: int
+    _max_gap: int
+    _hole_timeout_ns: int
+    _idle_timeout_ns: int
+    _closed_timeout_ns: int
+    _counts: dict[str, int]
+    _clock: Clock
+    _clock_before: Clock  # of the packet at hand
+    _text_offset: int  # where the text of the segment at hand stands in the file; -1 where that is not known
+    _late_error: BaseException | None  # of a stream that ended while the segment still had to be taken in
+    _debug: bool
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _expiry(self, timeout_ns: int) -> int:
+        """The time before which something is too old. Nothing expires by the setting of a clock."""
+        now, _, changed = self._clock
+        if now is None or timeout_ns < 0 or (changed is not None and 0 <= now - changed < timeout_ns):
+            return NEVER_NS
+        return now - timeout_ns
+
+    def _forget_before(self) -> int:
+        return self._expiry(self._closed_timeout_ns)
+
+    # -- one segment ------------------------------------------------------------------------------------------------
+
+    def _take_in(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        if connection.closed:
+            if not self._reopens(connection, seq, flags, wire):
+                self._counts["after_close"] += len(payload)
+                return
+            self._restart(connection, connection.successor, len(payload), seen_ns)
+        elif connection.stream is None:
+            self._open_stream(connection, len(payload))
+        connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
+        if flags & RST:
+            self._reset(connection, seq, len(payload), seen_ns)
+        elif flags & SYN:
+            self._syn(connection, seq, flags, payload, wire, seen_ns)
+        elif wire or flags & FIN:
+            self._continue(connection, seq, flags, payload, wire, seen_ns)
+        self._serve(connection)
+
+    def _open_stream(self, connection: Connection, at_stake: int) -> None:
+        net_flow, transport_flow = connection.key
+        try:
+            stream = self._pool._new(net_flow, transport_flow)
+            reassembled, complete = stream.reassembled, stream.reassembly_complete
+        except BaseException:
+            self._counts["factory_error"] += at_stake
+            self._drop(connection.pages, "factory_error")
+            self._pool.remove(connection)
+            raise
+        self._counts["streams_opened"] += 1
+        connection.stream, connection.reassembled, connection.reassembly_complete = stream, reassembled, complete
+
+    def _reset(self, connection: Connection, seq: int, text: int, seen_ns: int) -> None:
+        """RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream."""
+        self._counts["rst_text"] += text
+        expected = connection.next_seq
+        if expected is None and connection.waits():
+            expected = connection.early_end if connection.end_seq is None else connection.end_seq
+        if seq != expected:
+            self._counts["rst_ignored"] += 1
+            return
+        connection.end_seq, connection.end_seen_ns = seq, seen_ns
+        if connection.next_seq is None:
+            self._skip(connection)
+
+    def _is_own_syn(self, connection: Connection, seq: int) -> bool:
+        """This SYN began the connection: the same again, or late where it was missed."""
+        if connection.isn is not None:
+            return seq == connection.isn
+        return not connection.past_start and 0 <= difference(add(seq, 1), connection.first_seq) <= SYN_REACH
+
+    def _syn(self, connection: Connection, isn: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        text_seq = add(isn, 1)
+        if connection.next_seq is None:
+            if connection.waits() and not 0 <= difference(text_seq, connection.first_held()) <= SYN_REACH:
+                self._begin_anew(connection, None, len(payload), seen_ns)
+            if self._debug:
+                _log.debug("%s: starts at %d", connection.key, isn)
+            self._start(connection, isn)
+            self._text(connection, text_seq, flags, payload, wire, seen_ns, True)
+        elif self._is_own_syn(connection, isn):
+            if connection.isn is None:
+                connection.isn = isn
+                self._counts["late_syn"] += 1
+            self._text(connection, text_seq, flags, payload, wire, seen_ns, False)
+        else:
+            self._drop_successor(connection)
+            self._counts["syn_remembered"] += 1
+            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
+            if wire:
+                self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
+                if self._is_at_limit(connection.successor.pages):
+                    self._drop(connection.successor.pages, "unconfirmed_syn")
+
+    def _continue(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
+        successor = connection.successor
+        if successor is not None and self._confirms(connection, successor, seq):
+            connection.successor = None
+            self._begin_anew(connection, successor, len(payload), seen_ns)
+        self._text(connection, seq, flags, payload, wire, seen_ns, False)
+
+    def _reopens(self, connection: Connection, seq: int, flags: int, wire: int) -> bool:
+        """Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
+        continues from one that came before the close."""
+        if flags & RST:
+            return False
+        if flags & SYN:
+            if self._is_own_syn(connection, seq):
+                return False
+            self._drop_successor(connection)
+            return True
+        successor = connection.successor
+        return successor is not None and bool(wire or flags & FIN) and self._confirms(connection, successor, seq)
+
+    def _start(self, connection: Connection, isn: int) -> None:
+        connection.isn = isn
+        connection.next_seq = connection.first_seq = connection.cut_end = add(isn, 1)
+
+    def _confirms(self, connection: Connection, successor: Successor, seq: int) -> bool:
+        """A segment continues from another SYN, and not from what is open."""
+        if connection.next_seq is None or seq == connection.next_seq:
+            return False
+        ahead = difference(add(successor.isn, 1), seq)
+        if ahead == 0 or seq == successor.next_seq:
+            return True
+        return 0 < ahead <= CONTINUES_WITHIN and abs(difference(connection.next_seq, seq)) > CONTINUES_WITHIN
+
+    def _begin_anew(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
+        """The stream at hand is over, with all that it holds; the same connection begins again."""
+        reassembled, complete = connection.reassembled, connection.reassembly_complete
+        self._finish_pieces(connection)
+        pieces, self._out = self._out, []
+        try:
+            self._call(connection, reassembled, complete, pieces)
+        except BaseException as raised:
+            self._late_error = raised  # raised once the segment at hand is taken in
+        self._restart(connection, successor, at_stake, seen_ns)
+
+    def _restart(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
+        """A new stream under the same key, from the SYN that was remembered, or from the one at hand."""
+        self._pool.reopen(connection, seen_ns)
+        if successor is not None:
+            connection.pages = successor.pages
+        self._open_stream(connection, at_stake)
+        if successor is not None:
+            self._start(connection, successor.isn)
+            self._emit(connection, b"", successor.seen_ns, True)
+            self._advance(connection)
+
+    def _text(
+        self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, start: bool
+    ) -> None:
+        """Text and FIN of one segment, seq being its first byte's."""
+        if flags & FIN:
+            self._note_end(connection, add(seq, wire), seen_ns)
+        if connection.end_seq is not None:
+            if connection.next_seq is None:
+                room = difference(seq, connection.end_seq)
+            else:  # each of the two is exact; their sum may be too far for one
+                room = difference(seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
+            if wire > room:
+                keep = max(0, min(room, len(payload)))
+                self._counts["after_end"] += len(payload) - keep
+                payload = payload[:keep]
+                wire = max(0, room)
+        missing = wire - len(payload)
+        if connection.next_seq is None:
+            self._wait_for_start(connection, seq, payload, missing, seen_ns)
+            return
+        ahead = difference(connection.next_seq, seq)
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            self._counts["out_of_window"] += len(payload)
+        elif ahead <= 0:
+            self._deliver(connection, seq, payload, missing, seen_ns, start)
+        elif wire:
+            if ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire)):
+                self._counts["out_of_window"] += len(payload)
+                return
+            self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
+            if self._debug:
+                _log.debug("%s: %d bytes ahead, held", connection.key, ahead)
+            self._keep_limits(connection)
+
+    def _is_wild(self, connection: Connection, seq: int, wire: int) -> bool:
+        """Further ahead than max_gap, and the last one that was so lay somewhere else."""
+        wild = connection.far_next is None or abs(difference(connection.far_next, seq)) > CONTINUES_WITHIN
+        connection.far_next = add(seq, wire)
+        return wild
+
+    def _note_end(self, connection: Connection, end_seq: int, seen_ns: int) -> None:
+        """FIN counts when the stream reaches its place (RFC 9293 3.10.7.4, eighth check). The first one seen stays."""
+        base = connection.next_seq
+        if base is None and connection.pages.first is not None:
+            base = connection.pages.first.seq
+        reachable = base is None or 0 <= difference(base, end_seq) <= self._max_gap
+        if not reachable or connection.end_seq not in (None, end_seq):
+            self._counts["fin_ignored"] += 1
+            return
+        if connection.end_seq is None:
+            connection.end_seq, connection.end_seen_ns = end_seq, seen_ns
+            self._cut_pages(connection, end_seq)
+
+    def _cut_pages(self, connection: Connection, end_seq: int) -> None:
+        """Nothing is held beyond the end."""
+        pages = connection.pages
+        while (page := pages.last) is not None:
+            room = difference(page.seq, end_seq)
+            page.missing = max(0, min(page.missing, room - len(page)))
+            if room >= len(page) and (len(page) or page.missing):
+                break
+            if room > 0:
+                self._counts["after_end"] += len(page) - room
+                page.hold(page.bytes[:room])
+                break
+            self._counts["after_end"] += len(page)
+            self._cache.give_back(pages.pop_last())
+
+    def _wait_for_start(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int) -> None:
+        first = connection.pages.first
+        if len(payload) or missing:
+            reach = min(self._max_gap, START_REACH)
+            if (first is not None and self._span_with(connection, seq, len(payload) + missing) > reach) or (
+                connection.end_seq is not None and not 0 <= difference(seq, connection.end_seq) <= reach
+            ):
+                self._counts["out_of_window"] += len(payload)
+                return
+            self._hold_in(connection.pages, seq, payload, missing, seen_ns, True)
+            end = add(seq, len(payload) + missing)
+            if first is None or difference(connection.early_end, end) > 0:
+                connection.early_end = end
+        if not connection.waits():
+            return
+        connection.early_segments += 1
+        if 0 <= self._start_wait_segments <= connection.early_segments or 0 <= self._start_wait_ns <= seen_ns - connection.created_ns:
+            self._skip(connection)
+        self._keep_limits(connection)
+
+    def _span_with(self, connection: Connection, seq: int, wire: int) -> int:
+        """From the first to the last byte held, were this segment held too."""
+        first, last = connection.pages.first, connection.pages.last
+        assert first is not None
+        assert last is not None
+        ahead = difference(first.seq, seq)
+        return max(difference(first.seq, last.end), ahead + wire) - min(0, ahead)
+
+    # -- what arrives in order --------------------------------------------------------------------------------------
+
+    def _deliver(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, start: bool) -> None:
+        """A segment that begins at or before next_seq: what is new of it goes out, around pages that hold part of it already."""
+        assert connection.next_seq is not None
+        size = len(payload)
+        before = connection.next_seq
+        done = difference(seq, before)
+        position = min(done, size)
+        if position:
+            early = 0
+            if not connection.past_start and (connection.isn is None or add(connection.isn, 1) != connection.first_seq):
+                early = max(0, min(position, difference(seq, connection.first_seq)))
+            self._counts["before_start"] += early
+            self._counts["retransmitted"] += position - early
+        page = connection.pages.first
+        if start and page is not None and page.seq == seq:
+            self._emit(connection, b"", seen_ns, True)
+            start = False
+        while page is not None and position < size and (at := done + difference(before, page.seq)) < size:
+            if position < at:
+                self._emit(connection, payload[position:at], seen_ns, start, self._offset(position))
+                start = False
+            self._compare(page, 0, payload, at, at + len(page), False)
+            position = max(position, at + len(page))
+            connection.next_seq = page.seq
+            self._emit_page(connection)
+            page = connection.pages.first
+        if position < size or start:
+            self._emit(connection, payload[position:], seen_ns, start, self._offset(position))
+        if difference(connection.next_seq, add(seq, size)) > 0:
+            connection.next_seq = add(seq, size)
+        if missing:
+            self._note_cut(connection, add(seq, size + missing))
+        self._advance(connection)
+        if (before ^ connection.next_seq) >> 30:
+            connection.note_past_start()
+
+    def _note_cut(self, connection: Connection, cut_end: int) -> None:
+        assert connection.next_seq is not None
+        if connection.end_seq is not None and difference(connection.end_seq, cut_end) > 0:
+            cut_end = connection.end_seq
+        if difference(connection.next_seq, cut_end) > max(0, difference(connection.next_seq, connection.cut_end)):
+            connection.cut_end = cut_end
+
+    def _advance(self, connection: Connection) -> None:
+        """Everything that is contiguous with next_seq now, and over what the capture cut off."""
+        assert connection.next_seq is not None
+        while True:
+            page = connection.pages.first
+            if page is not None and difference(connection.next_seq, page.seq) <= 0:
+                self._emit_page(connection)
+                continue
+            cut = difference(connection.next_seq, connection.cut_end)
+            if cut <= 0:
+                break
+            if page is not None:
+                cut = min(cut, difference(connection.next_seq, page.seq))
+            self._jump(connection, cut)
+        connection.cut_end = connection.next_seq
+
+    def _jump(self, connection: Connection, missing: int) -> None:
+        """next_seq goes on over bytes that are missing."""
+        assert connection.next_seq is not None
+        connection.next_seq = add(connection.next_seq, missing)
+        if connection.skip >= 0:  # else they belong to an unknown number anyway
+            connection.skip += missing
+            self._counts["bytes_skipped"] += missing
+
+    def _offset(self, position: int) -> int:
+        """Where that byte of the text at hand stands in the file."""
+        return -1 if self._text_offset < 0 else self._text_offset + position
+
+    def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int = -1) -> None:
+        self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
+        self._counts["bytes_delivered"] += len(data)
+        connection.skip = 0
+
+    def _emit_page(self, connection: Connection) -> None:
+        """The first page goes out; it begins at or before next_seq."""
+        assert connection.next_seq is not None
+        page = connection.pages.pop_first()
+        if len(page):
+            self._emit(connection, page.bytes, page.seen_ns, False, page.offset)
+        connection.next_seq = page.end
+        if page.missing:
+            self._note_cut(connection, add(page.end, page.missing))
+        self._cache.give_back(page)
+
+    # -- what arrives early -----------------------------------------------------------------------------------------
+
+    def _hold_in(self, pages: PageList, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, unsure: bool) -> None:
+        """Copy into pages what they do not hold yet: the bytes captured first win, one by one."""
+        size = len(payload)
+        prev, next_ = pages.find(seq)
+        position = 0
+        if prev is not None:
+            held = difference(seq, prev.end)
+            if held > 0:
+                position = min(held, size)
+                self._compare(prev, len(prev) - held, payload, 0, position, unsure)
+        while True:
+            at = size if next_ is None else min(size, difference(seq, next_.seq))
+            if position < at:
+                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns, self._offset(position))
+            if next_ is None or at >= size:
+                break
+            position = min(size, at + len(next_))
+            self._compare(next_, 0, payload, at, position, unsure)
+            prev, next_ = next_, next_.next
+        if missing:
+            self._hold_cut(pages, prev, next_, seq, size, missing, seen_ns)
+
+    def _push(
+        self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, data: bytes | memoryview, seen_ns: int, offset: int
+    ) -> Page:
+        """A chain of pages for data goes in between two neighbours. Returns its last page."""
+        first = last = None
+        for position in range(0, max(len(data), 1), PAGE_BYTES):
+            page = self._cache.take(seen_ns)
+            page.seq = add(seq, position)
+            page.offset = -1 if offset < 0 else offset + position
+            page.hold(data[position : position + PAGE_BYTES])
+            if last is None:
+                first = page
+            else:
+                last.next, page.prev = page, last
+            last = page
+        assert first is not None
+        assert last is not None
+        pages.push_between(prev, next_, first, last)
+        return last
+
+    def _hold_cut(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int) -> None:
+        """Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one."""
+        if prev is None or (not size and difference(prev.end, seq) > 0):
+            prev = self._push(pages, prev, next_, seq, b"", seen_ns, -1)
+        prev.missing = max(prev.missing, difference(prev.end, add(seq, size + missing)))
+
+    def _compare(self, page: Page, place: int, payload: bytes | memoryview, begin: int, end: int, unsure: bool) -> None:
+        """Count payload[begin:end] as a copy of bytes that a page holds from that place on, and those of them that differ."""
+        copy = payload[begin:end]
+        if not len(copy):
+            return
+        self._counts["overlapping"] += len(copy)
+        held = page.bytes[place : place + len(copy)]
+        if held == copy:
+            return
+        self._counts["conflicting"] += sum(a != b for a, b in zip(held, copy))
+        if unsure and len(page) == 1 and page.prev is None:
+            # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+            page.hold(copy)
+            page.offset = self._offset(begin)
+
+    def _keep_limits(self, connection: Connection) -> None:
+        while self._is_at_limit(connection.pages):
+            if self._debug:
+                _log.debug("%s: page limit reached with %d pages", connection.key, connection.pages.count)
+            self._skip(connection)
+
+    def _is_at_limit(self, pages: PageList) -> bool:
+        if pages.count == 0:
+            return False
+        used = self._cache.used + sum(cache.used for cache in self._limit_with)
+        return 0 < self._limit_connection <= pages.count or 0 < self._limit_total <= used
+
+    def _skip(self, connection: Connection) -> None:
+        """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""
+        target = connection.first_held()
+        if connection.next_seq is None:
+            connection.next_seq = connection.first_seq = connection.cut_end = target
+            connection.skip = -1
+        else:
+            self._jump(connection, difference(connection.next_seq, target))
+            connection.cut_end = connection.next_seq
+        self._advance(connection)
+        connection.note_past_start()
+
+    def _drop_successor(self, connection: Connection) -> None:
+        if connection.successor is not None:
+            self._drop(connection.successor.pages, "unconfirmed_syn")
+            connection.successor = None
+
+    def _drop(self, pages: PageList, reason: str) -> None:
+        while pages.count:
+            page = pages.pop_first()
+            self._counts[reason] += len(page)
+            self._cache.give_back(page)
+
+    # -- its stream -------------------------------------------------------------------------------------------------
+
+    def _serve(self, connection: Connection) -> None:
+        """Commit what this call has led to, then tell the stream."""
+        reassembled, complete = connection.reassembled, None
+        if connection.ended():
+            complete = connection.reassembly_complete
+            if connection.skip or not self._out:
+                self._emit(connection, b"", connection.end_seen_ns, False)
+            self._out[-1].end = True
+            self._drop(connection.pages, "after_end")
+            if connection.successor is not None:
+                self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
+            self._counts["streams_closed"] += 1
+            now = self._clock.now_ns
+            self._pool.close(connection, connection.last_seen_ns if now is None else now)
+            if self._debug:
+                _log.debug("%s: ended", connection.key)
+        self._call(connection, reassembled, complete, self._out)
+
+    def _close(self, connection: Connection) -> None:
+        """The end of a connection that nobody closed."""
+        reassembled, complete = connection.reassembled, connection.reassembly_complete
+        self._finish_pieces(connection)
+        self._pool.remove(connection)
+        self._call(connection, reassembled, complete, self._out)
+
+    def _finish_pieces(self, connection: Connection) -> None:
+        """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
+        while connection.waits():
+            self._skip(connection)
+        ended = connection.ended()
+        if connection.skip or (ended and not self._out):
+            self._emit(connection, b"", connection.end_seen_ns if ended else connection.last_seen_ns, False)
+        if ended:
+            self._out[-1].end = True
+        self._drop_successor(connection)
+        self._counts["streams_closed"] += 1

@@ -1,0 +1,69 @@
+"""`Server`: hands pieces to the streams. What is decided about a segment is done with before this begins.
+
+Called once for each segment that brings something to a stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .connection import Connection, RawKey
+from .pool import StreamPoolBase
+from .reassembly import Reassembly
+
+
+class Server:
+    """What is on its way from connections to their streams in the call at hand."""
+
+    _pool: StreamPoolBase
+    _out: list[Reassembly]  # pieces for the connection at hand
+    _gathers: bool  # the call at hand gives each stream its pieces at its end
+    _gathered: list[tuple[Connection, RawKey, list[Reassembly]]]  # what it has put aside, in the order of the first pieces
+
+    def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
+        """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""
+        if complete is None:
+            if not pieces:
+                return
+            if self._gathers:
+                self._gather(connection, pieces)
+                return
+        if connection.gathered is not None:
+            pieces = connection.gathered + pieces
+            connection.gathered = connection.gatherer = None
+        try:
+            if pieces:
+                reassembled(pieces)
+        finally:
+            if complete is not None:
+                complete()
+
+    def _gather(self, connection: Connection, pieces: list[Reassembly]) -> None:
+        """Put aside with the connection, where everybody who serves the stream finds them, and noted to be given out by this one."""
+        if connection.gathered is None:
+            connection.gathered = pieces
+        else:
+            connection.gathered += pieces
+        if connection.gatherer is not self:
+            connection.gatherer = self
+            self._gathered.append((connection, connection._key, connection.gathered))
+
+    def _give_gathered(self, error: BaseException | None) -> None:
+        """What was put aside goes out, but where somebody else has given it out meanwhile.
+
+        An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
+        """
+        gathered, self._gathered = self._gathered, []
+        for connection, key, pieces in gathered:
+            if not self._pool.acquire_open(connection, key):
+                continue
+            try:
+                if connection.gathered is pieces:
+                    connection.gathered = connection.gatherer = None
+                    connection.reassembled(pieces)
+            except BaseException as raised:
+                error = error or raised
+            finally:
+                self._pool.release(connection)
+        if error is not None:
+            raise error
