@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from .clock cimport clock_s
 from .connection cimport key_s
 from .decode cimport segment_s
 from .engine cimport text_s
@@ -30,6 +31,9 @@ cdef void decode_frames(
     const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
 ) noexcept nogil
 
+# Capture time as it is believed with each of these frames, and the clock after them. False: it did not only go on, in small steps.
+cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil
+
 
 cdef class AssemblerBase(Flusher):
     cdef bint verify
@@ -56,13 +60,22 @@ cdef class AssemblerBase(Flusher):
         const int64_t[::1] on_wire, int linktype
     ) except -1 nogil
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil
-    cdef int _walk_decoded(
-        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    # Those of them that `ours` numbers, in ascending order, where time only goes on, in small steps: now_ns, as tell_time says.
+    cdef int _walk_plain(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, int count,
+        const int *ours, int our_count, bint ticks, int *done
     ) except -1 nogil
-    # Those of them that `order` numbers, where time only goes on in small steps, and not as far as to the next tick.
-    cdef int _walk_some(
-        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
+    # Those of them that are that shard's, whatever their time.
+    cdef int _walk_anyhow(
+        self, const frame_s *frames, const decoded_s *decoded, int count, int shard, bint ticks, int *done
     ) except -1 nogil
+    cdef int _take_group(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *ours, int count, int *done
+    ) except -1 nogil
+    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil
+    cdef int _next_tick(self, const int64_t *now_ns, int at, int count) noexcept nogil
+    cdef void _set_clock(self, const int64_t *now_ns, int at) noexcept nogil
+    cdef void _count_in_order(self, uint64_t segments, uint64_t size) noexcept nogil
 
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil

@@ -13,13 +13,13 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from .clock cimport ALWAYS_NS, CLOCK_STEP_NS, NEVER_NS
+from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
 from .connection cimport COUNTED, HAS_END, HAS_START, LISTED, OPEN, SERVED, connection_s, key_object, key_s, note_past_start, tally_s, waits
 from .decode cimport decode, segment_s
 from .engine cimport ACK, BYTES_CAPTURED, BYTES_DELIVERED, COUNTS, FIN, NO_ACK_FLAG, RST, RST_IGNORED, RST_TEXT, SEGMENTS, SYN, text_s
 from .flushing cimport Flusher
 from .pages cimport PageCache, cache_s
-from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch_connection, prefetch_slot, table_s
+from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch_connection, prefetch_slot, same_key, table_s
 from .reassembly cimport piece_s
 from .records cimport RecordReader, frame_s
 from .serving cimport join_late_error, raise_late_error
@@ -36,6 +36,10 @@ __all__ = ["AssemblerBase"]
 
 cdef int64_t SPAN_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
+
+cdef int[GROUP] IN_ORDER
+for number in range(GROUP):
+    IN_ORDER[number] = number
 
 cdef tuple VERDICT_OF = tuple(Verdict)
 assert len(VERDICT_OF) == VERDICTS
@@ -484,73 +488,130 @@ cdef class AssemblerBase(Flusher):
     # Up to GROUP frames.
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil:
         cdef decoded_s decoded[GROUP]
+        cdef int64_t now_ns[GROUP]
+        cdef clock_s clock = self.clock
         decode_frames(frames, count, self.verify, &self.pool_.table, decoded, 1)
-        return self._walk_decoded(frames, decoded, count, ticks, 0, done)
+        if tell_time(&clock, frames, count, now_ns):
+            return self._walk_plain(frames, decoded, now_ns, count, IN_ORDER, count, ticks, done)
+        return self._walk_anyhow(frames, decoded, count, 0, ticks, done)
 
-    # Up to GROUP decoded frames, of which only those of that shard are ours: what they need is fetched from memory, then each is taken in.
-    cdef int _walk_decoded(
-        self, const frame_s *frames, const decoded_s *decoded, int count, bint ticks, int shard, int *done
+    # In groups from tick to tick: between them nothing but the frames themselves changes anything.
+    cdef int _walk_plain(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, int count,
+        const int *ours, int our_count, bint ticks, int *done
     ) except -1 nogil:
-        cdef connection_s *likely_ones[GROUP]
-        cdef int64_t step
-        cdef bint plain = False       # clock_before differs from clock in nothing but `now`
-        cdef int i, found = 0
-        for i in range(count):
-            if decoded[i].shard == shard and decoded[i].verdict == 0:
-                prefetch_slot(&self.pool_.table, decoded[i].hash)
-        self.pool_.lock_without_gil()
-        try:
-            for i in range(count):
-                if decoded[i].shard == shard and decoded[i].verdict == 0:
-                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[i].hash)
-                    found += 1
-            if not self.pool_.counts:
-                self.pool_.prefetch_streams(likely_ones, found)
-            for i in range(count):
-                done[0] += 1
-                step = frames[i].seen_ns - self.clock.now
-                if 0 <= step <= CLOCK_STEP_NS and self.clock.has_now and not self.clock.has_suspect:
-                    if plain:
-                        self.clock_before.now = self.clock.now
-                    else:
-                        self.clock_before, plain = self.clock, True
-                    self.clock.now = frames[i].seen_ns
-                else:
-                    self._observe(frames[i].seen_ns)
-                    plain = False
-                if decoded[i].shard == shard:
-                    self._decoded(&frames[i], &decoded[i])
-                if ticks and not (self.has_ticked and self.ticked_ns <= self.clock.now < self.tick_ns):
-                    self._tick()
-        finally:
-            self.pool_.unlock()
-            self._drop_gil()
+        cdef int at = 0, until, begin = 0, end
+        while at < count:
+            until = self._next_tick(now_ns, at, count) if ticks else count
+            while begin < our_count and ours[begin] < until:
+                end = begin + 1
+                while end < our_count and end - begin < GROUP and ours[end] < until:
+                    end += 1
+                self._take_group(frames, decoded, now_ns, ours + begin, end - begin, done)
+                begin = end
+            at = until
+            if at < count:
+                self._set_clock(now_ns, at)
+                done[0] = at + 1
+                self._frame_and_tick(&frames[at], &decoded[at] if begin < our_count and ours[begin] == at else NULL, True)
+                begin += begin < our_count and ours[begin] == at
+                at += 1
+        self.clock.now = now_ns[count - 1]
+        done[0] = count
         return 0
 
-    cdef int _walk_some(
-        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *order, int count
-    ) except -1 nogil:
-        cdef connection_s *likely_ones[GROUP]
-        cdef int i, found = 0
+    # Between two frames it was as of the last one.
+    cdef void _set_clock(self, const int64_t *now_ns, int at) noexcept nogil:
+        if at > 0:
+            self.clock.now = now_ns[at - 1]
         self.clock_before = self.clock
+        self.clock.now = now_ns[at]
+
+    # The frame from `at` on with which a tick is due; `count`: none.
+    cdef int _next_tick(self, const int64_t *now_ns, int at, int count) noexcept nogil:
+        if not self.has_ticked or now_ns[at] < self.ticked_ns:
+            return at
+        if now_ns[count - 1] < self.tick_ns:
+            return count
+        while now_ns[at] < self.tick_ns:
+            at += 1
+        return at
+
+    # Where the time of some frames is doubtful, one by one.
+    cdef int _walk_anyhow(
+        self, const frame_s *frames, const decoded_s *decoded, int count, int shard, bint ticks, int *done
+    ) except -1 nogil:
+        cdef int i
         for i in range(count):
-            if decoded[order[i]].verdict == 0:
-                prefetch_slot(&self.pool_.table, decoded[order[i]].hash)
+            self._observe(frames[i].seen_ns)
+            done[0] = i + 1
+            self._frame_and_tick(&frames[i], &decoded[i] if decoded[i].shard == shard else NULL, ticks)
+        return 0
+
+    # With the clock set. decoded is NULL for what others take in.
+    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil:
         self.pool_.lock_without_gil()
         try:
-            for i in range(count):
-                if decoded[order[i]].verdict == 0:
-                    likely_ones[found] = prefetch_connection(&self.pool_.table, decoded[order[i]].hash)
-                    found += 1
-            if not self.pool_.counts:
-                self.pool_.prefetch_streams(likely_ones, found)
-            for i in range(count):
-                self.clock.now = now_ns[order[i]]
-                self._decoded(&frames[order[i]], &decoded[order[i]])
+            if decoded != NULL:
+                self._decoded(frame, decoded)
+            if ticks:
+                self._tick()
         finally:
             self.pool_.unlock()
             self._drop_gil()
         return 0
+
+    # The hot loop: up to GROUP frames, which `ours` numbers, and no tick. Their connections are fetched from memory, all at once; then most
+    # of the segments need nothing but the first lines of theirs.
+    cdef int _take_group(
+        self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *ours, int count, int *done
+    ) except -1 nogil:
+        cdef connection_s *likely_ones[GROUP]
+        cdef const decoded_s *one
+        cdef const frame_s *frame
+        cdef uint64_t segments = 0, size = 0   # taken in at once, and not yet counted
+        cdef int i
+        for i in range(count):
+            if decoded[ours[i]].verdict == 0:
+                prefetch_slot(&self.pool_.table, decoded[ours[i]].hash)
+        self.pool_.lock_without_gil()
+        try:
+            for i in range(count):
+                likely_ones[i] = NULL
+                if decoded[ours[i]].verdict == 0:
+                    likely_ones[i] = prefetch_connection(&self.pool_.table, decoded[ours[i]].hash)
+            if not self.pool_.counts:
+                self.pool_.prefetch_streams(likely_ones, count)
+            for i in range(count):
+                frame, one = &frames[ours[i]], &decoded[ours[i]]
+                # The table may have changed since: whoever is open under that key is the one.
+                if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and take_in_order(
+                    self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload,
+                    one.segment.payload_length, one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
+                ):
+                    segments += 1
+                    size += one.segment.payload_length
+                    if self.out_count == 0:
+                        continue
+                self._count_in_order(segments, size)
+                segments = size = 0
+                self._set_clock(now_ns, ours[i])
+                done[0] = ours[i] + 1
+                if self.out_count:
+                    self._hand_over(likely_ones[i])
+                else:
+                    self._decoded(frame, one)
+        finally:
+            self._count_in_order(segments, size)
+            self.pool_.unlock()
+            self._drop_gil()
+        return 0
+
+    cdef void _count_in_order(self, uint64_t segments, uint64_t size) noexcept nogil:
+        self.verdicts[0] += segments
+        self.counts[SEGMENTS] += segments
+        self.counts[BYTES_CAPTURED] += size
+        self.counts[BYTES_DELIVERED] += size
 
     # One frame, with the clock set.
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
@@ -568,10 +629,11 @@ cdef class AssemblerBase(Flusher):
     cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
         cdef connection_s *connection = find(&self.pool_.table, key, hash)
         cdef bint opens, no_ack
-        if connection != NULL and take_in_order(self, connection, flags, text):
-            self.verdicts[0] += from_frame
-            self.counts[SEGMENTS] += 1
-            self.counts[BYTES_CAPTURED] += text.size
+        if connection != NULL and take_in_order(
+            self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data
+        ):
+            self._count_in_order(1, text.size)
+            self.verdicts[0] -= not from_frame
             return self._hand_over(connection) if self.out_count else 0
         opens = (flags & SYN or text.wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
@@ -606,8 +668,11 @@ cdef class AssemblerBase(Flusher):
 
 
 # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
-# is something else, or the connection has an owner, and nothing was done.
-cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+# is something else, or the connection has an owner, and nothing was done. offset: that of the capture's first byte, less data's address.
+cdef inline bint take_in_order(
+    AssemblerBase self, connection_s *connection, uint8_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
+    int64_t seen_ns, int64_t offset
+) noexcept nogil:
     cdef tally_s *tally = &connection.stream.tally
     cdef piece_s *piece
     cdef uint32_t before = connection.next_seq
@@ -619,31 +684,30 @@ cdef inline bint take_in_order(AssemblerBase self, connection_s *connection, uin
         or (how != COUNTED and connection.stream.served.owner != 0)
     ):
         return False
-    if text.wire:
+    if wire:
         if (
             (connection.has & (HAS_START | HAS_END)) != HAS_START
-            or text.seq != before
-            or text.size != text.wire
+            or seq != before
+            or size != wire
             or connection.pages.count
             or connection.skip
         ):
             return False
         if how == COUNTED:
-            tally.length += text.size
-            tally.first_seen_ns = min(tally.first_seen_ns, text.seen_ns)
-            tally.last_seen_ns = max(tally.last_seen_ns, text.seen_ns)
+            tally.length += size
+            tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
+            tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
         elif self.out_room == 0:
             return False
         else:
             piece = self.out
-            piece.data, piece.size, piece.page = text.data, text.size, NULL
-            piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, text.seen_ns, text.offset, 0
+            piece.data, piece.size, piece.page = data, size, NULL
+            piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, seen_ns, offset + <int64_t>data, 0
             self.out_count = 1
-        connection.next_seq = connection.cut_end = before + text.size
-        self.counts[BYTES_DELIVERED] += text.size
+        connection.next_seq = connection.cut_end = before + size
         if (before ^ connection.next_seq) >> 30:
             note_past_start(connection)
-    connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
+    connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
     return True
 
 
@@ -683,6 +747,17 @@ cdef void decode_frames(
             decoded[i].hash = hash_of(table, <const key_s *>&decoded[i].segment)
             if shards > 1:
                 decoded[i].shard = <uint8_t>((<uint64_t>(decoded[i].hash & BOTH_DIRECTIONS) * shards) >> 31)
+
+
+cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil:
+    cdef bint plain = clock.has_now and not clock.has_suspect
+    cdef int64_t before = clock.now
+    cdef int i
+    for i in range(count):
+        observe(clock, frames[i].seen_ns)
+        plain = plain and not clock.has_suspect and clock.now >= before
+        before = now_ns[i] = clock.now
+    return plain
 
 
 cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:

@@ -85,13 +85,14 @@ cdef extern from *:
         return word;
     }
 
-    /* KEY_BYTES bytes in five overlapping words. */
+    /* KEY_BYTES bytes in overlapping words. The last one tells the version, and what it leaves of IPv4 is zeros. */
     static inline int tcpreasm_same_key(const void *a, const void *b)
     {
         const uint8_t *p = a, *q = b;
-        return ((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8))
-                | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))
-                | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) == 0;
+        if (((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16))
+             | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) != 0)
+            return 0;
+        return !p[36] || ((tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))) == 0;
     }
     """
     uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
@@ -105,13 +106,15 @@ cdef extern from *:
 cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
     cdef uint64_t src, dst
     if key.is_ipv6:
-        src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1)
-        dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1)
+        src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1) + (<uint64_t>key.src_port << 32)
+        dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1) + (<uint64_t>key.dst_port << 32)
     else:
-        src, dst = word(&key.src[0]), word(&key.dst[0])
-    src = fold(src ^ table.secret0, table.secret1 ^ key.src_port)
-    dst = fold(dst ^ table.secret0, table.secret1 ^ key.dst_port)
-    return (<uint32_t>(fold((src + dst) ^ table.secret1, table.secret0 | 1) >> 16) & BOTH_DIRECTIONS) | (<uint32_t>(src < dst) << 31)
+        src = word(&key.src[0]) << 16 | key.src_port
+        dst = word(&key.dst[0]) << 16 | key.dst_port
+    return (
+        (<uint32_t>(fold(min(src, dst) ^ table.secret0, max(src, dst) ^ table.secret1) >> 16) & BOTH_DIRECTIONS)
+        | (<uint32_t>(src < dst) << 31)
+    )
 
 cdef inline connection_s *connection_at(const table_s *table, uint32_t number) noexcept nogil:
     cdef uint32_t index = number - 1

@@ -81,5 +81,4 @@ cdef class Shards:
     cdef bint _read_on(self, entry_s *entry) except -1 nogil
     cdef bint _refill(self, entry_s *entry) except -1
     cdef int _make_room(self, entry_s *entry) except -1 nogil
-    cdef void _tell_time(self, entry_s *entry) noexcept nogil
     cdef int _take_in(self, entry_s *entry, int shard) except -1 nogil

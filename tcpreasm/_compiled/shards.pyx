@@ -10,8 +10,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from .assembler cimport GROUP, AssemblerBase, decode_frames, decoded_s
-from .clock cimport observe
+from .assembler cimport AssemblerBase, decode_frames, decoded_s, tell_time
 from .records cimport BLOCK_BYTES, SLACK_BYTES, Block, RecordReader, frame_s, new_block
 
 __all__ = ["MAX_THREADS", "Shards"]
@@ -222,7 +221,7 @@ cdef class Shards:
             goes_on, self.failed = False, self.failed or goes_on
         elif goes_on:
             goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
-        self._tell_time(entry)
+        entry.plain = tell_time(&self.clock, entry.frames, entry.count, entry.now_ns)
         pthread_mutex_lock(&self.mutex)
         self.parsed += 1
         if not goes_on and self.last < 0:
@@ -359,39 +358,22 @@ cdef class Shards:
         entry.room = room
         return 0
 
-    cdef void _tell_time(self, entry_s *entry) noexcept nogil:
-        cdef int64_t before = self.clock.now
-        cdef int i
-        entry.plain = self.clock.has_now and not self.clock.has_suspect
-        for i in range(entry.count):
-            observe(&self.clock, entry.frames[i].seen_ns)
-            entry.plain = entry.plain and not self.clock.has_suspect and self.clock.now >= before
-            before = entry.now_ns[i] = self.clock.now
-
     cdef int _take_in(self, entry_s *entry, int shard) except -1 nogil:
         cdef void *assembler = self.borrowed[shard]
         cdef bint has_objects = not (<AssemblerBase>assembler).pool_.counts
-        cdef int first = 0, count, done = 0
+        cdef int first, done = 0
         if entry.count == 0:  # behind the end there may be no block
             return 0
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block
-        if entry.plain and entry.count and (<AssemblerBase>assembler).has_ticked and (
-            (<AssemblerBase>assembler).ticked_ns <= entry.now_ns[0] and entry.now_ns[entry.count - 1] < (<AssemblerBase>assembler).tick_ns
-        ):
-            # Nothing expires meanwhile: what the other shards have does not matter.
+        if entry.plain:
             first = entry.first[shard]
-            while first < entry.first[shard + 1]:
-                count = min(<int>GROUP, entry.first[shard + 1] - first)
-                (<AssemblerBase>assembler)._walk_some(entry.frames, entry.decoded, entry.now_ns, entry.order + first, count)
-                first += count
-            (<AssemblerBase>assembler).clock.now = entry.now_ns[entry.count - 1]
+            (<AssemblerBase>assembler)._walk_plain(
+                entry.frames, entry.decoded, entry.now_ns, entry.count, entry.order + first, entry.first[shard + 1] - first, True, &done
+            )
         else:
-            while first < entry.count:
-                count = min(<int>GROUP, entry.count - first)
-                (<AssemblerBase>assembler)._walk_decoded(entry.frames + first, entry.decoded + first, count, True, shard, &done)
-                first += count
+            (<AssemblerBase>assembler)._walk_anyhow(entry.frames, entry.decoded, entry.count, shard, True, &done)
         if has_objects:
             with gil:
                 give_out(<AssemblerBase>assembler)
