@@ -10,7 +10,7 @@ early enough to fetch them. The price: moving half a leaf for a page in its midd
 splits a leaf and moves the array behind it, which is noticed from millions of pages on.
 
 A page is in one of three states:
-    free    on its cache's free stack, or on the stack of returned ones (linked by next; prev is the page itself)
+    free    never taken; or on its chunk's stack, or on the stack of returned ones (linked by next; prev is the page itself)
     used    taken; in a list, or about to be
     lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
 
@@ -28,17 +28,26 @@ cdef enum:
     LEAF = 128                    # entries of a leaf
 
 
+cdef struct chunk_s:              # pages that were allocated together
+    page_s *pages
+    uint8_t *bytes                # PAGE_STRIDE for each
+    page_s *free                  # stack of those that were given back
+    uint32_t count
+    uint32_t made                 # those that were ever taken; the others are not touched, and so take no room
+    uint32_t out                  # of these, those that are not on the stack
+
+
 # The state of a PageCache, which it is a part of.
 cdef struct cache_s:
     void *owner                   # the PageCache
-    page_s *free                  # stack
-    page_s *back                  # another one, taken from first: pages that came back and still count in chunk_out
-    page_s *returned              # stack of lent pages that came back; touched by atomic operations alone
+    chunk_s *chunks               # oldest first
+    uint32_t chunk_count
+    uint32_t current              # the next page is taken from there; those before it have none
+    page_s *returned              # stack of lent pages that came back and still count as out; touched by atomic operations alone
     uint64_t size                 # pages that are allocated
     uint64_t used                 # pages that are taken
     uint64_t requests             # pages taken so far
     int64_t held_bytes            # payload in the taken pages
-    uint32_t *chunk_out           # by chunk: its pages that are not on the free stack
 
 
 cdef struct page_s:               # a cache line, and aligned to one
@@ -76,8 +85,7 @@ cdef struct index_s:
 
 
 cdef class PageCache:
-    cdef list chunks              # of (page headers, page bytes): numpy uint8 arrays; oldest first
-    cdef list chunk_pages         # pages of each chunk
+    cdef list memory              # of (page headers, page bytes), numpy uint8 arrays: what the chunks lie in
     cdef cache_s state
     cdef uint32_t next_grow       # pages that the next chunk will have
     cdef bint log

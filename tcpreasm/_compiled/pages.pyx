@@ -58,71 +58,63 @@ cdef class PageCache:
     def __cinit__(self, initial=INITIAL_PAGES):
         if not 1 <= initial <= MAX_CHUNK_PAGES:
             raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
-        self.chunks = []
-        self.chunk_pages = []
+        self.memory = []
         self.next_grow = initial
         self.state.owner = <void *>self
         self.log = _memory_log.is_on()
         self._grow()
 
     def __dealloc__(self):
-        PyMem_RawFree(self.state.chunk_out)
+        PyMem_RawFree(self.state.chunks)
 
     cdef int _grow(self) except -1:
         import numpy as np        # not before there are buffers to allocate: it takes longer to load than all the rest
 
-        cdef uint32_t count = self.next_grow, i
-        cdef size_t chunks = len(self.chunks) + 1
-        cdef uint32_t *chunk_out = <uint32_t *>PyMem_RawRealloc(self.state.chunk_out, chunks * sizeof(uint32_t))
-        if chunk_out == NULL:
+        cdef cache_s *state = &self.state
+        cdef uint32_t count = self.next_grow
+        cdef chunk_s *chunk
+        cdef chunk_s *chunks = <chunk_s *>PyMem_RawRealloc(state.chunks, (state.chunk_count + 1) * sizeof(chunk_s))
+        if chunks == NULL:
             raise MemoryError()
-        self.state.chunk_out = chunk_out
-        chunk_out[chunks - 1] = 0
+        state.chunks = chunks
         headers = np.empty(<size_t>count * sizeof(page_s) + CACHE_LINE, np.uint8)
         buffers = np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
-        cdef page_s *page = <page_s *>aligned(headers.ctypes.data)
-        cdef uint8_t *data = <uint8_t *>aligned(buffers.ctypes.data)
-        for i in range(count):
-            page.bytes = data + <size_t>i * PAGE_STRIDE
-            page.cache = &self.state
-            page.chunk = <uint32_t>len(self.chunks)
-            page.prev = page
-            page.next = self.state.free
-            self.state.free = page
-            page += 1
-        self.chunks.append((headers, buffers))
-        self.chunk_pages.append(count)
-        self.state.size += count
+        self.memory.append((headers, buffers))
+        chunk = &chunks[state.chunk_count]
+        chunk.pages, chunk.bytes = <page_s *>aligned(headers.ctypes.data), <uint8_t *>aligned(buffers.ctypes.data)
+        chunk.free, chunk.count, chunk.made, chunk.out = NULL, count, 0, 0
+        state.current = state.chunk_count
+        state.chunk_count += 1
+        state.size += count
         self.next_grow = min(count * 2, <uint32_t>MAX_CHUNK_PAGES)
         if self.log:
-            _memory_log.debug("page cache: %d pages added, %d in all", count, self.state.size)
+            _memory_log.debug("page cache: %d pages added, %d in all", count, state.size)
         return 0
 
     cdef bint is_whole(self):
-        cdef size_t chunk
+        cdef uint32_t i
         free_returned(&self.state)
-        for chunk in range(<size_t>len(self.chunks)):
-            if self.state.chunk_out[chunk] != 0:
+        for i in range(self.state.chunk_count):
+            if self.state.chunks[i].out != 0:
                 return False
         return True
 
     cdef int shrink_now(self) except -1:
         cdef cache_s *state = &self.state
         cdef uint64_t before = state.size
-        cdef uint32_t chunk
-        if len(self.chunk_pages) == 1:
+        cdef chunk_s *chunk
+        if state.chunk_count == 1:
             return 0
         free_returned(state)
-        while len(self.chunk_pages) > 1:
-            chunk = <uint32_t>(len(self.chunk_pages) - 1)
-            count = self.chunk_pages[chunk]
-            if state.used * 4 > state.size - count or state.chunk_out[chunk] != 0:
+        while state.chunk_count > 1:
+            chunk = &state.chunks[state.chunk_count - 1]
+            if state.used * 4 > state.size - chunk.count or chunk.out != 0:
                 break
-            state.free = without_chunk(state.free, chunk)
-            self.chunk_pages.pop()
-            self.chunks.pop()
-            state.size -= count
-            self.next_grow = count
+            self.next_grow = chunk.count
+            state.size -= chunk.count
+            state.chunk_count -= 1
+            state.current = min(state.current, state.chunk_count - 1)
+            self.memory.pop()
         if self.log and state.size != before:
             _memory_log.debug("page cache: %d pages let go, %d in all", before - state.size, state.size)
         return <int>(before - state.size)
@@ -169,53 +161,56 @@ cdef void *aligned(uintptr_t address) noexcept:
     return <void *>((address + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
 
 
-cdef page_s *without_chunk(page_s *page, uint32_t chunk) noexcept:
-    cdef page_s *first = NULL
-    cdef page_s **link = &first
-    while page != NULL:
-        if page.chunk != chunk:
-            link[0] = page
-            link = &page.next
-        page = page.next
-    link[0] = NULL
-    return first
-
-
-# All that came back, onto the free stack.
+# All that came back, onto the stacks of their chunks.
 cdef void free_returned(cache_s *cache) noexcept nogil:
-    cdef page_s *page
+    cdef page_s *page = <page_s *>take_all(<void **>&cache.returned)
     cdef page_s *rest
-    while True:
-        if cache.back == NULL:
-            cache.back = <page_s *>take_all(<void **>&cache.returned)
-            if cache.back == NULL:
-                return
-        page, cache.back = cache.back, NULL
-        while page != NULL:
-            rest = page.next
-            page.next = cache.free
-            cache.free = page
-            cache.chunk_out[page.chunk] -= 1
-            page = rest
+    while page != NULL:
+        rest = page.next
+        put_back(page)
+        page = rest
+
+
+cdef void put_back(page_s *page) noexcept nogil:
+    cdef cache_s *cache = page.cache
+    cdef chunk_s *chunk = &cache.chunks[page.chunk]
+    page.next = chunk.free
+    chunk.free = page
+    chunk.out -= 1
+    cache.current = min(cache.current, page.chunk)
+
+
+# The current chunk has no page: on to the next one, back to what came back, or to new ones.
+cdef int next_chunk(cache_s *cache) except -1 nogil:
+    if cache.current + 1 < cache.chunk_count:
+        cache.current += 1
+        return 0
+    free_returned(cache)
+    if cache.current + 1 == cache.chunk_count and cache.chunks[cache.current].free == NULL:
+        with gil:
+            (<PageCache>cache.owner)._grow()
+    return 0
 
 
 cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except NULL nogil:
-    cdef page_s *page = cache.free
-    if page == NULL and cache.back == NULL:
-        cache.back = <page_s *>take_all(<void **>&cache.returned)
-        if cache.back == NULL:
-            with gil:
-                (<PageCache>cache.owner)._grow()
-            page = cache.free
-    if page != NULL:
-        cache.free = page.next
-        cache.chunk_out[page.chunk] += 1
+    cdef chunk_s *chunk = &cache.chunks[cache.current]
+    cdef page_s *page
+    while chunk.free == NULL and chunk.made == chunk.count:
+        next_chunk(cache)
+        chunk = &cache.chunks[cache.current]
+    if chunk.free != NULL:
+        page = chunk.free
+        chunk.free = page.next
+        if page.next != NULL:     # what the next call takes, and where that finds the one after it
+            prefetch(page.next)
+            prefetch(page.next.bytes)
     else:
-        page = cache.back
-        cache.back = page.next
-    if page.next != NULL:         # what the next call takes, and where that finds the one after it
-        prefetch(page.next)
-        prefetch(page.next.bytes)
+        page = chunk.pages + chunk.made
+        page.bytes = chunk.bytes + <size_t>chunk.made * PAGE_STRIDE
+        page.cache = cache
+        page.chunk = cache.current
+        chunk.made += 1
+    chunk.out += 1
     page.prev = page.next = NULL
     page.seen_ns = seen_ns
     page.offset = offset
@@ -242,9 +237,7 @@ cdef void return_page(page_s *page) noexcept nogil:
 cdef void give_back_page(page_s *page) noexcept nogil:
     lend_page(page)
     page.prev = page
-    page.next = page.cache.free
-    page.cache.free = page
-    page.cache.chunk_out[page.chunk] -= 1
+    put_back(page)
 
 
 cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil:
@@ -515,7 +508,7 @@ cdef Page handle(page_s *page):
     cdef Page made = Page.__new__(Page)
     made.page = page
     made.owner = <PageCache>page.cache.owner
-    made.memory = made.owner.chunks[page.chunk]
+    made.memory = made.owner.memory[page.chunk]
     return made
 
 
