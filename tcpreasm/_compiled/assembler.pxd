@@ -8,6 +8,7 @@ from .decode cimport segment_s
 from .engine cimport text_s
 from .flushing cimport Flusher
 from .pool cimport table_s
+from .origin cimport origin_s
 from .records cimport RecordReader, frame_s
 
 
@@ -50,6 +51,7 @@ cdef class AssemblerBase(Flusher):
     cdef int _check_open(self) except -1
     cdef int _finish(self, Py_ssize_t *closed) except -1
     cdef int _begin_batch(self, bint coalesce) except -1
+    cdef void _keep_origin(self, origin_s *origin) noexcept
     cdef int _end_batch(self, object error) except -1
 
     # Many frames. *taken and *done: how many were, also where it raises.

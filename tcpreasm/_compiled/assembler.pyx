@@ -18,7 +18,8 @@ from .connection cimport COUNTED, HAS_END, HAS_START, LISTED, OPEN, SERVED, conn
 from .decode cimport decode, segment_s
 from .engine cimport ACK, BYTES_CAPTURED, BYTES_DELIVERED, COUNTS, FIN, NO_ACK_FLAG, RST, RST_IGNORED, RST_TEXT, SEGMENTS, SYN, text_s
 from .flushing cimport Flusher
-from .pages cimport PageCache, cache_s
+from .origin cimport keep_origin, let_go_of_origin, origin_s
+from .pages cimport PageCache, cache_s, page_counts_s
 from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch_connection, prefetch_slot, same_key, table_s
 from .reassembly cimport piece_s
 from .records cimport RecordReader, frame_s
@@ -197,6 +198,7 @@ cdef class AssemblerBase(Flusher):
             records.hold()
             self.packet = records.block
             try:
+                self._keep_origin(records.origin_for(bytes_before))
                 with nogil:
                     self._walk_records(records, limit, &taken)
             finally:
@@ -262,6 +264,11 @@ cdef class AssemblerBase(Flusher):
         self.holds_gil = self.keeps_gil = False
         return 0
 
+    cdef void _keep_origin(self, origin_s *origin) noexcept:
+        if origin != NULL:
+            keep_origin(origin)
+        self.origin = origin
+
     # Raises the error, once everybody has got what was put aside.
     cdef int _end_batch(self, object error) except -1:
         self.holds_gil = self.keeps_gil = True
@@ -271,6 +278,9 @@ cdef class AssemblerBase(Flusher):
                 join_late_error(self, error)
             self._give_gathered(error)
         finally:
+            if self.origin != NULL:
+                let_go_of_origin(self.origin)
+                self.origin = NULL
             self.packet = None
             self.shared = self.busy = False
         return 0
@@ -387,23 +397,25 @@ cdef class AssemblerBase(Flusher):
             self.counts[number] += other.counts[number]
         for number in range(VERDICTS):
             self.verdicts[number] += other.verdicts[number]
-        self.cache.state.requests += other.cache.state.requests
+        self.cache.state.requests += other.cache.count().requests
         self.clock = other.clock
 
     def counters(self):
         """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
         cdef int number
+        cdef page_counts_s pages
         if self.pool_ is None:
             raise AttributeError("this Assembler was not initialised: a subclass calls super().__init__(pool, options)")
+        pages = self.cache.count()
         return (
             tuple([self.counts[number] for number in range(COUNTS)]),
             tuple([self.verdicts[number] for number in range(VERDICTS)]),
             {
-                "bytes_held": self.cache.state.held_bytes,
+                "bytes_held": pages.held_bytes,
                 "connections": len(self.pool_),
-                "pages_used": self.cache.state.used,
-                "pages_allocated": self.cache.state.size,
-                "page_requests": self.cache.state.requests,
+                "pages_used": pages.used,
+                "pages_allocated": pages.size,
+                "page_requests": pages.requests,
             },
         )
 

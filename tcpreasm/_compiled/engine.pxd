@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .clock cimport clock_s
 from .connection cimport connection_s, key_s, successor_s
+from .origin cimport origin_s
 from .pages cimport PageCache, cache_s, page_list_s, page_s
 from .serving cimport Server
 
@@ -64,6 +65,7 @@ cdef class Engine(Server):
     cdef int64_t hole_timeout_ns
     cdef int64_t idle_timeout_ns
     cdef int64_t closed_timeout_ns
+    cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef clock_s clock_before     # of the packet at hand
     cdef bint debug
@@ -102,8 +104,11 @@ cdef class Engine(Server):
     cdef int _emit_page(self, connection_s *connection) except -1 nogil
 
     # Early: into pages.
-    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1 nogil
-    cdef page_s *_push(self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end) except NULL nogil
+    cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil
+    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure, origin_s *origin) except -1 nogil
+    cdef page_s *_push(
+        self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
+    ) except NULL nogil
     cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
     cdef int64_t _pages_used(self) noexcept nogil

@@ -37,27 +37,36 @@ from .connection cimport (
     transport_flow_of,
     waits,
 )
+from .origin cimport origin_s
 from .pages cimport (
     PAGE_SIZE,
     find_place,
     give_back_page,
+    bytes_held,
+    bytes_in_memory,
+    cut_page,
     hold_bytes,
     lend_page,
     page_end,
     page_list_s,
     page_s,
+    pages_used,
     pop_first,
     pop_last,
     push_between,
+    take_mark,
     take_page,
 )
 from .pool cimport find
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
 from .sequence cimport difference
 from .serving cimport Server
+from .streams cimport NativeStream
 
 from .._log import Log
 from ..stats import COUNTERS, DROP_REASONS
+
+ctypedef bint (*ignores_bytes_f)(void *stream) noexcept nogil
 
 cdef extern from *:
     const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
@@ -75,6 +84,14 @@ cdef enum:
 cdef const uint8_t *NOTHING = b""
 
 _log = Log("tcpreasm.assembly")
+
+
+cdef bint ignores_bytes_by_name(NativeStream stream) noexcept nogil:
+    return stream.ignores_bytes
+
+
+# The same for a borrowed pointer: without the GIL no reference can be counted.
+cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
 
 assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
@@ -225,7 +242,7 @@ cdef class Engine(Server):
         successor.seen_ns = text.seen_ns
         connection.successor = successor
         if text.wire:
-            self._hold_in(&successor.pages, text, False)
+            self._hold_in(&successor.pages, text, False, NULL)
             if self._is_at_limit(&successor.pages):
                 self._drop(&successor.pages, UNCONFIRMED_SYN)
         return 0
@@ -310,7 +327,7 @@ cdef class Engine(Server):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             self.pool_.note_held(text.seen_ns)
-            self._hold_in(&connection.pages, text, False)
+            self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
             if self.debug:
                 with gil:
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
@@ -353,7 +370,7 @@ cdef class Engine(Server):
                 return 0
             first = connection.pages.first == NULL
             self.pool_.note_held(text.seen_ns)
-            self._hold_in(&connection.pages, text, True)
+            self._hold_in(&connection.pages, text, True, NULL)
             if first or difference(connection.phase.before.early_end, text.seq + text.wire) > 0:
                 connection.phase.before.early_end = text.seq + text.wire
         if not waits(connection):
@@ -462,7 +479,7 @@ cdef class Engine(Server):
         if page.length == 0:
             give_back_page(page)
             return 0
-        self._emit(connection, page.bytes, page.length, page.seen_ns, page.offset, False)
+        self._emit(connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False)
         if (connection.has & SERVED) == COUNTED:
             give_back_page(page)
         else:
@@ -472,8 +489,19 @@ cdef class Engine(Server):
 
     # -- what arrives early -----------------------------------------------------------------------------------------
 
-    # Copy into pages what they do not hold yet: the bytes captured first win, one by one.
-    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure) except -1 nogil:
+    # Where the text may stay until the connection's stream is served, which does not look at it, or is given it without the GIL. NULL: it
+    # must be copied.
+    cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil:
+        cdef uint8_t how = connection.has & SERVED
+        if self.origin == NULL or text.offset < 0:
+            return NULL
+        if how == COUNTED or (how == NATIVE and (self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream))):
+            return self.origin
+        return NULL
+
+    # Copy into pages what they do not hold yet, or mark it: the bytes captured first win, one by one. Where it is not sure that they are
+    # the right ones, nothing is marked.
+    cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure, origin_s *origin) except -1 nogil:
         cdef int64_t size = text.size
         cdef int64_t position = 0, at, held
         cdef page_s *prev = find_place(pages, text.seq)
@@ -486,7 +514,7 @@ cdef class Engine(Server):
         while True:
             at = size if next_ == NULL else min(size, <int64_t>difference(text.seq, next_.seq))
             if position < at:
-                prev = self._push(pages, prev, next_, text, position, at)
+                prev = self._push(pages, prev, next_, text, position, at, origin)
             if next_ == NULL or at >= size:
                 break
             position = min(size, at + next_.length)
@@ -495,21 +523,26 @@ cdef class Engine(Server):
         if text.wire > text.size:
             # Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one.
             if prev == NULL or (not size and difference(page_end(prev), text.seq) > 0):
-                prev = self._push(pages, prev, next_, text, 0, 0)
+                prev = self._push(pages, prev, next_, text, 0, 0, NULL)
             prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), text.seq + text.wire))
         return 0
 
     # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
     cdef page_s *_push(
-        self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end
+        self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
     ) except NULL nogil:
         cdef page_s *first = NULL
         cdef page_s *last = NULL
         cdef page_s *page
+        cdef uint32_t size
         while True:
-            page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or position == end else text.offset + position)
+            size = <uint32_t>min(end - position, <int64_t>PAGE_SIZE)
+            if origin != NULL:
+                page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
+            else:
+                page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
+                hold_bytes(page, text.data + position, size)
             page.seq = text.seq + <uint32_t>position
-            hold_bytes(page, text.data + position, <uint32_t>min(end - position, <int64_t>PAGE_SIZE))
             if last == NULL:
                 first = page
             else:
@@ -523,13 +556,15 @@ cdef class Engine(Server):
 
     # Count the text's bytes from position to end as a copy of those that a page holds, and those of them that differ.
     cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil:
+        cdef uint8_t buffer[PAGE_SIZE]
         cdef const uint8_t *copy = text.data + position
+        cdef const uint8_t *held = bytes_held(page, buffer)
         cdef uint32_t size = <uint32_t>(end - position), i
         self.counts[OVERLAPPING] += size
-        if memcmp(page.bytes + offset, copy, size) == 0:
+        if held == NULL or memcmp(held + offset, copy, size) == 0:
             return
         for i in range(size):
-            self.counts[CONFLICTING] += page.bytes[offset + i] != copy[i]
+            self.counts[CONFLICTING] += held[offset + i] != copy[i]
         if unsure and page.length == 1 and page.prev == NULL:
             # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
             hold_bytes(page, copy, 1)
@@ -540,10 +575,10 @@ cdef class Engine(Server):
 
     # By all that share the limit. What the others' threads have may be a few pages old.
     cdef int64_t _pages_used(self) noexcept nogil:
-        cdef int64_t used = self.cache.state.used
+        cdef int64_t used = pages_used(&self.cache.state)
         cdef int i
         for i in range(self.sharer_count):
-            used += self.sharers[i].used
+            used += pages_used(self.sharers[i])
         return used
 
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
@@ -697,7 +732,7 @@ cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept nogil:
             break
         if room > 0:
             counts[AFTER_END] += page.length - room
-            hold_bytes(page, page.bytes, <uint32_t>room)
+            cut_page(page, <uint32_t>room)
             break
         counts[AFTER_END] += page.length
         give_back_page(pop_last(pages))

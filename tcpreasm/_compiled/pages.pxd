@@ -14,11 +14,16 @@ A page is in one of three states:
     used    taken; in a list, or about to be
     lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
 
+A mark is a page without bytes of its own: they lie in the capture that it names, at its offset. A cache has its marks in chunks of their
+own, of headers only.
+
 Pages are taken and given back under the lock of the pool that their lists belong to, with or without the GIL. Only lent ones come back at
 any moment, from any thread that holds the GIL: they go onto a stack of their own, by atomic operations.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from .origin cimport origin_s
 
 
 cdef enum:
@@ -30,7 +35,7 @@ cdef enum:
 
 cdef struct chunk_s:              # pages that were allocated together
     page_s *pages
-    uint8_t *bytes                # PAGE_STRIDE for each
+    uint8_t *bytes                # PAGE_STRIDE for each; NULL: marks
     page_s *free                  # stack of those that were given back
     uint32_t count
     uint32_t made                 # those that were ever taken; the others are not touched, and so take no room
@@ -40,6 +45,8 @@ cdef struct chunk_s:              # pages that were allocated together
 # The state of a PageCache, which it is a part of.
 cdef struct cache_s:
     void *owner                   # the PageCache
+    cache_s *marks                # another one, for marks; NULL as long as there are none
+    bint has_marks                # it is that one
     chunk_s *chunks               # oldest first
     uint32_t chunk_count
     uint32_t current              # the next page is taken from there; those before it have none
@@ -53,7 +60,7 @@ cdef struct cache_s:
 cdef struct page_s:               # a cache line, and aligned to one
     page_s *prev                  # list neighbours; NULL at the ends
     page_s *next
-    uint8_t *bytes                # PAGE_SIZE bytes within a numpy buffer of the cache; never moves
+    uint8_t *bytes                # PAGE_SIZE bytes within a numpy buffer of the cache; never moves. In a mark: origin_s *, a reference
     cache_s *cache                # that the page belongs to (it lives while pages are used or lent)
     int64_t seen_ns               # capture time of the segment
     int64_t offset                # of the first byte in the capture file; -1: unknown
@@ -84,13 +91,23 @@ cdef struct index_s:
     uint32_t at_leaf, at_entry    # what was found or entered last, if it is still there
 
 
+cdef struct page_counts_s:        # of a cache, with its marks
+    uint64_t size
+    uint64_t used
+    uint64_t requests
+    int64_t held_bytes
+
+
 cdef class PageCache:
+    cdef PageCache marks          # what state.marks lies in, or None
     cdef list memory              # of (page headers, page bytes), numpy uint8 arrays: what the chunks lie in
     cdef cache_s state
     cdef uint32_t next_grow       # pages that the next chunk will have
     cdef bint log
 
     cdef int _grow(self) except -1
+    cdef int _make_marks(self) except -1
+    cdef page_counts_s count(self) noexcept
     cdef int shrink_now(self) except -1
     cdef bint is_whole(self)        # every page is free, none used, none lent
 
@@ -105,8 +122,19 @@ cdef void lend_page(page_s *page) noexcept nogil
 cdef void return_page(page_s *page) noexcept nogil
 # used -> free: the opposite of take_page.
 cdef void give_back_page(page_s *page) noexcept nogil
+# Shorten it.
+cdef void cut_page(page_s *page, uint32_t length) noexcept nogil
+# A mark on `length` bytes at that offset.
+cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_t offset, uint32_t length) except NULL nogil
+# The bytes that a page holds, which may be read into `buffer`, PAGE_SIZE bytes. NULL: a mark on a file that cannot be read there any more.
+cdef const uint8_t *bytes_held(const page_s *page, uint8_t *buffer) noexcept nogil
+# The same in memory, where a mark is not on a file; there it is NULL.
+cdef const uint8_t *bytes_in_memory(const page_s *page) noexcept nogil
 # Keep a copy of `length` bytes (at most PAGE_SIZE) instead of what the page held; data may lie in the page itself.
 cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil
+
+cdef inline uint64_t pages_used(const cache_s *cache) noexcept nogil:
+    return cache.used + (0 if cache.marks == NULL else cache.marks.used)
 
 cdef inline uint32_t page_end(page_s *page) noexcept nogil:
     return page.seq + page.length

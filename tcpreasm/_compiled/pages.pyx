@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove
 
+from .origin cimport bytes_in_origin, keep_origin, let_go_of_origin, origin_s
 from .sequence cimport difference
 
 from .._log import Log
@@ -55,12 +56,13 @@ cdef class PageCache:
     added as there were twice at the last time, beginning with 1024.
     """
 
-    def __cinit__(self, initial=INITIAL_PAGES):
+    def __cinit__(self, initial=INITIAL_PAGES, *, _marks=False):
         if not 1 <= initial <= MAX_CHUNK_PAGES:
             raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
         self.memory = []
         self.next_grow = initial
         self.state.owner = <void *>self
+        self.state.has_marks = _marks
         self.log = _memory_log.is_on()
         self._grow()
 
@@ -78,10 +80,11 @@ cdef class PageCache:
             raise MemoryError()
         state.chunks = chunks
         headers = np.empty(<size_t>count * sizeof(page_s) + CACHE_LINE, np.uint8)
-        buffers = np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
+        buffers = None if state.has_marks else np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
         self.memory.append((headers, buffers))
         chunk = &chunks[state.chunk_count]
-        chunk.pages, chunk.bytes = <page_s *>aligned(headers.ctypes.data), <uint8_t *>aligned(buffers.ctypes.data)
+        chunk.pages = <page_s *>aligned(headers.ctypes.data)
+        chunk.bytes = NULL if buffers is None else <uint8_t *>aligned(buffers.ctypes.data)
         chunk.free, chunk.count, chunk.made, chunk.out = NULL, count, 0, 0
         state.current = state.chunk_count
         state.chunk_count += 1
@@ -91,8 +94,26 @@ cdef class PageCache:
             _memory_log.debug("page cache: %d pages added, %d in all", count, state.size)
         return 0
 
+    cdef page_counts_s count(self) noexcept:
+        cdef page_counts_s counts
+        counts.size, counts.used = self.state.size, self.state.used
+        counts.requests, counts.held_bytes = self.state.requests, self.state.held_bytes
+        if self.marks is not None:
+            counts.size += self.marks.state.size
+            counts.used += self.marks.state.used
+            counts.requests += self.marks.state.requests
+            counts.held_bytes += self.marks.state.held_bytes
+        return counts
+
+    cdef int _make_marks(self) except -1:
+        self.marks = PageCache(_marks=True)
+        self.state.marks = &self.marks.state
+        return 0
+
     cdef bint is_whole(self):
         cdef uint32_t i
+        if self.marks is not None and not self.marks.is_whole():
+            return False
         free_returned(&self.state)
         for i in range(self.state.chunk_count):
             if self.state.chunks[i].out != 0:
@@ -103,6 +124,8 @@ cdef class PageCache:
         cdef cache_s *state = &self.state
         cdef uint64_t before = state.size
         cdef chunk_s *chunk
+        if self.marks is not None:
+            self.marks.shrink_now()
         if state.chunk_count == 1:
             return 0
         free_returned(state)
@@ -206,7 +229,7 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
             prefetch(page.next.bytes)
     else:
         page = chunk.pages + chunk.made
-        page.bytes = chunk.bytes + <size_t>chunk.made * PAGE_STRIDE
+        page.bytes = NULL if chunk.bytes == NULL else chunk.bytes + <size_t>chunk.made * PAGE_STRIDE
         page.cache = cache
         page.chunk = cache.current
         chunk.made += 1
@@ -231,13 +254,47 @@ cdef void lend_page(page_s *page) noexcept nogil:
 
 cdef void return_page(page_s *page) noexcept nogil:
     page.prev = page  # marks it as free
+    if page.cache.has_marks:
+        let_go_of_origin(<origin_s *>page.bytes)
     push(<void **>&page.cache.returned, page, <void **>&page.next)
 
 
 cdef void give_back_page(page_s *page) noexcept nogil:
     lend_page(page)
     page.prev = page
+    if page.cache.has_marks:
+        let_go_of_origin(<origin_s *>page.bytes)
     put_back(page)
+
+
+cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_t offset, uint32_t length) except NULL nogil:
+    cdef page_s *page
+    if cache.marks == NULL:
+        with gil:
+            (<PageCache>cache.owner)._make_marks()
+    page = take_page(cache.marks, seen_ns, offset)
+    keep_origin(origin)
+    page.bytes = <uint8_t *>origin
+    page.length = length
+    page.cache.held_bytes += length
+    return page
+
+
+cdef const uint8_t *bytes_held(const page_s *page, uint8_t *buffer) noexcept nogil:
+    if page.cache.has_marks:
+        return bytes_in_origin(<const origin_s *>page.bytes, page.offset, page.length, buffer)
+    return page.bytes
+
+
+cdef const uint8_t *bytes_in_memory(const page_s *page) noexcept nogil:
+    if page.cache.has_marks and (<const origin_s *>page.bytes).owner == NULL:
+        return NULL
+    return bytes_held(page, NULL)
+
+
+cdef void cut_page(page_s *page, uint32_t length) noexcept nogil:
+    page.cache.held_bytes -= <int64_t>page.length - <int64_t>length
+    page.length = length
 
 
 cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil:

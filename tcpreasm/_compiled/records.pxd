@@ -17,6 +17,8 @@ How a caller walks through a capture:
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from .origin cimport origin_s
+
 
 cdef enum:
     BLOCK_BYTES = 256 << 10     # read at once: it stays in the second-level cache until it is parsed and decoded
@@ -90,10 +92,15 @@ cdef class RecordReader:
     cdef bint can_read_at
     cdef Py_ssize_t read_at(self, uint8_t *memory, size_t size, int64_t offset) noexcept nogil
     cdef int raise_read_error(self) except -1
+    # Where its bytes lie (and will still lie when all was read), with `base` added to their offsets; NULL where they do not stay anywhere.
+    # Borrowed.
+    cdef origin_s *origin_for(self, int64_t base)
     # Where blocks were read by read_at: the file ends with what `block` has left. Sets `ended` and makes `problem`, as refill does.
     cdef int finish(self, Block block) except -1
 
     # -- private
+    cdef origin_s *origin           # a reference, or NULL
+    cdef int64_t origin_base
     cdef frame_s again[UNREAD_MAX]  # what was given back,
     cdef int again_count
     cdef int again_at               # and what of it was given out again

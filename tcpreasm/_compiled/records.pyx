@@ -27,6 +27,8 @@ from posix.unistd cimport pread
 
 import os
 
+from .origin cimport let_go_of_origin, origin_of_bytes, origin_of_file, origin_s
+
 from ..frame import PCAP_MAGICS, Frame
 from ..frame import HOLD_BYTES as _HOLD_BYTES
 from ..frame import MAX_RECORD_BYTES as _MAX_RECORD_BYTES
@@ -245,6 +247,10 @@ cdef class RecordReader:
             self.can_read_at = True
             self.fd = source.fileno()
 
+    def __dealloc__(self):
+        if self.origin != NULL:
+            let_go_of_origin(self.origin)
+
     def __iter__(self):
         return self
 
@@ -384,6 +390,18 @@ cdef class RecordReader:
                 self.read_errno = errno
                 return -1
         return <Py_ssize_t>have
+
+    cdef origin_s *origin_for(self, int64_t base):
+        if self.origin != NULL and self.origin_base != base:
+            let_go_of_origin(self.origin)
+            self.origin = NULL
+        if self.origin == NULL:
+            self.origin_base = base
+            if self.in_place:
+                self.origin = origin_of_bytes(self.block.owner, self.block.data, base + self.block.offset)
+            elif self.can_read_at:
+                self.origin = origin_of_file(self.fd, base)
+        return self.origin
 
     cdef int raise_read_error(self) except -1:
         raise OSError(self.read_errno, os.strerror(self.read_errno))

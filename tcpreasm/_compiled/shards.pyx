@@ -128,6 +128,7 @@ cdef class Shards:
         cdef AssemblerBase assembler = self.assemblers[shard]
         assembler._begin_batch(self.coalesce)
         assembler.base = self.base
+        assembler._keep_origin(self.records.origin_for(self.base))
         error = None
         try:
             with nogil:

@@ -34,6 +34,7 @@ cdef struct span_s:               # a row of SPAN_DTYPE
 
 cdef class NativeStream:          # what the engine serves without the GIL; a borrowed PyObject * can be cast and called without it
     cdef bint calls_out           # take may run user code: the engine lets go of its lock before
+    cdef bint ignores_bytes       # take looks at everything of a piece but its data, which may be NULL then
     # The next pieces, in order: at least one. They are good during the call only. Everything is taken in before it raises.
     cdef int take(self, const piece_s *pieces, Py_ssize_t count) except -1 nogil
     # Nothing more will come.

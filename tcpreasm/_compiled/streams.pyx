@@ -253,6 +253,9 @@ cdef class ByteCountStream(NativeStream):
         transport_flow: the ports.
     """
 
+    def __cinit__(self, *args, **keywords):
+        self.ignores_bytes = True
+
     def __init__(self, net_flow=None, transport_flow=None):
         self.net_flow = net_flow
         self.transport_flow = transport_flow
@@ -353,6 +356,9 @@ cdef bint count_gap(_GapStream stream, const piece_s *piece) noexcept nogil:
 
 cdef class _GapStream(ByteCountStream):
     """A stream that knows where its gaps are."""
+
+    def __cinit__(self, *args, **keywords):
+        self.ignores_bytes = False
 
     def __dealloc__(self):
         free(self.gaps_.data)
@@ -456,6 +462,9 @@ cdef class DigestStream(ByteCountStream):
         net_flow, transport_flow: as for ByteCountStream.
         algorithm: any name that `hashlib.new` takes. ValueError for others.
     """
+
+    def __cinit__(self, *args, **keywords):
+        self.ignores_bytes = False
 
     def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256"):
         ByteCountStream.__init__(self, net_flow, transport_flow)

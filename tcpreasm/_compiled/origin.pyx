@@ -1,0 +1,67 @@
+"""Where captured bytes lie outside of pages. Runs for packets that are out of order only."""
+
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
+from posix.unistd cimport close, pread
+
+cdef extern from *:
+    int64_t add "__atomic_add_fetch"(int64_t *number, int64_t step, int order) noexcept nogil
+    enum:
+        ACQ_REL "__ATOMIC_ACQ_REL"
+
+
+cdef origin_s *new_origin(int64_t start) noexcept:
+    cdef origin_s *origin = <origin_s *>PyMem_RawMalloc(sizeof(origin_s))
+    if origin != NULL:
+        origin.references, origin.start, origin.owner, origin.fd = 1, start, NULL, -1
+    return origin
+
+
+cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_offset):
+    cdef origin_s *origin = new_origin(<int64_t>first - first_offset)
+    if origin != NULL:
+        Py_INCREF(owner)
+        origin.owner = <void *>owner
+    return origin
+
+
+cdef origin_s *origin_of_file(int fd, int64_t base) noexcept:
+    cdef origin_s *origin = new_origin(-base)
+    if origin != NULL:
+        origin.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+        if origin.fd < 0:
+            PyMem_RawFree(origin)
+            origin = NULL
+    return origin
+
+
+cdef void keep_origin(origin_s *origin) noexcept nogil:
+    add(&origin.references, 1, ACQ_REL)
+
+
+cdef void let_go_of_origin(origin_s *origin) noexcept nogil:
+    if add(&origin.references, -1, ACQ_REL) > 0:
+        return
+    if origin.owner != NULL:
+        with gil:
+            Py_DECREF(<object>origin.owner)
+    else:
+        close(origin.fd)
+    PyMem_RawFree(origin)
+
+
+cdef const uint8_t *bytes_in_origin(const origin_s *origin, int64_t offset, uint32_t size, uint8_t *buffer) noexcept nogil:
+    cdef uint32_t have = 0
+    cdef Py_ssize_t got
+    if origin.owner != NULL:
+        return <const uint8_t *>(origin.start + offset)
+    while have < size:
+        got = pread(origin.fd, buffer + have, size - have, origin.start + offset + have)
+        if got > 0:
+            have += <uint32_t>got
+        elif got == 0 or errno != EINTR:
+            return NULL
+    return buffer
