@@ -118,7 +118,17 @@ cdef class RecordReader:
     cdef int64_t notes[2]           # packets left out, by NOTE_ number
     cdef int first_note             # which of them came first
     cdef bint big                   # big-endian
+    cdef uint32_t header_bytes      # of a record; of a packet's block
+    cdef size_t size_at             # where in it its size stands,
+    cdef size_t size_more           # and how much bigger it is than that
+    cdef bint dense                 # in place only: its packets are short
+    cdef size_t fetched             # in place only, all of these: bytes of the block that were fetched into the cache so far,
+    cdef size_t fetch_limit         # out of so many,
+    cdef int64_t packets_before     # and how far the parse was then
+    cdef size_t begin_before
 
+    # A record between there and there that looks like that one; NULL: none found. Only for what is fetched beforehand.
+    cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil
     cdef int harm(self, Block block, size_t at, int damage, uint64_t value) noexcept nogil
     cdef bint read_more(self) except -1
     cdef int make_room(self) except -1
@@ -129,7 +139,6 @@ cdef class RecordReader:
 
 cdef class PcapRecords(RecordReader):
     cdef uint32_t unit              # nanoseconds per unit of the fraction
-    cdef uint32_t header_bytes      # of a record
     cdef int32_t linktype
     cdef int lengths                # LENGTHS_ number: which of a record's lengths comes first
 
