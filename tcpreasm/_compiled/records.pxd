@@ -118,16 +118,17 @@ cdef class RecordReader:
     cdef int64_t notes[2]           # packets left out, by NOTE_ number
     cdef int first_note             # which of them came first
     cdef bint big                   # big-endian
-    cdef uint32_t header_bytes      # of a record; of a packet's block
-    cdef size_t size_at             # where in it its size stands,
-    cdef size_t size_more           # and how much bigger it is than that
-    cdef bint dense                 # in place only: its packets are short
-    cdef size_t fetched             # in place only, all of these: bytes of the block that were fetched into the cache so far,
-    cdef size_t fetch_limit         # out of so many,
-    cdef int64_t packets_before     # and how far the parse was then
-    cdef size_t begin_before
+    cdef uint32_t header_bytes      # before a packet's bytes
+    cdef size_t size_at             # where in a record its size stands,
+    cdef size_t size_more           # and how many bytes more it has than that
+    # Of a capture in place only:
+    cdef size_t fetched             # up to where in the block what will be needed was asked for from memory,
+    cdef size_t fetch_limit         # which has so many bytes, read or not;
+    cdef size_t begin_before        # how far the parse was when that happened last,
+    cdef int64_t packets_before     # and with how many packets
+    cdef bint dense                 # the packets are short: parse itself asks for the bytes ahead
 
-    # A record between there and there that looks like that one; NULL: none found. Only for what is fetched beforehand.
+    # What looks like a record's beginning, the first one in the SEARCH_BYTES from p on; NULL: none. Only a guess, for what is asked for.
     cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil
     cdef int harm(self, Block block, size_t at, int damage, uint64_t value) noexcept nogil
     cdef bint read_more(self) except -1

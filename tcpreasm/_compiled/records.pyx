@@ -65,13 +65,13 @@ cdef enum:
     SNAPLEN_SLACK = 4  # writers exist that record more than the snaplen they state; a damaged length is mostly far beyond
 
 cdef enum:
-    FETCH_BYTES = 256 << 10  # gone through beforehand at once, and
-    FETCH_LEAD = 128 << 10  # so far before they are parsed at least
-    LANES = 8  # walks at once that fetch headers
+    FETCH_BYTES = 512 << 10  # gone through beforehand at once: what is fetched of them stays in the second-level cache
+    FETCH_LEAD = 128 << 10  # the parse is still so far from them at least: more than one call of parse goes
+    WALKS = 16
     SEARCH_BYTES = 2048  # how far from its place a walk looks for a record to begin with: more than an Ethernet frame
     SEARCH_FETCH = 1024  # what of that is asked for beforehand
     HEADERS_BYTES = 54  # Ethernet, IPv4 and TCP
-    DENSE_BYTES = 256  # records shorter than that on average: most of the cache lines are needed
+    DENSE_BYTES = 256  # records shorter than that on average: most of the cache lines are needed, and streaming them is faster
 
 cdef enum:
     NS = 1_000_000_000
@@ -125,6 +125,7 @@ cdef inline void stream(const uint8_t *p) noexcept nogil:
     prefetch(p + 1024)
     prefetch(p + 1024 + 64)
     prefetch(p + 1024 + 128)
+    prefetch(p + 1024 + 192)
 
 
 cdef inline uint32_t read32(const uint8_t *p, bint big) noexcept nogil:
@@ -356,7 +357,7 @@ cdef class RecordReader:
         return True
 
     cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil:
-        return NULL
+        return NULL  # both formats have one of their own
 
     cdef int make_room(self) except -1:
         # What is left goes to the end of the slack, in a block that nobody else looks at.
@@ -449,34 +450,36 @@ cdef class RecordReader:
         return 0
 
 
+# ---- fetching ahead, of a capture in memory
+
 cdef void fetch_ahead(RecordReader self) noexcept nogil:
-    # The next bytes of a capture in memory: what of them will be needed comes into the cache.
+    # The next FETCH_BYTES: once, behind what was fetched before. How dense the packets lie is taken from what was parsed meanwhile.
     cdef size_t at = self.block.begin
     self.dense = (self.packets - self.packets_before) * DENSE_BYTES > <int64_t>(at - self.begin_before)
     self.packets_before, self.begin_before = self.packets, at
     at = max(at, self.fetched)
     self.fetched = at + FETCH_BYTES
-    if not self.dense and self.fetched + SEARCH_BYTES <= self.fetch_limit:
-        fetch_headers(self, self.block.data + at)
+    if not self.dense and at + FETCH_LEAD <= self.fetch_limit:  # a smaller rest is not worth it
+        fetch_headers(self, self.block.data + at, min(<size_t>FETCH_BYTES, self.fetch_limit - at - SEARCH_BYTES))
 
 
-cdef inline void fetch_headers(RecordReader self, const uint8_t *begin) noexcept nogil:
-    # The headers of the records in FETCH_BYTES bytes, and of the frames in them. What was taken for a record and is none does no
-    # harm: a walk ends where the next one began, or before.
-    cdef const uint8_t *walks[LANES]
-    cdef const uint8_t *stops[LANES]
-    cdef const uint8_t *end = begin + FETCH_BYTES
+cdef void fetch_headers(RecordReader self, const uint8_t *begin, size_t size) noexcept nogil:
+    # The headers of the records in those bytes, and of the frames in them, come into the cache. SEARCH_BYTES more can be read.
+    # What was taken for a record and is none does no harm: a walk ends where the next one began, or before.
+    cdef const uint8_t *walks[WALKS]
+    cdef const uint8_t *stops[WALKS]
+    cdef const uint8_t *end = begin + size
     cdef const uint8_t *p
-    cdef size_t part = FETCH_BYTES // LANES
+    cdef size_t part = size // WALKS & ~<size_t>3  # blocks of pcapng are aligned
     cdef size_t at, step
     cdef size_t size_at = self.size_at, header_bytes = self.header_bytes, size_more = self.size_more
     cdef int count = 0
     cdef int i
     cdef bint big = self.big
-    for i in range(1, LANES):
+    for i in range(1, WALKS):
         for at in range(0, SEARCH_FETCH, 64):
             prefetch(begin + i * part + at)
-    for i in range(LANES):
+    for i in range(WALKS):
         p = self.find_record(begin + i * part)
         if p != NULL:
             walks[count] = p
@@ -489,7 +492,6 @@ cdef inline void fetch_headers(RecordReader self, const uint8_t *begin) noexcept
         while i < count:
             p = walks[i]
             prefetch(p)
-            prefetch(p + 48)
             prefetch(p + header_bytes + HEADERS_BYTES - 1)
             step = size_more + read32(p + size_at, big)
             if step < 12 or step >= <size_t>(stops[i] - p):
@@ -535,7 +537,7 @@ cdef class PcapRecords(RecordReader):
         self.size_at, self.size_more = 8, self.header_bytes
 
     cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil:
-        # The same 18 hours as in the next record, and a length below 64 KiB that is not 0.
+        # A time that differs from the next record's in its lower 16 bits only (18 hours), and a length below 64 KiB that is not 0.
         cdef const uint8_t *like = self.block.data + self.block.begin
         cdef size_t high = 0 if self.big else 2
         cdef size_t low = 2 - high
@@ -567,6 +569,7 @@ cdef class PcapRecords(RecordReader):
 
 cdef inline uint16_t may_begin(const uint8_t *p, size_t high, size_t low, uint16_t hours) noexcept nogil:
     # Whether a record may begin at one of p, p + 2, ... p + 62: without branches, so that the compiler makes vectors of it.
+    # `high` and `low` are where the upper and the lower half of a 32-bit field stand in it.
     cdef uint16_t some = 0
     cdef uint16_t time, length, length_high
     cdef size_t i
