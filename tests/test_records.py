@@ -528,6 +528,29 @@ def test_a_capture_in_memory_is_read_where_it_is() -> None:
     assert max(positions) == len(data)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("ng", [False, True])
+def test_what_is_fetched_ahead_has_no_say(both: Both, tmp_path: Path, order: str, ng: bool) -> None:
+    """Of a capture in memory, what looks like a record is looked at beforehand: here most of it is none, or lies at what is damaged."""
+
+    def one(index: int, data: bytes) -> bytes:
+        return epb(order, 0, (T0 + index) * 1_000_000, data) if ng else pcap_record(order, T0 + index, index, data)
+
+    head = shb(order) + idb(order) if ng else pcap_header(order)
+    within = b"".join(one(i, payload(size)) for i, size in enumerate((4, 40, 0, 1000, 6000)))
+    kinds = (payload(60), within, payload(1448), bytes(1448), head + within)
+    sparse = b"".join(one(i, kinds[i % len(kinds)]) for i in range(400))
+    dense = b"".join(one(i, payload(80)) for i in range(10_000))
+    data = head + sparse + dense + sparse
+    path = tmp_path / "capture"
+    damaged = [(head + sparse + byte * 700_000, 400) for byte in (b"\0", b"\xff")]
+    for part, count in [(data, 10_800), (data[:-3], 10_799), *damaged]:
+        path.write_bytes(part)
+        out = alike(both, lambda part=part: part)  # type: ignore[misc]
+        assert len(frames(out)) == count
+        assert alike(both, lambda: path) == out
+
+
 def test_a_block_that_grew_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "capture"
     path.write_bytes(pcap_header(snaplen=1 << 26) + pcap_record("<", 1, 0, bytes(30 << 20)) + many(2000)[24:])

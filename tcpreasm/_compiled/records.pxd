@@ -125,7 +125,18 @@ cdef class RecordReader:
     cdef int64_t notes[2]           # packets left out, by NOTE_ number
     cdef int first_note             # which of them came first
     cdef bint big                   # big-endian
+    cdef uint32_t header_bytes      # before a packet's bytes
+    cdef size_t size_at             # where in a record its size stands,
+    cdef size_t size_more           # and how many bytes more it has than that
+    # Of a capture in place only:
+    cdef size_t fetched             # up to where in the block what will be needed was asked for from memory,
+    cdef size_t fetch_limit         # which has so many bytes, read or not;
+    cdef size_t begin_before        # how far the parse was when that happened last,
+    cdef int64_t packets_before     # and with how many packets
+    cdef bint dense                 # the packets are short: parse itself asks for the bytes ahead
 
+    # What looks like a record's beginning, the first one in the SEARCH_BYTES from p on; NULL: none. Only a guess, for what is asked for.
+    cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil
     cdef int harm(self, Block block, size_t at, int damage, uint64_t value) noexcept nogil
     cdef bint read_more(self) except -1
     cdef int make_room(self) except -1
@@ -136,7 +147,6 @@ cdef class RecordReader:
 
 cdef class PcapRecords(RecordReader):
     cdef uint32_t unit              # nanoseconds per unit of the fraction
-    cdef uint32_t header_bytes      # of a record
     cdef int32_t linktype
     cdef int lengths                # LENGTHS_ number: which of a record's lengths comes first
 

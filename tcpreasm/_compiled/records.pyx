@@ -5,9 +5,10 @@ Lives here: pcap and pcapng, their old variants, the judgement where a file is d
 Not here: opening, reading and decompressing (capture.source), and telling which format it is (capture.files).
 `parse_block` runs once for some dozens of frames, its loops once per record; all else once per block of 256 KiB, or once per interface.
 
-Where the next record begins is known only when this one's length is there: a chain of memory accesses. So the headers after the next
-one are asked for early, as if what follows were as long as this packet, or as short as an acknowledgement. Over a big buffer in memory
-that takes a third to a half off; a wrong guess costs nothing.
+Where the next record begins is known only when this one's length is there: a chain of memory accesses, each as slow as the memory. What
+was read from a file just now lies in the cache. Of a capture that lies in memory, each piece is gone through beforehand by several walks
+at once (`fetch_headers`), so that their waiting overlaps; where the packets are so short that most of the bytes are needed, the parse asks
+for those some way ahead instead. Neither has a say in what is parsed.
 
 Multi-byte fields are put together from bytes: right at any alignment and byte order, and one load to the compiler.
 Source: draft-ietf-opsawg-pcap, and libpcap's sf-pcap.c for the variants; draft-ietf-opsawg-pcapng, section numbers of version 02.
@@ -21,7 +22,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 from posix.unistd cimport pread
 
@@ -64,6 +65,15 @@ cdef enum:
     USUAL_BYTES = SLACK_BYTES + BLOCK_BYTES  # a usual block's capacity
     USUAL_SNAPLEN = 262_144  # what tcpdump and Wireshark take as "everything"
     SNAPLEN_SLACK = 4  # writers exist that record more than the snaplen they state; a damaged length is mostly far beyond
+
+cdef enum:
+    FETCH_BYTES = 512 << 10  # gone through beforehand at once: what is fetched of them stays in the second-level cache
+    FETCH_LEAD = 128 << 10  # the parse is still so far from them at least: more than one call of parse goes
+    WALKS = 16
+    SEARCH_BYTES = 2048  # how far from its place a walk looks for a record to begin with: more than an Ethernet frame
+    SEARCH_FETCH = 1024  # what of that is asked for beforehand
+    HEADERS_BYTES = 54  # Ethernet, IPv4 and TCP
+    DENSE_BYTES = 256  # records shorter than that on average: most of the cache lines are needed, and streaming them is faster
 
 cdef enum:
     NS = 1_000_000_000
@@ -112,11 +122,12 @@ cdef tuple _NOTES = (
 )
 
 
-cdef inline void guess(const uint8_t *p, size_t step) noexcept nogil:
-    # Ask for what may be the next headers behind the record of `step` bytes at p. The addresses need not be the buffer's.
-    prefetch(p + step + 96)
-    prefetch(p + 2 * step)
-    prefetch(p + 3 * step)
+cdef inline void stream(const uint8_t *p) noexcept nogil:
+    # Ask for what lies some records behind p. The addresses need not be the buffer's.
+    prefetch(p + 1024)
+    prefetch(p + 1024 + 64)
+    prefetch(p + 1024 + 128)
+    prefetch(p + 1024 + 192)
 
 
 cdef inline uint32_t read32(const uint8_t *p, bint big) noexcept nogil:
@@ -240,6 +251,7 @@ cdef class RecordReader:
         self.need = 1
         if source.data is not None and source.position == len(head):
             self.in_place = True
+            self.fetch_limit = len(source.data)
             self.block = block_of(source.data, len(head))
         else:
             self.block = block_of(head, len(head))
@@ -293,6 +305,8 @@ cdef class RecordReader:
     cdef int parse(self, frame_s *frames, int room) noexcept nogil:
         cdef int count = self.again_count - self.again_at
         if count == 0:
+            if self.in_place and self.block.begin + FETCH_LEAD > self.fetched:
+                fetch_ahead(self)
             return self.parse_block(self.block, frames, room)
         count = min(count, room)
         memcpy(frames, &self.again[self.again_at], count * sizeof(frame_s))
@@ -347,6 +361,9 @@ cdef class RecordReader:
                 return False
             block.end += <size_t>got
         return True
+
+    cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil:
+        return NULL  # both formats have one of their own
 
     cdef int make_room(self) except -1:
         # What is left goes to the end of the slack, in a block that nobody else looks at.
@@ -451,6 +468,58 @@ cdef class RecordReader:
         return 0
 
 
+# ---- fetching ahead, of a capture in memory
+
+cdef void fetch_ahead(RecordReader self) noexcept nogil:
+    # The next FETCH_BYTES: once, behind what was fetched before. How dense the packets lie is taken from what was parsed meanwhile.
+    cdef size_t at = self.block.begin
+    self.dense = (self.packets - self.packets_before) * DENSE_BYTES > <int64_t>(at - self.begin_before)
+    self.packets_before, self.begin_before = self.packets, at
+    at = max(at, self.fetched)
+    self.fetched = at + FETCH_BYTES
+    if not self.dense and at + FETCH_LEAD <= self.fetch_limit:  # a smaller rest is not worth it
+        fetch_headers(self, self.block.data + at, min(<size_t>FETCH_BYTES, self.fetch_limit - at - SEARCH_BYTES))
+
+
+cdef void fetch_headers(RecordReader self, const uint8_t *begin, size_t size) noexcept nogil:
+    # The headers of the records in those bytes, and of the frames in them, come into the cache. SEARCH_BYTES more can be read.
+    # What was taken for a record and is none does no harm: a walk ends where the next one began, or before.
+    cdef const uint8_t *walks[WALKS]
+    cdef const uint8_t *stops[WALKS]
+    cdef const uint8_t *end = begin + size
+    cdef const uint8_t *p
+    cdef size_t part = size // WALKS & ~<size_t>3  # blocks of pcapng are aligned
+    cdef size_t at, step
+    cdef size_t size_at = self.size_at, header_bytes = self.header_bytes, size_more = self.size_more
+    cdef int count = 0
+    cdef int i
+    cdef bint big = self.big
+    for i in range(1, WALKS):
+        for at in range(0, SEARCH_FETCH, 64):
+            prefetch(begin + i * part + at)
+    for i in range(WALKS):
+        p = self.find_record(begin + i * part)
+        if p != NULL:
+            walks[count] = p
+            stops[count] = end
+            if count:
+                stops[count - 1] = p
+            count += 1
+    while count:
+        i = 0
+        while i < count:
+            p = walks[i]
+            prefetch(p)
+            prefetch(p + header_bytes + HEADERS_BYTES - 1)
+            step = size_more + read32(p + size_at, big)
+            if step < 12 or step >= <size_t>(stops[i] - p):
+                count -= 1
+                walks[i], stops[i] = walks[count], stops[count]
+            else:
+                walks[i] = p + step
+                i += 1
+
+
 # ---- pcap
 
 cdef class PcapRecords(RecordReader):
@@ -483,6 +552,27 @@ cdef class PcapRecords(RecordReader):
             self.lengths = SWAPPED
         elif (major == 2 and minor == 3) or major == 543:
             self.lengths = EITHER
+        self.size_at, self.size_more = 8, self.header_bytes
+
+    cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil:
+        # A time that differs from the next record's in its lower 16 bits only (18 hours), and a length below 64 KiB that is not 0.
+        cdef const uint8_t *like = self.block.data + self.block.begin
+        cdef size_t high = 0 if self.big else 2
+        cdef size_t low = 2 - high
+        cdef const uint8_t *stop = p + SEARCH_BYTES
+        cdef size_t i
+        cdef uint16_t hours
+        memcpy(&hours, like + high, 2)
+        while p < stop:
+            if may_begin(p, high, low, hours) | may_begin(p + 1, high, low, hours):
+                for i in range(64):
+                    if (
+                        read32(p + i, self.big) >> 16 == read32(like, self.big) >> 16
+                        and 0 < read32(p + i + 8, self.big) <= read32(p + i + 12, self.big) <= self.limit
+                    ):
+                        return p + i
+            p += 64
+        return NULL
 
     cdef int parse_block(self, Block block, frame_s *frames, int room) noexcept nogil:
         # The usual formats each get a loop of their own, with what differs between them settled when it is compiled.
@@ -493,6 +583,20 @@ cdef class PcapRecords(RecordReader):
         if self.big:
             return walk_pcap(self, block, frames, room, True, STRAIGHT, 16)
         return walk_pcap(self, block, frames, room, False, STRAIGHT, 16)
+
+
+cdef inline uint16_t may_begin(const uint8_t *p, size_t high, size_t low, uint16_t hours) noexcept nogil:
+    # Whether a record may begin at one of p, p + 2, ... p + 62: without branches, so that the compiler makes vectors of it.
+    # `high` and `low` are where the upper and the lower half of a 32-bit field stand in it.
+    cdef uint16_t some = 0
+    cdef uint16_t time, length, length_high
+    cdef size_t i
+    for i in range(0, 64, 2):
+        memcpy(&time, p + i + high, 2)
+        memcpy(&length, p + i + 8 + low, 2)
+        memcpy(&length_high, p + i + 8 + high, 2)
+        some |= <uint16_t>(time == hours) & <uint16_t>(length_high == 0) & <uint16_t>(length != 0)
+    return some
 
 
 cdef inline int walk_pcap(
@@ -507,6 +611,7 @@ cdef inline int walk_pcap(
     cdef uint64_t limit = self.limit
     cdef uint64_t unit = self.unit
     cdef int32_t linktype = self.linktype
+    cdef bint dense = self.dense
     cdef int64_t offset = block.offset + header_bytes
     cdef frame_s *frame = frames
     cdef frame_s *last = frames + room
@@ -531,7 +636,8 @@ cdef inline int walk_pcap(
         if (seconds | fraction | length | wire_length) == 0:
             self.harm(block, at, ZEROS, 0)
             break
-        guess(p, step)
+        if dense:
+            stream(p)
         frame.data = p + header_bytes
         frame.seen_ns = <int64_t>(<uint64_t>seconds * NS + fraction * unit)
         frame.offset = offset + <int64_t>at
@@ -558,6 +664,20 @@ cdef class PcapngRecords(RecordReader):
 
     def __cinit__(self, source, bytes head not None):
         self.thing = "block"
+        self.size_at, self.header_bytes = 4, 28
+
+    cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil:
+        # An Enhanced Packet Block of less than 64 KiB, whose size stands at its end too.
+        cdef uint32_t size
+        cdef const uint8_t *stop = p + SEARCH_BYTES
+        cdef const uint8_t *end = self.block.data + self.fetch_limit
+        while p < stop:
+            if read32(p, self.big) == ENHANCED:
+                size = read32(p + 4, self.big)
+                if 32 <= size < 65536 and size <= <size_t>(end - p) and read32(p + size - 4, self.big) == size:
+                    return p
+            p += 4
+        return NULL
 
     def __dealloc__(self):
         PyMem_RawFree(self.interfaces)
@@ -649,6 +769,7 @@ cdef inline int walk_pcapng(PcapngRecords self, Block block, frame_s *frames, in
     cdef frame_s *frame = frames
     cdef frame_s *last = frames + room
     cdef bint section_big = big
+    cdef bint dense = self.dense
     while frame != last and section_big == big:
         if end - at < 12:
             self.need = 12
@@ -680,7 +801,8 @@ cdef inline int walk_pcapng(PcapngRecords self, Block block, frame_s *frames, in
                 self.skipped = size
                 self.skipped_offset = offset + <int64_t>at
             break
-        guess(p, size)
+        if dense:
+            stream(p)
         if read32(p + size - 4, section_big) != size:
             self.harm(block, at, OTHER_TAIL, size)
             break
