@@ -598,8 +598,8 @@ cdef class AssemblerBase(Flusher):
                 frame, one = &frames[ours[i]], &decoded[ours[i]]
                 # The table may have changed since: whoever is open under that key is the one.
                 if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and take_in_order(
-                    self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload,
-                    one.segment.payload_length, one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
+                    self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload, one.segment.payload_length,
+                    one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
                 ):
                     segments += 1
                     size += one.segment.payload_length
