@@ -134,7 +134,7 @@ class Assembler(core.AssemblerBase):
                 them; or a list of any of these, read one after the other with the state kept in between.
             linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.
             flush: give out and close everything at the end, unless another assembler is open on the pool. False keeps the state for
-                what comes next.
+                what comes next, and the file open (or the bytes in memory) as long as something in it waits.
             threads: how many take the capture in, each with the connections that a hash of their addresses and ports gives it: the
                 same streams, bytes and gaps as with one. Each connection's two directions come in one thread, in packet order, but
                 those of different threads at the same time; the factory is called in all of them. Streams that this package brings

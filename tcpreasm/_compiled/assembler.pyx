@@ -649,7 +649,6 @@ cdef class AssemblerBase(Flusher):
             return self._hand_over(connection) if self.out_count else 0
         opens = (flags & SYN or text.wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
-        connection = NULL
         if not no_ack:
             self._find(key, hash, opens, text.seen_ns, &connection)
         self.verdicts[0] += from_frame

@@ -117,12 +117,12 @@ cdef class Engine(Server):
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    # The connection of the key, not served by anybody now; a new one without a stream where there is none and the segment opens one.
+    # The connection of the key, not served by anybody now; a new one without a stream where there is none and the segment opens one. *found
+    # is what the look-up has given.
     cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil:
-        cdef connection_s *connection
+        cdef connection_s *connection = found[0]
         cdef bint refused
         while True:
-            connection = find(&self.pool_.table, key, hash)
             if connection != NULL:
                 if owner_of(connection) != 0:
                     refused = True
@@ -132,6 +132,7 @@ cdef class Engine(Server):
                     finally:
                         if refused:
                             self.clock = self.clock_before  # as if it had not been called
+                    connection = find(&self.pool_.table, key, hash)
                     continue
                 if connection.state != CLOSED or not self.pool_.forget(connection, self._forget_before()):
                     break
