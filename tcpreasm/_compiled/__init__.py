@@ -3,7 +3,7 @@
 from .assembler import AssemblerBase
 from .connection import Connection
 from .decode import decode_frame
-from .files import FilePool, FileStream
+from .files import FilePool, FileStream, FlowPaths, flow_name
 from .pages import PAGE_BYTES, Page, PageCache, PageList
 from .pool import StreamPoolBase
 from .reassembly import Reassembly
@@ -23,6 +23,7 @@ __all__ = [
     "DigestStream",
     "FilePool",
     "FileStream",
+    "FlowPaths",
     "Page",
     "PageCache",
     "PageList",
@@ -35,4 +36,5 @@ __all__ = [
     "StreamPoolBase",
     "byte_span",
     "decode_frame",
+    "flow_name",
 ]

@@ -11,13 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 
 from ..flow import Flow
 from ..options import DEFAULT_MAX_OPEN_FILES, check_number
 from .reassembly import Reassembly
 from .streams import _GapStream
 
-__all__ = ["FilePool", "FileStream"]
+__all__ = ["FilePool", "FileStream", "FlowPaths", "flow_name"]
 
 _GATHERED = 1 << 16  # bytes that a file gathers before they are written
 _BUFFERED_TOTAL = 1 << 25  # bytes that all files of a pool may have gathered; beyond, the longest unused are written out
@@ -29,6 +30,10 @@ class FilePool:
 
     Args:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
+        write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
+            own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
+            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. Not for a
+            child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -38,7 +43,7 @@ class FilePool:
 
     _closed = True  # until there is something to close
 
-    def __init__(self, max_open: int = DEFAULT_MAX_OPEN_FILES) -> None:
+    def __init__(self, max_open: int = DEFAULT_MAX_OPEN_FILES, *, write_behind: bool = False) -> None:
         check_number("max_open", max_open, "files")
         self._max_open = max_open
         self._lock = threading.Lock()
@@ -206,12 +211,47 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
         return os.write(descriptor, data)  # a pipe: bytes only ever follow each other
 
 
+@lru_cache(1 << 14)
+def _address(raw: bytes | int) -> str:
+    assert isinstance(raw, bytes)
+    if len(raw) == 4:
+        return ".".join(f"{byte:03}" for byte in raw)
+    return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
+
+
+def flow_name(net_flow: Flow, transport_flow: Flow) -> str:
+    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559."""
+    src, dst = transport_flow.raw_src, transport_flow.raw_dst
+    assert isinstance(src, int)
+    assert isinstance(dst, int)
+    return f"{_address(net_flow.raw_src)}.{src:05}-{_address(net_flow.raw_dst)}.{dst:05}"
+
+
+class FlowPaths:
+    """Names files in a folder as tcpflow does; a later stream of the same flows gets a suffix: c1, c2, ... Called with two flows, it gives
+    the next path for them. For the `path` of many FileStreams.
+
+    Args:
+        folder: a str. It is not made.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._prefix = os.path.join(folder, "")
+        self._numbers: dict[str, int] = {}  # of streams that had a name
+
+    def __call__(self, net_flow: Flow, transport_flow: Flow) -> str:
+        name = flow_name(net_flow, transport_flow)
+        number = self._numbers.get(name, 0)
+        self._numbers[name] = number + 1
+        return f"{self._prefix}{name}c{number}" if number else self._prefix + name
+
+
 class FileStream(_GapStream):
     """Writes a stream to a file as it comes. The file is made with the first byte: a stream without bytes leaves none.
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
-        path: the file's path, or a callable that gives it when it is needed.
+        path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
         overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
@@ -225,7 +265,7 @@ class FileStream(_GapStream):
         net_flow: Flow | None = None,
         transport_flow: Flow | None = None,
         *,
-        path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]],
+        path: str | os.PathLike[str] | Callable[[], str | os.PathLike[str]] | FlowPaths,
         pool: FilePool,
         overwrite: bool = False,
         fill_gaps: bool = False,
@@ -298,6 +338,11 @@ class FileStream(_GapStream):
             self._pool.finish(self._path, self._position if self._fill_gaps else None)
 
     def _create(self) -> None:
-        path = os.fspath(self._make_path() if callable(self._make_path) else self._make_path)
+        if isinstance(self._make_path, FlowPaths):
+            assert self._net_flow is not None
+            assert self._transport_flow is not None
+            path = self._make_path(self._net_flow, self._transport_flow)
+        else:
+            path = os.fspath(self._make_path() if callable(self._make_path) else self._make_path)
         self._pool.create(path, overwrite=self._overwrite)
         self._path = path
