@@ -16,7 +16,7 @@ from .._select import core
 from ..api import Assembler, StreamPool
 from ..flow import ConnectionKey
 from ..options import DEFAULT_MAX_OPEN_FILES
-from ..streams import FilePool, FileStream
+from ..streams import FilePool, FileStream, FlowPaths
 from .common import CommandError, add_captures, assembler_options, read
 
 __all__ = ["add_parser", "file_name"]
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
             # Without a list, streams are the core's own: nothing runs in Python.
             factory = partial(
                 FileStream if arguments.quiet else _ListedStream,
-                path=core.FlowPaths(arguments.output),
+                path=FlowPaths(arguments.output),
                 pool=pool,
                 overwrite=arguments.force,
                 fill_gaps=arguments.fill_gaps,
