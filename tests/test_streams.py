@@ -1064,7 +1064,8 @@ def test_a_pool_by_names(tcpreasm: ModuleType, tmp_path: Path) -> None:
     one, two, there = (str(tmp_path / name) for name in ("one", "two", "there"))
     (tmp_path / "there").write_bytes(b"0123456789")
     with tcpreasm.FilePool(1) as pool:
-        pool.create(one)
+        pool.create(Path(one))
+        pool.create(one, overwrite=True)
         pool.create(two)
         assert (len(pool), pool.max_open) == (1, 1)
         pool.write(one, 0, b"abc")

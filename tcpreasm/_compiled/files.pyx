@@ -28,7 +28,7 @@ __all__ = ["FilePool", "FileStream", "FlowPaths", "flow_name"]
 
 cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) except -1
-    bytes PyUnicode_EncodeFSDefault(str text)
+    bytes PyUnicode_EncodeFSDefault(object text)
     str PyUnicode_DecodeASCII(const char *text, Py_ssize_t size, const char *errors)
 
 cdef extern from "pthread.h" nogil:
@@ -66,6 +66,7 @@ cdef int raise_noted(failure_s *failure) except -1:
     if number == CLOSED:
         raise ValueError("this FilePool is closed")
     raise OSError(number, os.strerror(number), path)
+
 
 # ---- files: the C half. Functions give 0, EINTR (nothing is lost: call again) or CLOSED; other errors they note.
 
@@ -588,7 +589,7 @@ cdef int finish_whole(file_s *file, int64_t size, bint behind) except -1 nogil:
 
 # A file of that pool, not open yet; opening it is what makes it, if flags say so.
 cdef file_s *file_of(pool_s *pool, object path, int flags) except NULL:
-    cdef bytes encoded = PyUnicode_EncodeFSDefault(path) if isinstance(path, str) else path
+    cdef bytes encoded = PyUnicode_EncodeFSDefault(path) if isinstance(path, str) else os.fsencode(path)
     cdef const char *text = PyBytes_AS_STRING(encoded)
     cdef uint32_t name = <uint32_t>hash(encoded) % NAMES
     cdef failure_s failure
@@ -828,13 +829,14 @@ cdef class FlowPaths:
 
 
 cdef class FileStream(_GapStream):
-    """Writes a stream to a file as it comes. The file is made with the first byte: a stream without bytes leaves none.
+    """Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
+    stream without bytes leaves none.
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
+        overwrite: replace a file that exists. Else FileExistsError, through the assembler; of a pool that writes behind, see there.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
     """
