@@ -31,6 +31,7 @@ __all__ = [
     "DigestStream",
     "FilePool",
     "FileStream",
+    "FlowPaths",
     "ReaderStream",
     "SpanStream",
     "Stream",
@@ -44,6 +45,7 @@ BytesStream = core.BytesStream
 DigestStream = core.DigestStream
 FilePool = core.FilePool
 FileStream = core.FileStream
+FlowPaths = core.FlowPaths
 SpanStream = core.SpanStream
 
 _log = Log(__name__)

@@ -11,12 +11,14 @@ import hashlib
 import io
 import os
 import random
+import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -1062,7 +1064,8 @@ def test_a_pool_by_names(tcpreasm: ModuleType, tmp_path: Path) -> None:
     one, two, there = (str(tmp_path / name) for name in ("one", "two", "there"))
     (tmp_path / "there").write_bytes(b"0123456789")
     with tcpreasm.FilePool(1) as pool:
-        pool.create(one)
+        pool.create(Path(one))
+        pool.create(one, overwrite=True)
         pool.create(two)
         assert (len(pool), pool.max_open) == (1, 1)
         pool.write(one, 0, b"abc")
@@ -1105,6 +1108,190 @@ def test_a_closed_pool_takes_no_more_bytes(tcpreasm: ModuleType, tmp_path: Path)
     stream.reassembly_complete()
     assert (tmp_path / "x").read_bytes() == b"abc"
     assert (stream.length, stream.ended, stream.complete) == (3 + 1 + 1 + (1 << 17) + 1, True, True)
+
+
+# A FilePool that writes behind its streams.
+
+
+def errors_of(calls: Iterable[Callable[[], object]]) -> list[tuple[int, str]]:
+    """Number and path of each error that one of the calls raises: which of them is left to the pool."""
+    errors = []
+    for call in calls:
+        try:
+            call()
+        except OSError as error:
+            errors.append((error.errno, error.filename))
+    return errors
+
+
+def test_files_written_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """More files than wait for their turn, of all sizes; those of complete streams and the others."""
+    chance = random.Random(5)
+    expected: dict[str, bytes] = {}
+    with tcpreasm.FilePool(3, write_behind=True) as pool:
+        kept = []
+        for number in range(1500):
+            filled = number % 3 == 0
+            stream = tcpreasm.FileStream(path=tmp_path / str(number), pool=pool, fill_gaps=filled)
+            parts = [chance.randbytes(chance.choice([1, 700, 30_000, 65_536, 70_000])) for _ in range(chance.choice([1, 1, 3]))]
+            for part in parts:
+                stream.reassembled([Piece(part, skip=2)])
+            stream.reassembled([Piece(skip=5, end=True)])
+            expected[str(number)] = b"".join((bytes(2) if filled else b"") + part for part in parts)
+            if number % 7:
+                expected[str(number)] += bytes(5) if filled else b""
+                stream.reassembly_complete()
+            elif number % 2:
+                kept.append(stream)
+            assert len(pool) <= 3
+    assert len(pool) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected
+
+
+def test_files_come_without_being_waited_for(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """The thread writes though nothing is called any more; also when it was idle for a while."""
+    with tcpreasm.FilePool(write_behind=True) as pool:
+        for name in ("first", "later"):
+            stream = tcpreasm.FileStream(path=tmp_path / name, pool=pool)
+            stream.reassembled([Piece(b"bytes")])
+            stream.reassembly_complete()
+            deadline = time.monotonic() + 20
+            while not (tmp_path / name).exists() or (tmp_path / name).read_bytes() != b"bytes":
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 17])
+def test_errors_of_files_written_behind(tcpreasm: ModuleType, tmp_path: Path, size: int) -> None:
+    """Each is raised by a later call, said once, and names its file; the others are written all the same."""
+    (tmp_path / "there").write_bytes(b"precious")
+    paths = {"there": errno.EEXIST, "nowhere/x": errno.ENOENT, "x" * 300: errno.ENAMETOOLONG}
+    for name, number in paths.items():
+        path = tmp_path / name
+        pool = tcpreasm.FilePool(write_behind=True)
+        bad, other = (tcpreasm.FileStream(path=at, pool=pool) for at in (path, tmp_path / f"other than {number}"))
+        calls = [partial(bad.reassembled, [Piece(b"x" * size)]), partial(other.reassembled, [Piece(b"other")])]
+        found = errors_of([*calls, bad.reassembly_complete, other.reassembly_complete, pool.close])
+        assert set(found) == {(number, str(path))}
+        assert (bad.length, bad.complete) == (size, True)
+        assert (tmp_path / f"other than {number}").read_bytes() == b"other"
+        pool.close()
+    assert (tmp_path / "there").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    pool = tcpreasm.FilePool(write_behind=True)
+    calls: list[Callable[[], object]] = []
+    for number in range(600):
+        path = "/dev/full" if number == 3 else tmp_path / str(number)
+        stream = tcpreasm.FileStream(path=path, pool=pool, overwrite=True)
+        calls += [partial(stream.reassembled, [Piece(b"%d" % number)]), stream.reassembly_complete]
+    assert errors_of([*calls, pool.close]) == [(errno.ENOSPC, "/dev/full")]
+    assert all((tmp_path / str(number)).read_bytes() == b"%d" % number for number in range(600) if number != 3)
+
+
+def test_a_limit_of_file_size_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    pool = tcpreasm.FilePool(write_behind=True)
+    stream = tcpreasm.FileStream(path=tmp_path / "x", pool=pool)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        found = errors_of([lambda: stream.reassembled([Piece(b"x" * 3000)]), stream.reassembly_complete, pool.close])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found == [(errno.EFBIG, str(tmp_path / "x"))]
+    assert (tmp_path / "x").read_bytes() == b"x" * 1000
+
+
+def test_the_latest_of_a_path_stays_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    for number in range(30):
+        with tcpreasm.FilePool(write_behind=True) as pool:
+            for turn in range(20):
+                stream = tcpreasm.FileStream(path=tmp_path / "x", pool=pool, overwrite=True)
+                stream.reassembled([Piece(b"%d.%d" % (number, turn) * (30 - turn))])
+                stream.reassembly_complete()
+        assert (tmp_path / "x").read_bytes() == b"%d.19" % number * 11
+
+
+def test_dropped_pools_write_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    pools = [tcpreasm.FilePool(write_behind=True) for _ in range(2)]
+    for number in range(300):
+        stream = tcpreasm.FileStream(path=tmp_path / str(number), pool=pools[number % 2])
+        stream.reassembled([Piece(b"%d" % number)])
+        if number % 5:
+            stream.reassembly_complete()
+    del stream, pools
+    gc.collect()
+    assert all((tmp_path / str(number)).read_bytes() == b"%d" % number for number in range(300))
+
+
+def test_closing_while_others_write_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """What was taken before is there, whole; later bytes raise ValueError, and nothing hangs."""
+    for turn in range(10):
+        pool = tcpreasm.FilePool(4, write_behind=True)
+        begun = threading.Barrier(3)
+
+        def serve(thread: int, pool: Any = pool, begun: threading.Barrier = begun, turn: int = turn) -> int:
+            begun.wait()
+            for number in range(100_000):
+                stream = tcpreasm.FileStream(path=tmp_path / f"{turn}-{thread}-{number}", pool=pool)
+                try:
+                    stream.reassembled([Piece(b"%d" % number * 200)])
+                    stream.reassembly_complete()
+                except ValueError:
+                    return number
+            return -1
+
+        tasks = [Task(partial(serve, thread)) for thread in range(2)]
+        begun.wait()
+        time.sleep(0.02)
+        pool.close()
+        for thread, task in enumerate(tasks):
+            for number in range(task.result()):
+                assert (tmp_path / f"{turn}-{thread}-{number}").read_bytes() == b"%d" % number * 200
+        assert len(pool) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # there is a thread, that is the point
+def test_a_forked_child_leaves_files_alone(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    pool = tcpreasm.FilePool(write_behind=True)
+    streams = [tcpreasm.FileStream(path=tmp_path / str(number), pool=pool) for number in range(300)]
+    for stream in streams[:-1]:
+        stream.reassembled([Piece(b"bytes")])
+        stream.reassembly_complete()
+    streams[-1].reassembled([Piece(b"last")])
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            pool.close()
+            del pool, stream, streams[:]
+            gc.collect()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    pool.close()
+    assert [(tmp_path / str(number)).read_bytes() for number in range(300)] == [b"bytes"] * 299 + [b"last"]
+
+
+def test_flow_paths(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    flow_paths = tcpreasm.streams.FlowPaths
+    v4, v6 = tcpreasm.Flow("10.0.0.1", "192.168.255.9"), tcpreasm.Flow("2001:db8::1", "::ffff")
+    ports = tcpreasm.Flow(7, 65535)
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
+    os.mkdir(folder)
+    paths = flow_paths(folder)
+    first = f"{folder}/010.000.000.001.00007-192.168.255.009.65535"
+    assert [paths(v4, ports), paths(v4, ports)] == [first, f"{first}c1"]
+    assert paths(v6, ports) == f"{folder}/2001.0db8.0000.0000.0000.0000.0000.0001.00007-0000.0000.0000.0000.0000.0000.0000.ffff.65535"
+    assert flow_paths("x")(v4, ports.reverse()) == "x/010.000.000.001.65535-192.168.255.009.00007"
+    with tcpreasm.FilePool() as pool:
+        stream = tcpreasm.FileStream(v4, ports, path=paths, pool=pool)
+        stream.reassembled([Piece(b"third")])
+        assert stream.path == f"{first}c2"
+    with open(f"{first}c2", "rb") as file:
+        assert file.read() == b"third"
 
 
 # Threads.

@@ -3,13 +3,14 @@
 from .assembler import AssemblerBase
 from .connection import Connection
 from .decode import decode_frame
+from .files import FilePool, FileStream, FlowPaths, flow_name
 from .pages import PAGE_BYTES, Page, PageCache, PageList
 from .pool import StreamPoolBase
 from .reassembly import Reassembly
 from .records import PcapngRecords, PcapRecords
 from .sequence import INVALID_SEQUENCE, Sequence, byte_span
 from .shards import MAX_THREADS, Shards
-from .streams import ByteCountStream, BytesStream, DigestStream, FilePool, FileStream, SpanStream
+from .streams import ByteCountStream, BytesStream, DigestStream, SpanStream
 
 __all__ = [
     "INVALID_SEQUENCE",
@@ -22,6 +23,7 @@ __all__ = [
     "DigestStream",
     "FilePool",
     "FileStream",
+    "FlowPaths",
     "Page",
     "PageCache",
     "PageList",
@@ -34,4 +36,5 @@ __all__ = [
     "StreamPoolBase",
     "byte_span",
     "decode_frame",
+    "flow_name",
 ]

@@ -14,10 +14,32 @@ from .reassembly cimport piece_s
 
 ctypedef uint8_t lock_s           # 0: free
 
+cdef extern from *:
+    """
+    #define tcpreasm_try_lock(flag) (!__atomic_exchange_n((flag), 1, __ATOMIC_ACQUIRE))
+    #define tcpreasm_unlock(flag) __atomic_store_n((flag), 0, __ATOMIC_RELEASE)
+    """
+    bint try_lock "tcpreasm_try_lock"(lock_s *flag) noexcept nogil
+    void unlock "tcpreasm_unlock"(lock_s *flag) noexcept nogil
+    const size_t ENDLESS "(SIZE_MAX >> 1)"
+
+cdef void wait(int tries) noexcept nogil    # a moment, before the next try
+cdef void lock(lock_s *flag) noexcept nogil
+cdef void lock_with_gil(lock_s *flag) noexcept
+
+
+# ---- memory
+
+cdef enum:
+    GATHERED = 1 << 16            # bytes that a stream gathers before they are written or hashed
+
 cdef struct memory_s:             # bytes that grow; all zero: none
     uint8_t *data
     size_t used
     size_t capacity
+
+cdef bint reserve(memory_s *memory, size_t more, size_t most) noexcept nogil    # False: there is no memory
+cdef void append(memory_s *memory, const void *data, size_t size) noexcept nogil
 
 cdef struct gap_s:
     int64_t offset                # counts the stream's bytes, the missing ones among them
@@ -31,6 +53,13 @@ cdef struct span_s:               # a row of SPAN_DTYPE
 
 
 # ---- what streams are
+
+cdef class Pieces:
+    cdef piece_s one              # where there is only one
+    cdef piece_s *array
+    cdef Py_ssize_t count
+    cdef list held                # for each: the Reassembly, or a bytes object
+
 
 cdef class NativeStream:          # what the engine serves without the GIL; a borrowed PyObject * can be cast and called without it
     cdef bint calls_out           # take may run user code: the engine lets go of its lock before
@@ -62,6 +91,9 @@ cdef class _GapStream(ByteCountStream):
     cdef memory_s gaps_           # of gap_s
 
 
+cdef bint count_gap(_GapStream stream, const piece_s *piece) noexcept nogil
+
+
 cdef class BytesStream(_GapStream):
     cdef memory_s kept
     cdef size_t limit             # bytes that may be kept
@@ -85,72 +117,11 @@ cdef class SpanStream(ByteCountStream):
     cdef memory_s rows            # of span_s
 
 
-cdef class FileStream(_GapStream):
-    cdef readonly FilePool pool
-    cdef readonly bint overwrite
-    cdef readonly bint fill_gaps
-    cdef object made_path
-    cdef object make_path
-    cdef file_s *file             # NULL as long as there were no bytes
-    cdef int64_t hole             # bytes to leave open before the next one
-
-    cdef int create(self) except -1
-    cdef void leave_out(self, const piece_s *pieces, Py_ssize_t count) noexcept
-
-
-# ---- files
-
-cdef enum:
-    BUFFERED = 0                  # lists of a pool, in order of use: files that have memory,
-    OPEN = 1                      # and files that are open
-    LISTS = 2
-
-
-cdef struct link_s:
-    file_s *older
-    file_s *newer
-    bint linked
-
-# One file, open or not. It may outlive its stream as long as it stands in a list: then the pool frees it (`orphan`).
-# `lock` guards path to offset, and who holds it holds no other file's. links and orphan stand under the pool's lock, which is
-# taken last; under it, other files' locks are only tried.
-cdef struct file_s:
-    pool_s *pool
-    lock_s lock
-    char *path                    # as the system takes it
-    int fd                        # -1: not open
-    int64_t offset                # in the file: where the bytes in memory begin
-    memory_s memory               # bytes that are not written yet
-    link_s links[LISTS]
-    bint orphan
-
-cdef struct file_list_s:
-    file_s *oldest
-    file_s *newest
-
-# The C half of a FilePool: freed with its last file, or with the FilePool.
-cdef struct pool_s:
-    lock_s lock
-    bint closed
-    bint abandoned                # the FilePool is gone
-    int64_t files                 # that exist
-    int64_t max_open
-    int64_t open_count            # descriptors that are open, or about to be
-    int64_t buffered              # bytes of memory in all files
-    file_list_s lists[LISTS]
-
-
-cdef class FilePool:
-    cdef pool_s *pool
-    cdef dict named               # the files that were asked for by name: NamedFile
-
-    cdef NamedFile find(self, path)
-
-
-cdef class NamedFile:
-    cdef file_s *file
-
+# ---- what the engine asks
 
 # A bound method `stream.reassembled` or `stream.reassembly_complete` that is the native class's own: neither a subclass nor the object
 # itself has another one, so that `take` or `finish` do the same.
 cdef bint serves_natively(object method)
+
+# A class outside of this module whose `take` and `finish` do what its methods do.
+cdef int add_native(type cls) except -1

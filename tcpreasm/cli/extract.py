@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
+from .._select import core
 from ..api import Assembler, StreamPool
-from ..flow import ConnectionKey, Flow
+from ..flow import ConnectionKey
 from ..options import DEFAULT_MAX_OPEN_FILES
-from ..streams import FilePool, FileStream
+from ..streams import FilePool, FileStream, FlowPaths
 from .common import CommandError, add_captures, assembler_options, read
 
 __all__ = ["add_parser", "file_name"]
@@ -62,23 +63,8 @@ def _positive(text: str) -> int:
 
 def file_name(key: ConnectionKey, number: int) -> str:
     """The name for the stream with this number among those of the key, counted from 0."""
-    name = _first_name(*key)
+    name = core.flow_name(*key)
     return f"{name}c{number}" if number else name
-
-
-def _first_name(net_flow: Flow, transport_flow: Flow) -> str:
-    src, dst = transport_flow.raw_src, transport_flow.raw_dst
-    assert isinstance(src, int)
-    assert isinstance(dst, int)
-    return f"{_address(net_flow.raw_src)}.{src:05}-{_address(net_flow.raw_dst)}.{dst:05}"
-
-
-@lru_cache(1 << 14)
-def _address(raw: bytes | int) -> str:
-    assert isinstance(raw, bytes)
-    if len(raw) == 4:
-        return ".".join(f"{byte:03}" for byte in raw)
-    return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
 
 
 class _ListedStream(FileStream):
@@ -98,34 +84,20 @@ class _ListedStream(FileStream):
         sys.stdout.write(f"{line}\n" if self.started else f"{line}, start not captured\n")  # at once: there may be other threads
 
 
-class _Files:
-    """The factory. Remembers how many files each name has got: names are given with a stream's first byte.
-
-    Without a list, streams are the core's own, and nothing but making them and their names runs in Python.
-    """
-
-    def __init__(self, folder: str, pool: FilePool, *, overwrite: bool, fill_gaps: bool, quiet: bool) -> None:
-        self._prefix = os.path.join(folder, "")
-        self._make = partial(FileStream if quiet else _ListedStream, pool=pool, overwrite=overwrite, fill_gaps=fill_gaps)
-        self._numbers: dict[str, int] = {}
-
-    def new(self, net_flow: Flow, transport_flow: Flow) -> FileStream:
-        return self._make(net_flow, transport_flow, path=partial(self._next_path, net_flow, transport_flow))
-
-    def _next_path(self, net_flow: Flow, transport_flow: Flow) -> str:
-        name = _first_name(net_flow, transport_flow)
-        number = self._numbers.get(name, 0)
-        self._numbers[name] = number + 1
-        return f"{self._prefix}{name}c{number}" if number else self._prefix + name
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures and writes the files."""
     options = assembler_options(arguments)
     os.makedirs(arguments.output, exist_ok=True)
-    with FilePool(arguments.max_open) as pool:
-        files = _Files(arguments.output, pool, overwrite=arguments.force, fill_gaps=arguments.fill_gaps, quiet=arguments.quiet)
-        try:
-            read(Assembler(StreamPool(files), options), arguments.captures, arguments.threads)
-        except FileExistsError as error:
-            raise CommandError(f"{error.filename} exists (--force overwrites)") from None
+    try:
+        with FilePool(arguments.max_open, write_behind=True) as pool:
+            # Without a list, streams are the core's own: nothing runs in Python.
+            factory = partial(
+                FileStream if arguments.quiet else _ListedStream,
+                path=FlowPaths(arguments.output),
+                pool=pool,
+                overwrite=arguments.force,
+                fill_gaps=arguments.fill_gaps,
+            )
+            read(Assembler(StreamPool(factory), options), arguments.captures, arguments.threads)
+    except FileExistsError as error:
+        raise CommandError(f"{error.filename} exists (--force overwrites)") from None
