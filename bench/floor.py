@@ -18,15 +18,24 @@ from .captures import Capture, cache_folder, get, select
 from .measure import Measurement, WrongTotals, read_once
 from .report import rounds, spread, table
 
-__all__ = ["WAYS", "build", "measure"]
+__all__ = ["WAYS", "build", "compiler", "measure"]
 
 SOURCE = Path(__file__).with_name("floor.c")
 WAYS = ("file", "memory")
 
 
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
+def compiler() -> str:
+    """The program that builds it: CC or cc."""
+    return _compiler()[0]
+
+
 def build() -> Path:
     """The program, compiled by CC or cc into the cache folder. RuntimeError where there is no compiler."""
-    command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-Wall"]
+    command = [*_compiler(), "-O3", "-Wall"]
     name = hashlib.sha256(SOURCE.read_bytes() + repr(command).encode()).hexdigest()[:16]
     program = cache_folder().parent / f"floor-{name}"
     if not program.exists():

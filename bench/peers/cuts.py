@@ -44,13 +44,15 @@ class Sample:
     """Those of the streams that the file holds."""
     bytes_sent: int
     """The same and the holes between them; in a whole capture those at the end too."""
+    capture: Capture
+    """What it is, or was cut from."""
     part: str = ""
     """What was cut away, in words; nothing: the whole capture."""
 
 
 def whole(capture: Capture) -> Sample:
     """All of it; the totals are those that were worked out when it was made."""
-    return Sample(capture.path, capture.name, capture.packets, capture.connections, capture.bytes_present, capture.bytes_sent)
+    return Sample(capture.path, capture.name, capture.packets, capture.connections, capture.bytes_present, capture.bytes_sent, capture)
 
 
 def cut(capture: Capture, packets: int) -> Sample:
@@ -67,7 +69,7 @@ def cut(capture: Capture, packets: int) -> Sample:
         part = f"first {packets:,} packets"
     if not path.exists() or path.stat().st_mtime < capture.path.stat().st_mtime:
         _write(capture.path, path, share, packets)
-    return replace(_count(path, capture.name), part=part)
+    return replace(_count(path, capture), part=part)
 
 
 class _Packet(NamedTuple):
@@ -102,7 +104,7 @@ def _write(source: Path, path: Path, share: int, packets: int) -> None:
     part.replace(path)
 
 
-def _count(path: Path, workload: str) -> Sample:
+def _count(path: Path, capture: Capture) -> Sample:
     """Joins every direction's intervals: slow and plain, so that it is right."""
     packets = 0
     connections = set()
@@ -123,4 +125,4 @@ def _count(path: Path, workload: str) -> Sample:
             present += max(0, end - max(begin, reached))
             reached = max(reached, end)
         sent += reached
-    return Sample(path, workload, packets, len(connections), present, sent)
+    return Sample(path, capture.name, packets, len(connections), present, sent, capture)

@@ -18,11 +18,12 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import floor
 from ..measure import REPOSITORY, Measurement, run_way
 from .cuts import Sample
 
@@ -126,6 +127,22 @@ class Ours(Peer):
 
     def run(self, sample: Sample) -> Measurement:
         return run_way(self.way, sample.path, sample.packets)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Floor(Peer):
+    """bench/floor.c, which checks totals of its own: it delivers nothing."""
+
+    way: str
+
+    def missing(self) -> str:
+        return "" if shutil.which(floor.compiler()) else "no C compiler"
+
+    def run(self, sample: Sample) -> Measurement:
+        if sample.part:
+            raise RuntimeError("of whole captures only")
+        found = floor.measure(self.way, sample.capture)
+        return replace(found, name=self.name, bytes_delivered=None, streams=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,7 +260,11 @@ _OURS = {
     "-python": ("python", ", Python stream", "a stream in plain Python, called once a packet, from the file, one thread"),
 }
 
+_FLOOR = "bench/floor.c: a bare loop that decodes, looks up, counts what is in order, and holds nothing"
+
 PEERS: tuple[Peer, ...] = (
+    Floor(name="floor", row="floor", text=f"{_FLOOR}; from the file", way="file"),
+    Floor(name="floor-memory", row="floor, in memory", text=f"{_FLOOR}; over the capture in memory", way="memory"),
     *(Ours(name=f"tcpreasm{suffix}", row=f"tcpreasm{row}", text=text, way=way) for suffix, (way, row, text) in _OURS.items()),
     Command(
         name="tcpreasm-extract",

@@ -6,7 +6,7 @@ Lives here: no measurement. A row is one peer, or several ways of one, of which 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,13 @@ RATIOS = (
     ("extract, against tcpflow", "tcpreasm extract", "tcpflow"),
 )
 """What is compared, which row, with which row."""
+
+OVER_FLOOR = (
+    ("counting stream, file, one thread", "tcpreasm", "floor"),
+    ("the same, two threads", "tcpreasm, two threads", "floor"),
+    ("counting stream, in memory", "tcpreasm, in memory", "floor, in memory"),
+)
+"""The same against the floor, the other way round: how many times its cost."""
 
 
 class Grid:
@@ -67,11 +74,17 @@ def in_words(results: Sequence[Result], skipped: Sequence[tuple[str, str]]) -> s
     """The tables, and what was run."""
     grid = Grid(results)
     head = ["", *grid.workloads]
-    ratios = _ratios(grid)
+    ratios = _ratios(grid, RATIOS, lambda ours, theirs: theirs / ours)
+    over_floor = _ratios(grid, OVER_FLOOR, lambda ours, theirs: ours / theirs)
     parts = [
         "## Nanoseconds a packet: minimum / median (*: of a part of the capture)",
         table(head, [[row, *(_cell(grid.best(row, workload)) for workload in grid.workloads)] for row in grid.rows]),
         *(["## Times as fast as the peer (minimum against minimum)", table(["", "against", *grid.workloads], ratios)] if ratios else []),
+        *(
+            ["## Times the floor's cost (minimum against minimum)", table(["", "against", *grid.workloads], over_floor)]
+            if over_floor
+            else []
+        ),
         "## Peak resident memory of the whole process, MB",
         table(head, _memory(grid)),
         "## What was run",
@@ -86,13 +99,13 @@ def in_words(results: Sequence[Result], skipped: Sequence[tuple[str, str]]) -> s
     return "\n\n".join(part for part in parts if part)
 
 
-def _ratios(grid: Grid) -> list[list[str]]:
+def _ratios(grid: Grid, pairs: Iterable[tuple[str, str, str]], ratio: Callable[[float, float], float]) -> list[list[str]]:
     rows = []
-    for text, ours, theirs in RATIOS:
+    for text, ours, theirs in pairs:
         cells = []
         for workload in grid.workloads:
             one, other = grid.best(ours, workload), grid.best(theirs, workload)
-            cells.append(f"{other.minimum / one.minimum:.2f}" if one and other else "-")
+            cells.append(f"{ratio(one.minimum, other.minimum):.2f}" if one and other else "-")
         if any(cell != "-" for cell in cells):
             rows.append([text, theirs, *cells])
     return rows
