@@ -847,6 +847,18 @@ def test_13_a_closed_assembler_cannot_touch_a_shared_pool(tcpreasm: ModuleType) 
     assert living.segment(1000, b"abc", fin=True) == []
 
 
+def test_8_flush_all_forgets_what_was_closed_before_it_and_nothing_else(tcpreasm: ModuleType) -> None:
+    rig = opened(tcpreasm)
+    rig.segment(1000, b"abc", fin=True)
+    rig.segment(999, b"old", syn=True, fin=True, ends=OTHER)
+    rig.assembler.flush_all()
+    rig.taken()
+    assert rig.segment(999, b"new", syn=True, fin=True) == [new(), got(piece(b"new", start=True, end=True)), complete()]
+    assert rig.segment(1000, b"new", fin=True) == []  # remembered
+    assert rig.segment(1000, b"late", ends=OTHER)[:1] == [new(OTHER)]  # forgotten, so it is another stream
+    assert rig.segment(1000, b"new", fin=True) == []
+
+
 def inside_a_callback(rig: Rig, call: Callable[[], Any]) -> list[BaseException]:
     """Makes the call within `reassembled`; what it raised."""
     raised: list[BaseException] = []

@@ -336,7 +336,7 @@ cdef class AssemblerBase(Flusher):
                     self._drop_gil()
         finally:
             self.holds_gil = self.keeps_gil = True
-            self.pool_.forget_closed_before(ALWAYS_NS)
+            self.pool_.forget_all_closed()
             self.cache.shrink_now()
         return 0
 

@@ -88,7 +88,7 @@ cdef struct connection_s:
     uint32_t next_seq             # sequence number expected next
     uint32_t cut_end              # up to here the capture cut bytes off, where ahead of next_seq: no use waiting for them
     uint32_t isn                  # sequence number of the SYN
-    uint32_t serial               # of this use of this piece of memory; grows through the pool: the order of creation
+    uint32_t serial               # of this use of this piece of memory; grows through the pool: the order of creation, or of closing
     int64_t last_seen_ns          # latest capture time of a segment
     # -- second line
     page_list_s pages             # what arrived early

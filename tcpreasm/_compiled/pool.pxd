@@ -164,6 +164,8 @@ cdef class StreamPoolBase:
     cdef connection_s *free       # stack of those that are free again; `older` keeps their number
     cdef list_s open              # in order of creation
     cdef list_s closed            # in order of closing
+    cdef bint has_forgotten       # those that were closed up to
+    cdef uint32_t forgotten       # this serial number are forgotten, though some may still lie there
     cdef listed_s *listed         # those of the open ones that wait for something, and some that no longer do
     cdef size_t listed_count
     cdef size_t listed_room
@@ -214,6 +216,9 @@ cdef class StreamPoolBase:
     cdef void free_removed(self, connection_s *connection) noexcept nogil
     cdef bint forget(self, connection_s *connection, int64_t before_ns) noexcept nogil
     cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil
+    # All of them, each when it is met the next time.
+    cdef void forget_all_closed(self) noexcept nogil
+    cdef bint _is_forgotten(self, const connection_s *connection) noexcept nogil
     # The clock was set back: nothing was closed later than now.
     cdef void set_back(self, int64_t now_ns) noexcept nogil
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.

@@ -29,6 +29,7 @@ from .connection cimport (
     waits,
 )
 from .pages cimport PageCache, give_back_page, pop_first
+from .sequence cimport difference
 from .streams cimport NativeStream, serves_natively
 
 from .._log import Log
@@ -430,6 +431,8 @@ cdef class StreamPoolBase:
         unlink(&self.open, connection)
         leave_stream(connection)
         connection.state = CLOSED
+        self.serial += 1
+        connection.serial = self.serial
         connection.end_ns = now_ns
         append(&self.closed, connection)
 
@@ -450,12 +453,20 @@ cdef class StreamPoolBase:
             connection.end_ns = min(connection.end_ns, now_ns)
             connection = connection.newer
 
+    cdef void forget_all_closed(self) noexcept nogil:
+        self.has_forgotten, self.forgotten = True, self.serial
+
     cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil:
         while self.closed.oldest != NULL and self.forget(self.closed.oldest, before_ns):
             pass
+        if self.closed.oldest == NULL or not self._is_forgotten(self.closed.oldest):
+            self.has_forgotten = False  # before the numbers wrap around
+
+    cdef bint _is_forgotten(self, const connection_s *connection) noexcept nogil:
+        return self.has_forgotten and difference(connection.serial, self.forgotten) >= 0
 
     cdef bint forget(self, connection_s *connection, int64_t before_ns) noexcept nogil:
-        if connection.end_ns >= before_ns or owner_of(connection) != 0:
+        if owner_of(connection) != 0 or (connection.end_ns >= before_ns and not self._is_forgotten(connection)):
             return False
         unlink(&self.closed, connection)
         connection.older = <connection_s *><uintptr_t>self._erase(connection)
