@@ -53,3 +53,7 @@ cdef int settle_piece(Reassembly piece) except -1
 # The piece as an object. A page in it is lent, and belongs to the object from then on: it is gone from the piece. Other bytes lie in the
 # owner; None: in memory that its owner may change, so that they are copied.
 cdef Reassembly piece_of(piece_s *piece, object owner, bint shared)
+
+# The same into an object that is new or empty; and the opposite, for one that nobody else has.
+cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except -1
+cdef void empty(Reassembly piece) noexcept

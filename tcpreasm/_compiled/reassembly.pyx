@@ -117,6 +117,11 @@ cdef int settle_piece(Reassembly piece) except -1:
 
 cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
     cdef Reassembly made = Reassembly.__new__(Reassembly)
+    fill(made, piece, owner, shared)
+    return made
+
+
+cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except -1:
     cdef LentPage lent
     made.ready = True
     made.data = piece.data
@@ -137,4 +142,9 @@ cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
         else:
             made.owner = owner
             made.shared = shared
-    return made
+    return 0
+
+
+cdef void empty(Reassembly piece) noexcept:
+    piece.data, piece.length, piece.shared = NOTHING, 0, False
+    piece.owner = piece.made = None

@@ -10,13 +10,16 @@ from cpython.object cimport PyObject
 from .connection cimport NATIVE, OPEN, SERVED, connection_s, owner_of, served_s
 from .pages cimport return_page
 from .pool cimport COMPLETE, GATHERED, PER_STREAM, REASSEMBLED, listed_s
-from .reassembly cimport Reassembly, piece_of, piece_s, settle_piece
+from .reassembly cimport Reassembly, empty, fill, piece_of, piece_s, settle_piece
 from .streams cimport NativeStream
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
     PyObject *PyList_GET_ITEM(PyObject *list, Py_ssize_t i)
+    Py_ssize_t PyList_GET_SIZE(PyObject *list)
+    const size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    object PyObject_Vectorcall(object function, PyObject **arguments, size_t count, PyObject *names)
     ctypedef struct PyThreadState
     PyThreadState *PyGILState_GetThisThreadState() noexcept nogil
     void PyEval_RestoreThread(PyThreadState *state) noexcept nogil
@@ -151,7 +154,10 @@ cdef class Server:
             served.gatherer = 0
             self.pool_.own(connection)
             try:
-                self._call(served, False)
+                if self.out_count == 1 and self.out.page == NULL and not self._has_gathered(served):
+                    self._call_with_one(served)
+                else:
+                    self._call(served, False)
             finally:
                 self.pool_.disown(connection)
         finally:
@@ -214,16 +220,50 @@ cdef class Server:
             gathered = None
         try:
             if pieces:
-                reassembled = self.pool_.served[at + REASSEMBLED]
-                if served.stream != NULL:
-                    reassembled(<object>served.stream, pieces)
-                else:
-                    reassembled(pieces)
+                self._reassembled(served, pieces)
         finally:
             settle(pieces)
             if last:
                 self._complete(served, False)
         return 0
+
+    # The same for a single piece that lies in the packet, which is what nearly every segment brings: the list and the piece of the last
+    # such call serve again, unless somebody keeps one of them or the list was changed.
+    cdef int _call_with_one(self, const served_s *served) except -1:
+        cdef Reassembly piece
+        self.out_count = 0
+        if self.single is None:
+            piece = Reassembly.__new__(Reassembly)
+            self.single = [piece]
+        else:
+            piece = <Reassembly>PyList_GET_ITEM(<PyObject *>self.single, 0)
+        cdef list pieces = self.single
+        try:
+            fill(piece, self.out, self.packet, self.shared)
+            self._reassembled(served, pieces)
+        finally:
+            if (
+                Py_REFCNT(<PyObject *>pieces) == 2
+                and PyList_GET_SIZE(<PyObject *>pieces) == 1
+                and PyList_GET_ITEM(<PyObject *>pieces, 0) == <PyObject *>piece
+                and Py_REFCNT(<PyObject *>piece) == 2
+            ):
+                empty(piece)
+            else:
+                self.single = piece = None  # neither counts as kept
+                settle(pieces)
+        return 0
+
+    cdef int _reassembled(self, const served_s *served, list pieces) except -1:
+        cdef PyObject *arguments[3]
+        cdef size_t count = 1 + (served.stream != NULL)
+        arguments[0], arguments[1], arguments[2] = NULL, <PyObject *>served.stream, <PyObject *>pieces
+        reassembled = <object>PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + REASSEMBLED)
+        PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        return 0
+
+    cdef bint _has_gathered(self, const served_s *served) noexcept:
+        return PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + GATHERED) != <PyObject *>None
 
     # -- what is put aside ------------------------------------------------------------------------------------------
 
