@@ -78,6 +78,16 @@ _log = Log("tcpreasm.assembly")
 
 assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
+ctypedef int (*make_stream_f)(void *engine, connection_s *connection, uint32_t at_stake) except -1 nogil
+
+
+cdef int make_stream_by_name(Engine engine, connection_s *connection, uint32_t at_stake) except -1:
+    return engine._make_stream(connection, at_stake)
+
+
+# To be called right after _take_gil, as what serving.pyx calls then.
+cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
+
 
 
 cdef class Engine(Server):
@@ -151,8 +161,7 @@ cdef class Engine(Server):
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
         if not self.pool_.counts:
             self._take_gil()
-            with gil:
-                self._make_stream(connection, at_stake)
+            make_stream(<void *>self, connection, at_stake)
         self.counts[STREAMS_OPENED] += 1
         return 0
 

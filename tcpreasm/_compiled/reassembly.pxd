@@ -7,6 +7,7 @@ An object borrows its bytes from one of these owners, and keeps that one alive:
     nobody           an empty piece.
 """
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from .pages cimport PageCache, page_s
@@ -36,7 +37,7 @@ cdef class LentPage:              # what a piece owns whose bytes lie in a page:
 cdef class Reassembly:
     cdef const uint8_t *data        # `length` bytes; never NULL
     cdef Py_ssize_t length
-    cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
+    cdef PyObject *skip_            # an int, and a reference to it: missing bytes right before this piece; -1 where it is unknown
     cdef int64_t seen_              # capture time, ns
     cdef int64_t offset_            # where data[0] stands in the capture; -1 unknown
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move

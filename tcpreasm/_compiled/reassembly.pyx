@@ -3,13 +3,33 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t
 
 from .pages cimport PageCache, return_page
 
 __all__ = ["Reassembly"]
 
+cdef extern from "structmember.h":
+    ctypedef struct PyMemberDef:
+        const char *name
+        int type
+        Py_ssize_t offset
+        int flags
+        const char *doc
+    int T_OBJECT_EX, READONLY
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        PyObject *tp_dict
+    object PyDescr_NewMember(type cls, PyMemberDef *member)
+    int PyDict_SetItemString(object names, const char *name, object value) except -1
+    void PyType_Modified(type cls)
+
 cdef const uint8_t *NOTHING = b""
+cdef object NO_SKIP = 0
+cdef PyMemberDef SKIP             # as long as its descriptor lives
 
 
 @cython.final
@@ -34,6 +54,11 @@ cdef class Reassembly:
     def __cinit__(self):
         self.data = NOTHING
         self.offset_ = -1
+        self.skip_ = <PyObject *>NO_SKIP
+        Py_INCREF(NO_SKIP)
+
+    def __dealloc__(self):
+        Py_DECREF(<object>self.skip_)
 
     def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1):
         if self.ready:
@@ -42,7 +67,7 @@ cdef class Reassembly:
         self.owner = bytes(data)
         self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
         self.length = len(self.owner)
-        self.skip_ = skip
+        set_skip(self, <int64_t>skip)
         self.flags = (PIECE_START if start else 0) | (PIECE_END if end else 0)
         self.seen_ = seen_ns
         self.offset_ = offset
@@ -51,11 +76,6 @@ cdef class Reassembly:
     def bytes(self):
         """The bytes, as a bytes object."""
         return bytes_of(self)
-
-    @property
-    def skip(self):
-        """Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."""
-        return self.skip_
 
     @property
     def start(self):
@@ -97,7 +117,31 @@ cdef class Reassembly:
         self.views -= 1
 
     def __repr__(self):
-        return f"Reassembly({bytes_of(self)!r}, skip={self.skip_}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
+        return f"Reassembly({bytes_of(self)!r}, skip={self.skip}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
+
+
+cdef int set_skip(Reassembly piece, int64_t skip) except -1:
+    cdef object number = skip
+    Py_INCREF(number)
+    Py_DECREF(<object>piece.skip_)
+    piece.skip_ = <PyObject *>number
+    return 0
+
+
+# `skip`, which streams read of every piece, is a slot that holds an object: the interpreter reads those without a call.
+cdef int add_skip() except -1:
+    cdef Reassembly any_piece = Reassembly()
+    SKIP.name = b"skip"
+    SKIP.type = T_OBJECT_EX
+    SKIP.offset = <char *>&any_piece.skip_ - <char *><void *>any_piece
+    SKIP.flags = READONLY
+    SKIP.doc = b"Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."
+    PyDict_SetItemString(<object>(<PyTypeObject *>Reassembly).tp_dict, SKIP.name, PyDescr_NewMember(Reassembly, &SKIP))
+    PyType_Modified(Reassembly)
+    return 0
+
+
+add_skip()
 
 
 # Made when they are asked for, once.
@@ -126,7 +170,8 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
     made.ready = True
     made.data = piece.data
     made.length = piece.size
-    made.skip_ = piece.skip
+    if piece.skip != 0:
+        set_skip(made, piece.skip)
     made.seen_ = piece.seen_ns
     made.offset_ = piece.offset
     made.flags = <uint8_t>piece.flags
@@ -148,3 +193,5 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
 cdef void empty(Reassembly piece) noexcept:
     piece.data, piece.length, piece.shared = NOTHING, 0, False
     piece.owner = piece.made = None
+    if piece.skip_ != <PyObject *>NO_SKIP:
+        set_skip(piece, 0)

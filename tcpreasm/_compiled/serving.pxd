@@ -21,7 +21,7 @@ cdef class Server:
     cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
     cdef Py_ssize_t out_count
     cdef Py_ssize_t out_room
-    cdef list single              # a piece by itself, empty between two calls, for _call_with_one; or None
+    cdef list single              # a piece by itself, empty between two calls, for call_with_one; or None
     cdef list gathered            # lists of pieces put aside for streams in the call at hand,
     cdef listed_s *gathered_for   # and for whom
     cdef size_t gathered_count
@@ -44,9 +44,6 @@ cdef class Server:
     cdef int _finish_native(self, const served_s *served) except -1
     cdef int _complete(self, const served_s *served, bint native) except -1
     cdef int _call(self, const served_s *served, bint last) except -1
-    cdef int _call_with_one(self, const served_s *served) except -1
-    cdef int _reassembled(self, const served_s *served, list pieces) except -1
-    cdef bint _has_gathered(self, const served_s *served) noexcept
 
     # coalesce
     cdef int _gather(self, connection_s *connection) except -1

@@ -154,14 +154,15 @@ cdef class Server:
             served.gatherer = 0
             self.pool_.own(connection)
             try:
-                if self.out_count == 1 and self.out.page == NULL and not self._has_gathered(served):
-                    self._call_with_one(served)
+                if self.out_count == 1 and self.out.page == NULL and not has_gathered(self, served):
+                    call_with_one(self, served)
                 else:
                     self._call(served, False)
             finally:
                 self.pool_.disown(connection)
         finally:
-            self._drop_pieces()  # those that no object could be made for
+            if self.out_count:
+                self._drop_pieces()  # those that no object could be made for
         return 0
 
     # `out` goes to a stream that its connection has let go of, and it is told that this was all.
@@ -220,50 +221,12 @@ cdef class Server:
             gathered = None
         try:
             if pieces:
-                self._reassembled(served, pieces)
+                call_reassembled(self, served, pieces)
         finally:
             settle(pieces)
             if last:
                 self._complete(served, False)
         return 0
-
-    # The same for a single piece that lies in the packet, which is what nearly every segment brings: the list and the piece of the last
-    # such call serve again, unless somebody keeps one of them or the list was changed.
-    cdef int _call_with_one(self, const served_s *served) except -1:
-        cdef Reassembly piece
-        self.out_count = 0
-        if self.single is None:
-            piece = Reassembly.__new__(Reassembly)
-            self.single = [piece]
-        else:
-            piece = <Reassembly>PyList_GET_ITEM(<PyObject *>self.single, 0)
-        cdef list pieces = self.single
-        try:
-            fill(piece, self.out, self.packet, self.shared)
-            self._reassembled(served, pieces)
-        finally:
-            if (
-                Py_REFCNT(<PyObject *>pieces) == 2
-                and PyList_GET_SIZE(<PyObject *>pieces) == 1
-                and PyList_GET_ITEM(<PyObject *>pieces, 0) == <PyObject *>piece
-                and Py_REFCNT(<PyObject *>piece) == 2
-            ):
-                empty(piece)
-            else:
-                self.single = piece = None  # neither counts as kept
-                settle(pieces)
-        return 0
-
-    cdef int _reassembled(self, const served_s *served, list pieces) except -1:
-        cdef PyObject *arguments[3]
-        cdef size_t count = 1 + (served.stream != NULL)
-        arguments[0], arguments[1], arguments[2] = NULL, <PyObject *>served.stream, <PyObject *>pieces
-        reassembled = <object>PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + REASSEMBLED)
-        PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
-        return 0
-
-    cdef bint _has_gathered(self, const served_s *served) noexcept:
-        return PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + GATHERED) != <PyObject *>None
 
     # -- what is put aside ------------------------------------------------------------------------------------------
 
@@ -331,6 +294,47 @@ cdef class Server:
                 return False
             self.pool_.wait_for(connection)
         return False
+
+
+cdef inline bint has_gathered(Server self, const served_s *served) noexcept:
+    return PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + GATHERED) != <PyObject *>None
+
+
+cdef inline int call_reassembled(Server self, const served_s *served, list pieces) except -1:
+    cdef PyObject *arguments[3]
+    cdef size_t count = 1 + (served.stream != NULL)
+    reassembled = <object>PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + REASSEMBLED)
+    arguments[0], arguments[1], arguments[2] = NULL, <PyObject *>served.stream, <PyObject *>pieces
+    PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+    return 0
+
+
+# _call for a single piece that lies in the packet, which is what nearly every segment brings: the list and the piece of the last such
+# call serve again, unless somebody keeps one of them or the list was changed.
+cdef inline int call_with_one(Server self, const served_s *served) except -1:
+    cdef Reassembly piece
+    self.out_count = 0
+    if self.single is None:
+        piece = piece_of(self.out, self.packet, self.shared)
+        self.single = [piece]
+    else:
+        piece = <Reassembly>PyList_GET_ITEM(<PyObject *>self.single, 0)
+        fill(piece, self.out, self.packet, self.shared)
+    cdef list pieces = self.single
+    try:
+        call_reassembled(self, served, pieces)
+    finally:
+        if (
+            Py_REFCNT(<PyObject *>pieces) == 2
+            and PyList_GET_SIZE(<PyObject *>pieces) == 1
+            and PyList_GET_ITEM(<PyObject *>pieces, 0) == <PyObject *>piece
+            and Py_REFCNT(<PyObject *>piece) == 2
+        ):
+            empty(piece)
+        else:
+            self.single = piece = None  # neither counts as kept
+            settle(pieces)
+    return 0
 
 
 # A piece that somebody keeps holds its own bytes from then on, not a page or a part of something bigger.
