@@ -648,7 +648,10 @@ def holder_left(how: str, left: Any) -> Any:
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(
     "how",
-    "list iterator piece view bytes frame cleared longer replaced raises nothing".split() + ["other type", "list with another"],
+    [
+        *("list", "iterator", "piece", "view", "bytes", "frame", "raises", "list with another"),
+        *("cleared", "longer", "replaced", "other type", "nothing"),
+    ],
 )
 def test_11_a_list_of_one_is_the_streams(tcpreasm: ModuleType, how: str, batched: bool) -> None:
     """Objects may serve again for the next call only where the stream has left nothing that tells: neither may what it keeps change, nor

@@ -89,7 +89,6 @@ cdef int make_stream_by_name(Engine engine, connection_s *connection, uint32_t a
 cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
 
-
 cdef class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 

@@ -4,31 +4,34 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t
 
 from .pages cimport PageCache, return_page
 
 __all__ = ["Reassembly"]
 
-cdef extern from "structmember.h":
+cdef extern from *:
+    """
+    #include <structmember.h>
+
+    #define tcpreasm_skip_offset(piece) ((char *)&(piece)->skip_ - (char *)(piece))
+    """
     ctypedef struct PyMemberDef:
         const char *name
         int type
         Py_ssize_t offset
         int flags
         const char *doc
-    int T_OBJECT_EX, READONLY
-
-cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         PyObject *tp_dict
+    int T_OBJECT_EX, READONLY
+    Py_ssize_t skip_offset "tcpreasm_skip_offset"(Reassembly piece)
     object PyDescr_NewMember(type cls, PyMemberDef *member)
     int PyDict_SetItemString(object names, const char *name, object value) except -1
     void PyType_Modified(type cls)
 
 cdef const uint8_t *NOTHING = b""
-cdef object NO_SKIP = 0
+cdef object NO_SKIP = 0           # of nearly every piece
 cdef PyMemberDef SKIP             # as long as its descriptor lives
 
 
@@ -54,11 +57,7 @@ cdef class Reassembly:
     def __cinit__(self):
         self.data = NOTHING
         self.offset_ = -1
-        self.skip_ = <PyObject *>NO_SKIP
-        Py_INCREF(NO_SKIP)
-
-    def __dealloc__(self):
-        Py_DECREF(<object>self.skip_)
+        self.skip_ = NO_SKIP
 
     def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1):
         if self.ready:
@@ -67,7 +66,7 @@ cdef class Reassembly:
         self.owner = bytes(data)
         self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
         self.length = len(self.owner)
-        set_skip(self, <int64_t>skip)
+        self.skip_ = <int64_t>skip
         self.flags = (PIECE_START if start else 0) | (PIECE_END if end else 0)
         self.seen_ = seen_ns
         self.offset_ = offset
@@ -117,15 +116,7 @@ cdef class Reassembly:
         self.views -= 1
 
     def __repr__(self):
-        return f"Reassembly({bytes_of(self)!r}, skip={self.skip}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
-
-
-cdef int set_skip(Reassembly piece, int64_t skip) except -1:
-    cdef object number = skip
-    Py_INCREF(number)
-    Py_DECREF(<object>piece.skip_)
-    piece.skip_ = <PyObject *>number
-    return 0
+        return f"Reassembly({bytes_of(self)!r}, skip={self.skip_}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
 
 
 # `skip`, which streams read of every piece, is a slot that holds an object: the interpreter reads those without a call.
@@ -133,7 +124,7 @@ cdef int add_skip() except -1:
     cdef Reassembly any_piece = Reassembly()
     SKIP.name = b"skip"
     SKIP.type = T_OBJECT_EX
-    SKIP.offset = <char *>&any_piece.skip_ - <char *><void *>any_piece
+    SKIP.offset = skip_offset(any_piece)
     SKIP.flags = READONLY
     SKIP.doc = b"Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."
     PyDict_SetItemString(<object>(<PyTypeObject *>Reassembly).tp_dict, SKIP.name, PyDescr_NewMember(Reassembly, &SKIP))
@@ -170,8 +161,8 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
     made.ready = True
     made.data = piece.data
     made.length = piece.size
-    if piece.skip != 0:
-        set_skip(made, piece.skip)
+    if piece.skip != 0 or made.skip_ is not NO_SKIP:
+        made.skip_ = piece.skip
     made.seen_ = piece.seen_ns
     made.offset_ = piece.offset
     made.flags = <uint8_t>piece.flags
@@ -193,5 +184,3 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
 cdef void empty(Reassembly piece) noexcept:
     piece.data, piece.length, piece.shared = NOTHING, 0, False
     piece.owner = piece.made = None
-    if piece.skip_ != <PyObject *>NO_SKIP:
-        set_skip(piece, 0)

@@ -315,13 +315,11 @@ cdef inline int call_with_one(Server self, const served_s *served) except -1:
     cdef Reassembly piece
     self.out_count = 0
     if self.single is None:
-        piece = piece_of(self.out, self.packet, self.shared)
-        self.single = [piece]
-    else:
-        piece = <Reassembly>PyList_GET_ITEM(<PyObject *>self.single, 0)
-        fill(piece, self.out, self.packet, self.shared)
+        self.single = [Reassembly.__new__(Reassembly)]
     cdef list pieces = self.single
+    piece = <Reassembly>PyList_GET_ITEM(<PyObject *>pieces, 0)
     try:
+        fill(piece, self.out, self.packet, self.shared)
         call_reassembled(self, served, pieces)
     finally:
         if (

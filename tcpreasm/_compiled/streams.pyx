@@ -185,7 +185,7 @@ cdef class Pieces:
                     raise OverflowError("a piece of 4 GiB and more")
                 out.data = piece.data
                 out.size = <uint32_t>piece.length
-                out.skip = <object>piece.skip_
+                out.skip = piece.skip_
                 out.seen_ns = piece.seen_
                 out.offset = piece.offset_
                 out.flags = piece.flags
