@@ -617,7 +617,7 @@ class Holder:
         elif self.how == "cleared":
             reassemblies.clear()
         elif self.how == "longer":
-            reassemblies.append(r)
+            reassemblies.append("another")
         elif self.how == "replaced":
             reassemblies[0] = self.package.Reassembly(b"another", skip=7)
         elif self.how == "other type":
@@ -625,6 +625,9 @@ class Holder:
         elif self.how == "list with another":
             reassemblies[0] = self.package.Reassembly(b"another", skip=7)
             self.left.append(reassemblies)
+        elif self.how == "piece, replaced":
+            reassemblies[0] = "another"
+            self.left.append(r)
         elif self.how == "raises":
             raise RuntimeError("the stream's")
 
@@ -649,7 +652,7 @@ def holder_left(how: str, left: Any) -> Any:
 @pytest.mark.parametrize(
     "how",
     [
-        *("list", "iterator", "piece", "view", "bytes", "frame", "raises", "list with another"),
+        *("list", "iterator", "piece", "view", "bytes", "frame", "raises", "list with another", "piece, replaced"),
         *("cleared", "longer", "replaced", "other type", "nothing"),
     ],
 )
@@ -694,6 +697,19 @@ def test_11_views_are_read_only(tcpreasm: ModuleType) -> None:
         with pytest.raises(TypeError):
             view[:] = bytes(len(view))
     assert [bytes(r) for r in rig.recorder.kept] == [b"", b"abc", b"early"]
+
+
+@pytest.mark.parametrize("how", ["list", "piece"])
+def test_11_a_kept_piece_does_not_keep_the_batch(tcpreasm: ModuleType, how: str) -> None:
+    holder = Holder(how, tcpreasm)
+    first, second, third = frame(999, flags=SYN), frame(1000, b"abc"), frame(1003, b"def")
+    buffer = first + second + third
+    ends = list(itertools.accumulate([len(first), len(second), len(third)]))
+    references = sys.getrefcount(buffer)
+    with tcpreasm.Assembler(tcpreasm.StreamPool(holder)) as assembler:
+        assembler.assemble_batch(buffer, [0, *ends[:-1]], [len(first), len(second), len(third)], [0, 0, 0])
+        assert sys.getrefcount(buffer) == references
+    assert len(holder.left) == 1
 
 
 def test_11_kept_pieces_do_not_keep_pages_for_ever(tcpreasm: ModuleType) -> None:
