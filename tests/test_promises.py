@@ -585,6 +585,108 @@ def test_11_what_is_kept_stays_what_it_was(tcpreasm: ModuleType, how: str) -> No
     del garbage
 
 
+class Holder:
+    """A stream that leaves something behind in the middle of its calls, which bring one piece each."""
+
+    def __init__(self, how: str, package: ModuleType) -> None:
+        self.how = how
+        self.package = package
+        self.got: list[tuple[bytes, int, int]] = []  # of each piece: bytes, skip, capture time
+        self.left: list[Any] = []
+
+    def new(self, net_flow: Any, transport_flow: Any) -> Holder:
+        return self
+
+    def reassembled(self, reassemblies: list[Any]) -> None:
+        (r,) = reassemblies
+        self.got.append((bytes(memoryview(r)), r.skip, r.seen_ns))
+        if len(self.got) % 3:
+            return
+        if self.how == "list":
+            self.left.append(reassemblies)
+        elif self.how == "iterator":
+            self.left.append(iter(reassemblies))
+        elif self.how == "piece":
+            self.left.append(r)
+        elif self.how == "view":
+            self.left.append(memoryview(r))
+        elif self.how == "bytes":
+            self.left.append(r.bytes)
+        elif self.how == "frame":
+            self.left.append(sys._getframe())
+        elif self.how == "cleared":
+            reassemblies.clear()
+        elif self.how == "longer":
+            reassemblies.append("another")
+        elif self.how == "replaced":
+            reassemblies[0] = self.package.Reassembly(b"another", skip=7)
+        elif self.how == "other type":
+            reassemblies[0] = "another"
+        elif self.how == "list with another":
+            reassemblies[0] = self.package.Reassembly(b"another", skip=7)
+            self.left.append(reassemblies)
+        elif self.how == "piece, replaced":
+            reassemblies[0] = "another"
+            self.left.append(r)
+        elif self.how == "raises":
+            raise RuntimeError("the stream's")
+
+    def reassembly_complete(self) -> None:
+        pass
+
+
+def holder_left(how: str, left: Any) -> Any:
+    """The bytes of what a Holder left behind."""
+    if how in ("list", "iterator", "list with another"):
+        (left,) = left
+    elif how == "frame":
+        (left,) = left.f_locals["reassemblies"]
+    elif how == "raises":
+        while left.__traceback__.tb_next:
+            left = left.with_traceback(left.__traceback__.tb_next)
+        (left,) = left.__traceback__.tb_frame.f_locals["reassemblies"]
+    return bytes(left)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("list", "iterator", "piece", "view", "bytes", "frame", "raises", "list with another", "piece, replaced"),
+        *("cleared", "longer", "replaced", "other type", "nothing"),
+    ],
+)
+def test_11_a_list_of_one_is_the_streams(tcpreasm: ModuleType, how: str, batched: bool) -> None:
+    """Objects may serve again for the next call only where the stream has left nothing that tells: neither may what it keeps change, nor
+    what it does to a list come back in a later one."""
+    holder = Holder(how, tcpreasm)
+    texts = [bytes([65 + index]) * (index + 1) for index in range(12)]
+    frames, seq = [frame(999, flags=SYN)], 1000
+    for index, text in enumerate(texts):
+        seq += 5 if index == 6 else 0
+        frames.append(frame(seq, text))
+        seq += len(text)
+    errors: list[BaseException] = []
+    with tcpreasm.Assembler(tcpreasm.StreamPool(holder)) as assembler:
+        for at, each in enumerate(frames):
+            try:
+                if batched:
+                    assembler.assemble_batch(each, [0], [len(each)], [at])
+                else:
+                    assembler.assemble_frame(each, timestamp_ns=at)
+                assembler.flush_with_options(tcpreasm.FlushOptions(t=None))
+            except RuntimeError as error:
+                errors.append(error)
+    del frames, each
+    gc.collect()
+    assert holder.got == [(b"", 0, 0)] + [(text, 5 * (index == 6), index + 1) for index, text in enumerate(texts)]
+    kept = errors if how == "raises" else holder.left
+    if how in ("cleared", "longer", "replaced", "other type", "nothing"):
+        assert kept == []
+    else:
+        assert [holder_left(how, left) for left in kept] == [b"another" if how == "list with another" else text for text in texts[1::3]]
+
+
 def test_11_views_are_read_only(tcpreasm: ModuleType) -> None:
     rig = opened(tcpreasm, recorder=Recorder(keep=True))
     rig.segment(1003, b"early")
@@ -595,6 +697,19 @@ def test_11_views_are_read_only(tcpreasm: ModuleType) -> None:
         with pytest.raises(TypeError):
             view[:] = bytes(len(view))
     assert [bytes(r) for r in rig.recorder.kept] == [b"", b"abc", b"early"]
+
+
+@pytest.mark.parametrize("how", ["list", "piece"])
+def test_11_a_kept_piece_does_not_keep_the_batch(tcpreasm: ModuleType, how: str) -> None:
+    holder = Holder(how, tcpreasm)
+    first, second, third = frame(999, flags=SYN), frame(1000, b"abc"), frame(1003, b"def")
+    buffer = first + second + third
+    ends = list(itertools.accumulate([len(first), len(second), len(third)]))
+    references = sys.getrefcount(buffer)
+    with tcpreasm.Assembler(tcpreasm.StreamPool(holder)) as assembler:
+        assembler.assemble_batch(buffer, [0, *ends[:-1]], [len(first), len(second), len(third)], [0, 0, 0])
+        assert sys.getrefcount(buffer) == references
+    assert len(holder.left) == 1
 
 
 def test_11_kept_pieces_do_not_keep_pages_for_ever(tcpreasm: ModuleType) -> None:

@@ -38,6 +38,8 @@ __all__ = ["AssemblerBase"]
 cdef int64_t SPAN_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
 
+cdef object ETHERNET = 1          # the link type of nearly every frame, as the compiler's and the interpreter's small int
+
 cdef int[GROUP] IN_ORDER
 for number in range(GROUP):
     IN_ORDER[number] = number
@@ -152,7 +154,7 @@ cdef class AssemblerBase(Flusher):
         cdef size_t length, on_wire
         cdef int verdict, link
         text.seen_ns = as_ns(timestamp, timestamp_ns)
-        link = <int>bounded_int("linktype", "an int", linktype)
+        link = 1 if linktype is ETHERNET else <int>bounded_int("linktype", "an int", linktype)
         on_wire = 0
         if wire_length is not None:
             on_wire = <size_t>bounded_int("wire_length", "an int or None", wire_length)

@@ -4,7 +4,8 @@ The functions work on connection_s; the class opens it to Python callers.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.object cimport Py_TYPE, descrsetfunc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -14,13 +15,22 @@ from ..flow import ConnectionKey, Flow
 
 __all__ = ["Connection"]
 
-cdef extern from "Python.h":
-    object PyType_GenericAlloc(object cls, Py_ssize_t items)
+cdef extern from *:
+    """
+    #include <structmember.h>
 
-# The descriptors of Flow's slots: to set one through them is what object.__setattr__ does once it has found it.
-cdef object RAW_SRC = Flow.raw_src
-cdef object RAW_DST = Flow.raw_dst
-cdef descrsetfunc SET_RAW = Py_TYPE(RAW_SRC).tp_descr_set
+    /* Its slots hold nothing yet, not even NULL, and the garbage collector does not know of it. */
+    #define tcpreasm_new_untracked(type) PyObject_GC_New(PyObject, (PyTypeObject *)(type))
+    """
+    ctypedef struct PyMemberDef:
+        Py_ssize_t offset
+    ctypedef struct PyMemberDescrObject:
+        PyMemberDef *d_member
+    object new_untracked "tcpreasm_new_untracked"(object cls)
+
+# Where in a Flow its two slots lie.
+cdef Py_ssize_t RAW_SRC = (<PyMemberDescrObject *>Flow.raw_src).d_member.offset
+cdef Py_ssize_t RAW_DST = (<PyMemberDescrObject *>Flow.raw_dst).d_member.offset
 
 
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil:
@@ -60,11 +70,14 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil:
     return oldest
 
 
-# Flow(src, dst), without the checks: twice for each new stream.
+# Flow(src, dst), without the checks: twice for each new stream. It refers to bytes and ints only, so that no cycle can go through it: the
+# garbage collector is spared it.
 cdef object flow_of(object src, object dst):
-    flow = PyType_GenericAlloc(Flow, 0)
-    SET_RAW(RAW_SRC, flow, src)
-    SET_RAW(RAW_DST, flow, dst)
+    flow = new_untracked(Flow)
+    Py_INCREF(src)
+    Py_INCREF(dst)
+    (<PyObject **>(<char *><PyObject *>flow + RAW_SRC))[0] = <PyObject *>src
+    (<PyObject **>(<char *><PyObject *>flow + RAW_DST))[0] = <PyObject *>dst
     return flow
 
 

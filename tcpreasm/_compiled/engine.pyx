@@ -66,8 +66,6 @@ from .streams cimport NativeStream
 from .._log import Log
 from ..stats import COUNTERS, DROP_REASONS
 
-ctypedef bint (*ignores_bytes_f)(void *stream) noexcept nogil
-
 cdef extern from *:
     const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
 
@@ -83,17 +81,26 @@ cdef enum:
 
 cdef const uint8_t *NOTHING = b""
 
+assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
+
 _log = Log("tcpreasm.assembly")
+
+ctypedef bint (*ignores_bytes_f)(void *stream) noexcept nogil
+ctypedef int (*make_stream_f)(void *engine, connection_s *connection, uint32_t at_stake) except -1 nogil
 
 
 cdef bint ignores_bytes_by_name(NativeStream stream) noexcept nogil:
     return stream.ignores_bytes
 
 
+cdef int make_stream_by_name(Engine engine, connection_s *connection, uint32_t at_stake) except -1:
+    return engine._make_stream(connection, at_stake)
+
+
 # The same for a borrowed pointer: without the GIL no reference can be counted.
 cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
-
-assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
+# To be called right after _take_gil, as what serving.pyx calls then.
+cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
 
 cdef class Engine(Server):
@@ -168,8 +175,7 @@ cdef class Engine(Server):
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
         if not self.pool_.counts:
             self._take_gil()
-            with gil:
-                self._make_stream(connection, at_stake)
+            make_stream(<void *>self, connection, at_stake)
         self.counts[STREAMS_OPENED] += 1
         return 0
 

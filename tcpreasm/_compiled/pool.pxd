@@ -173,7 +173,9 @@ cdef class StreamPoolBase:
     cdef int64_t late_ns          # capture time of the oldest thing that was held since, and seen before listed_high
     cdef int64_t seen_bound       # no open connection was last seen before this, as far as is known without looking
     cdef list served              # PER_STREAM entries for each stream, which lie side by side; None in free slots
-    cdef list free_slots
+    cdef uint32_t *free_slots     # a stack; there is room for all slots
+    cdef uint32_t free_slot_count
+    cdef size_t free_slot_room
     cdef void **caches            # page caches of the assembler that serve the pool; a reference to each
     cdef size_t cache_count
     cdef uint32_t assemblers      # that it ever had
@@ -226,6 +228,7 @@ cdef class StreamPoolBase:
     # With the lock: the streams of some connections, or NULLs, are fetched from memory.
     cdef void prefetch_streams(self, connection_s **connections, int count) noexcept nogil
 
+    cdef uint32_t _new_slot(self) except? 0
     cdef int _lock(self, unsigned long me) except -1
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
     cdef int _grow(self) except -1 nogil

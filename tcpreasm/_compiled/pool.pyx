@@ -104,6 +104,8 @@ cdef extern from *:
     void *allocate_big "tcpreasm_allocate_big"(size_t size) noexcept nogil
     void free_big "tcpreasm_free_big"(void *memory, size_t size) noexcept nogil
 
+cdef tuple NO_STREAM = (None,) * PER_STREAM
+
 _memory_log = Log("tcpreasm.memory")
 
 
@@ -114,7 +116,7 @@ cdef class StreamPoolBase:
     def __cinit__(self, *args, **keywords):
         self.table.secret0 = int.from_bytes(os.urandom(8), "little")
         self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
-        self.served, self.free_slots = [], []
+        self.served = []
         self.condition = threading.Condition()
         self.seen_bound = self.late_ns = UNKNOWN_BOUND
         self.listed_high = -UNKNOWN_BOUND
@@ -153,6 +155,7 @@ cdef class StreamPoolBase:
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)
         PyMem_RawFree(self.listed)
+        PyMem_RawFree(self.free_slots)
         if self.table.slots != NULL:
             free_big(self.table.slots, (self.table.mask + 1) * sizeof(slot_s))
         for i in range(self.table.slab_count):
@@ -356,10 +359,11 @@ cdef class StreamPoolBase:
         cdef list served = self.served
         cdef uint32_t slot
         cdef size_t at
-        if not self.free_slots:
-            self.free_slots.append(len(served) // PER_STREAM)
-            served += [None] * PER_STREAM
-        slot = self.free_slots.pop()
+        if self.free_slot_count:
+            self.free_slot_count -= 1
+            slot = self.free_slots[self.free_slot_count]
+        else:
+            slot = self._new_slot()
         at = <size_t>slot * PER_STREAM
         served[at + STREAM] = stream
         if native:
@@ -376,12 +380,26 @@ cdef class StreamPoolBase:
         connection.has |= NATIVE if native else PYTHON
         return 0
 
+    # With room for it among the free ones.
+    cdef uint32_t _new_slot(self) except? 0:
+        cdef uint32_t slot = <uint32_t>(len(self.served) // PER_STREAM)
+        cdef size_t room = max(<size_t>64, <size_t>slot * 2)
+        cdef uint32_t *grown
+        if slot == self.free_slot_room:
+            grown = <uint32_t *>PyMem_RawRealloc(self.free_slots, room * sizeof(uint32_t))
+            if grown == NULL:
+                raise MemoryError()
+            self.free_slots, self.free_slot_room = grown, room
+        self.served.extend(NO_STREAM)
+        return slot
+
     cdef int free_slot(self, uint32_t slot) except -1:
         cdef size_t at = <size_t>slot * PER_STREAM
         cdef size_t i
         for i in range(PER_STREAM):
             self.served[at + i] = None
-        self.free_slots.append(slot)
+        self.free_slots[self.free_slot_count] = slot
+        self.free_slot_count += 1
         return 0
 
     cdef int list_waiting(self, connection_s *connection) except -1 nogil:

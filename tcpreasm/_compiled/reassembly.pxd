@@ -36,13 +36,13 @@ cdef class LentPage:              # what a piece owns whose bytes lie in a page:
 cdef class Reassembly:
     cdef const uint8_t *data        # `length` bytes; never NULL
     cdef Py_ssize_t length
-    cdef int64_t skip_              # missing bytes right before this piece; -1 where their number is unknown
     cdef int64_t seen_              # capture time, ns
     cdef int64_t offset_            # where data[0] stands in the capture; -1 unknown
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move
     cdef uint8_t flags              # PIECE_
     cdef uint8_t ready              # made: bytes, once there, stay
     cdef uint8_t shared             # nobody should keep the owner for this piece: other things lie in it too, or it is a page
+    cdef object skip_               # an int: missing bytes right before this piece; -1 where their number is unknown
     cdef object owner               # what data lies in, or None
     cdef bytes made                 # the bytes object that .bytes gave out, or None
 
@@ -53,3 +53,7 @@ cdef int settle_piece(Reassembly piece) except -1
 # The piece as an object. A page in it is lent, and belongs to the object from then on: it is gone from the piece. Other bytes lie in the
 # owner; None: in memory that its owner may change, so that they are copied.
 cdef Reassembly piece_of(piece_s *piece, object owner, bint shared)
+
+# The same into an object that is new or empty. The opposite, for one that nobody else has.
+cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except -1
+cdef void empty(Reassembly piece) noexcept

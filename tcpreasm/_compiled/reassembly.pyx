@@ -3,13 +3,36 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t
 
 from .pages cimport PageCache, return_page
 
 __all__ = ["Reassembly"]
 
+cdef extern from *:
+    """
+    #include <structmember.h>
+
+    #define tcpreasm_skip_offset(piece) ((char *)&(piece)->skip_ - (char *)(piece))
+    """
+    ctypedef struct PyMemberDef:
+        const char *name
+        int type
+        Py_ssize_t offset
+        int flags
+        const char *doc
+    ctypedef struct PyTypeObject:
+        PyObject *tp_dict
+    int T_OBJECT_EX, READONLY
+    Py_ssize_t skip_offset "tcpreasm_skip_offset"(Reassembly piece)
+    object PyDescr_NewMember(type cls, PyMemberDef *member)
+    int PyDict_SetItemString(object names, const char *name, object value) except -1
+    void PyType_Modified(type cls)
+
 cdef const uint8_t *NOTHING = b""
+cdef object NO_SKIP = 0           # of nearly every piece
+cdef PyMemberDef SKIP             # as long as its descriptor lives
 
 
 @cython.final
@@ -34,6 +57,7 @@ cdef class Reassembly:
     def __cinit__(self):
         self.data = NOTHING
         self.offset_ = -1
+        self.skip_ = NO_SKIP
 
     def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1):
         if self.ready:
@@ -42,7 +66,7 @@ cdef class Reassembly:
         self.owner = bytes(data)
         self.data = <const uint8_t *>PyBytes_AS_STRING(self.owner)
         self.length = len(self.owner)
-        self.skip_ = skip
+        self.skip_ = <int64_t>skip
         self.flags = (PIECE_START if start else 0) | (PIECE_END if end else 0)
         self.seen_ = seen_ns
         self.offset_ = offset
@@ -51,11 +75,6 @@ cdef class Reassembly:
     def bytes(self):
         """The bytes, as a bytes object."""
         return bytes_of(self)
-
-    @property
-    def skip(self):
-        """Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."""
-        return self.skip_
 
     @property
     def start(self):
@@ -100,6 +119,22 @@ cdef class Reassembly:
         return f"Reassembly({bytes_of(self)!r}, skip={self.skip_}, start={self.start}, end={self.end}, seen_ns={self.seen_})"
 
 
+# `skip`, which streams read of every piece, is a slot that holds an object: the interpreter reads those without a call.
+cdef int add_skip() except -1:
+    cdef Reassembly any_piece = Reassembly()
+    SKIP.name = b"skip"
+    SKIP.type = T_OBJECT_EX
+    SKIP.offset = skip_offset(any_piece)
+    SKIP.flags = READONLY
+    SKIP.doc = b"Missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0."
+    PyDict_SetItemString(<object>(<PyTypeObject *>Reassembly).tp_dict, SKIP.name, PyDescr_NewMember(Reassembly, &SKIP))
+    PyType_Modified(Reassembly)
+    return 0
+
+
+add_skip()
+
+
 # Made when they are asked for, once.
 cdef bytes bytes_of(Reassembly piece):
     if piece.made is None:
@@ -117,11 +152,17 @@ cdef int settle_piece(Reassembly piece) except -1:
 
 cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
     cdef Reassembly made = Reassembly.__new__(Reassembly)
+    fill(made, piece, owner, shared)
+    return made
+
+
+cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except -1:
     cdef LentPage lent
     made.ready = True
     made.data = piece.data
     made.length = piece.size
-    made.skip_ = piece.skip
+    if piece.skip != 0 or made.skip_ is not NO_SKIP:
+        made.skip_ = piece.skip
     made.seen_ = piece.seen_ns
     made.offset_ = piece.offset
     made.flags = <uint8_t>piece.flags
@@ -137,4 +178,9 @@ cdef Reassembly piece_of(piece_s *piece, object owner, bint shared):
         else:
             made.owner = owner
             made.shared = shared
-    return made
+    return 0
+
+
+cdef void empty(Reassembly piece) noexcept:
+    piece.data, piece.length, piece.shared = NOTHING, 0, False
+    piece.owner = piece.made = None

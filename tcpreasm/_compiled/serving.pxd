@@ -21,6 +21,7 @@ cdef class Server:
     cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
     cdef Py_ssize_t out_count
     cdef Py_ssize_t out_room
+    cdef list single              # a piece by itself, empty between two calls, for call_with_one; or None
     cdef list gathered            # lists of pieces put aside for streams in the call at hand,
     cdef listed_s *gathered_for   # and for whom
     cdef size_t gathered_count

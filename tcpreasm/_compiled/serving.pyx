@@ -10,13 +10,16 @@ from cpython.object cimport PyObject
 from .connection cimport NATIVE, OPEN, SERVED, connection_s, owner_of, served_s
 from .pages cimport return_page
 from .pool cimport COMPLETE, GATHERED, PER_STREAM, REASSEMBLED, listed_s
-from .reassembly cimport Reassembly, piece_of, piece_s, settle_piece
+from .reassembly cimport Reassembly, empty, fill, piece_of, piece_s, settle_piece
 from .streams cimport NativeStream
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
     PyObject *PyList_GET_ITEM(PyObject *list, Py_ssize_t i)
+    Py_ssize_t PyList_GET_SIZE(PyObject *list)
+    const size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    object PyObject_Vectorcall(object function, PyObject **arguments, size_t count, PyObject *names)
     ctypedef struct PyThreadState
     PyThreadState *PyGILState_GetThisThreadState() noexcept nogil
     void PyEval_RestoreThread(PyThreadState *state) noexcept nogil
@@ -151,11 +154,15 @@ cdef class Server:
             served.gatherer = 0
             self.pool_.own(connection)
             try:
-                self._call(served, False)
+                if self.out_count == 1 and self.out.page == NULL and not has_gathered(self, served):
+                    call_with_one(self, served)
+                else:
+                    self._call(served, False)
             finally:
                 self.pool_.disown(connection)
         finally:
-            self._drop_pieces()  # those that no object could be made for
+            if self.out_count:
+                self._drop_pieces()  # those that no object could be made for
         return 0
 
     # `out` goes to a stream that its connection has let go of, and it is told that this was all.
@@ -214,11 +221,7 @@ cdef class Server:
             gathered = None
         try:
             if pieces:
-                reassembled = self.pool_.served[at + REASSEMBLED]
-                if served.stream != NULL:
-                    reassembled(<object>served.stream, pieces)
-                else:
-                    reassembled(pieces)
+                call_reassembled(self, served, pieces)
         finally:
             settle(pieces)
             if last:
@@ -291,6 +294,45 @@ cdef class Server:
                 return False
             self.pool_.wait_for(connection)
         return False
+
+
+cdef inline bint has_gathered(Server self, const served_s *served) noexcept:
+    return PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + GATHERED) != <PyObject *>None
+
+
+cdef inline int call_reassembled(Server self, const served_s *served, list pieces) except -1:
+    cdef PyObject *arguments[3]
+    cdef size_t count = 1 + (served.stream != NULL)
+    reassembled = <object>PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + REASSEMBLED)
+    arguments[0], arguments[1], arguments[2] = NULL, <PyObject *>served.stream, <PyObject *>pieces
+    PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+    return 0
+
+
+# _call for a single piece that lies in the packet, which is what nearly every segment brings: the list and the piece of the last such
+# call serve again, unless somebody keeps one of them or the list was changed.
+cdef inline int call_with_one(Server self, const served_s *served) except -1:
+    cdef Reassembly piece
+    self.out_count = 0
+    if self.single is None:
+        self.single = [Reassembly.__new__(Reassembly)]
+    cdef list pieces = self.single
+    piece = <Reassembly>PyList_GET_ITEM(<PyObject *>pieces, 0)
+    try:
+        fill(piece, self.out, self.packet, self.shared)
+        call_reassembled(self, served, pieces)
+    finally:
+        if (
+            Py_REFCNT(<PyObject *>pieces) == 2
+            and PyList_GET_SIZE(<PyObject *>pieces) == 1
+            and PyList_GET_ITEM(<PyObject *>pieces, 0) == <PyObject *>piece
+            and Py_REFCNT(<PyObject *>piece) == 2
+        ):
+            empty(piece)
+        else:
+            self.single = piece = None  # neither counts as kept
+            settle(pieces)
+    return 0
 
 
 # A piece that somebody keeps holds its own bytes from then on, not a page or a part of something bigger.
