@@ -18,7 +18,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 from capture_bytes import epb, idb, shb, tsresol
-from conftest import NAMES, REPOSITORY
+from conftest import REPOSITORY
 from cores import load
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +44,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_buffered_pages_per_connection": 9},
     {"max_buffered_pages_total": 60, "hole_timeout": 0.05},
 ]
+_numbers = itertools.count()
 FIELDS = ("length", "skipped", "gap_count", "started", "ended", "complete", "first_seen_ns", "last_seen_ns")
 
 
@@ -157,13 +158,16 @@ class Made:
             raise Told
 
     def file(self, *flows: Any) -> Any:
-        path = self.folder / f"{self.package.implementation} {id(self)} {len(self.streams)}"
+        path = self.folder / f"stream {next(_numbers)}"
         return self.package.FileStream(*flows, path=path, pool=self.files, fill_gaps=True)
 
     def told(self, source: Any = None) -> list[Any]:
         """Of each stream, in the order in which they were made. The bytes of a SpanStream are read where there is a source."""
         self.files.close()
-        return [(key, type(stream).__name__, *[getattr(stream, name) for name in FIELDS], self.rest(stream, source)) for key, stream in self.streams]
+        return [
+            (key, type(stream).__name__, *[getattr(stream, name) for name in FIELDS], self.rest(stream, source))
+            for key, stream in self.streams
+        ]
 
     def rest(self, stream: Any, source: Any) -> Any:
         package = self.package
@@ -269,8 +273,9 @@ def test_the_captures_have_what_they_are_for(both: Both, tmp_path: Path) -> None
         run.assembler.assemble_capture(capture_of(early(1)))
         stats = run.assembler.stats
         assert min(stats.page_requests, stats.conflicting, stats.bytes_skipped, *map(stats.dropped.get, ("overlapping", "after_end"))) > 100
-        assert max(len(one.data) for one in early(1)) > 60_000
-        assert any(one.wire > len(one.data) for one in early(1))
+    frames = [one for seed in range(4) for one in early(seed)]
+    assert max(len(one.data) for one in frames) > 60_000
+    assert any(one.wire > len(one.data) for one in frames)
 
 
 @cache
@@ -339,11 +344,13 @@ def test_threads_give_the_same(tmp_path: Path, folder: Path, kind: str, source: 
     assert run.state() == state
 
 
-SEGMENTS = st.tuples(st.integers(0, 9000), st.sampled_from(SIZES[:-1]), st.booleans(), st.sampled_from([0, 0, 0, 1, 700]), st.sampled_from([0, 0, 0, 0, FIN]))
+SEGMENTS = st.tuples(
+    st.integers(0, 9000), st.sampled_from(SIZES[:-1]), st.booleans(), st.sampled_from([0, 0, 0, 1, 700]), st.sampled_from([0, 0, 0, 0, FIN])
+)
 TEXT = random.Random(5).randbytes(16_000)
 
 
-@examples(120)
+@examples(40)
 @given(
     segments=st.lists(SEGMENTS, min_size=2, max_size=25),
     isn=st.sampled_from([0, 2**31 - 20, 2**32 - 4000]),
@@ -351,7 +358,12 @@ TEXT = random.Random(5).randbytes(16_000)
     again_at=st.integers(0, 25),
 )
 def test_any_early_segments(
-    both: Both, tmp_path_factory: pytest.TempPathFactory, segments: list[tuple[int, int, bool, int, int]], isn: int, limit: int, again_at: int
+    both: Both,
+    tmp_path_factory: pytest.TempPathFactory,
+    segments: list[tuple[int, int, bool, int, int]],
+    isn: int,
+    limit: int,
+    again_at: int,
 ) -> None:
     """The hole before all of them is filled at some time, by one byte."""
     sent = [(0, b"", SYN, 0)]
@@ -424,7 +436,7 @@ def halves(seed: int) -> tuple[list[Captured], list[Captured]]:
 def test_what_is_held_outlives_its_file(both: Both, tmp_path: Path, kind: str, lost: str, after: str) -> None:
     """Bytes come out right, and all is counted but conflicts with what cannot be read any more."""
     lose, is_there = LOST[lost]
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         first, second = halves(seed)
         runs = [Run(package, kind, tmp_path, hole_timeout=None) for package in both]
         for run in runs:
@@ -491,7 +503,7 @@ def test_a_conflict_is_counted_where_the_file_can_be_read(tmp_path: Path, lost: 
 @pytest.mark.parametrize("after", NEXT)
 @pytest.mark.parametrize("kind", ["counted", "mixed"])
 def test_what_is_held_outlives_the_bytes_object(both: Both, tmp_path: Path, kind: str, after: str) -> None:
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         first, second = halves(seed)
         runs = [Run(package, kind, tmp_path, hole_timeout=None) for package in both]
         for run in runs:
@@ -512,14 +524,11 @@ def test_what_is_held_outlives_the_bytes_object(both: Both, tmp_path: Path, kind
 
 
 def descriptors(path: Path) -> int:
-    """How many of this process are on that file."""
-    gc.collect()
+    """How many of this process are on that file, or on those of that folder."""
     count = 0
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(OSError):  # the folder's own
             count += os.readlink(f"/proc/self/fd/{name}").startswith(str(path))
-        except OSError:
-            pass  # the folder's own
     return count
 
 
@@ -555,10 +564,8 @@ def test_a_bytes_object_is_let_go_of_with_what_was_held(tmp_path: Path, kind: st
     before = sys.getrefcount(content)
     run = Run(load("compiled"), kind, tmp_path, hole_timeout=None)
     run.assembler.assemble_capture(content, flush=False)
-    gc.collect()
     assert sys.getrefcount(content) == before + 1
     ENDINGS[ending](run)
-    gc.collect()
     assert sys.getrefcount(content) == before
 
 
@@ -589,7 +596,7 @@ def test_nothing_is_held_when_all_was_flushed(tmp_path: Path, source: str, threa
     assert sys.getrefcount(content) == before
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["capture", "assembler", "pool"]))
+@pytest.mark.parametrize("order", [*itertools.permutations(["capture", "assembler", "pool"])])
 @pytest.mark.parametrize("source", ["path", "bytes"])
 def test_everything_is_let_go_of_in_any_order(tmp_path: Path, source: str, order: tuple[str, ...]) -> None:
     """The capture is in the middle, and nothing was flushed or closed."""
@@ -610,7 +617,6 @@ def test_everything_is_let_go_of_in_any_order(tmp_path: Path, source: str, order
         for name in order:
             assert sys.getrefcount(content) > before or descriptors(path) > 0
             del objects[name]
-            gc.collect()
         assert descriptors(path) == 0
         assert sys.getrefcount(content) == before
 
@@ -669,18 +675,16 @@ def test_without_descriptors_bytes_are_copied(tmp_path: Path) -> None:
     assert int(in_a_child(script, str(tmp_path / "capture"))) <= 5
 
 
-@pytest.mark.parametrize("kind", ["counted", "spans"])
-def test_memory_that_waiting_takes(tmp_path: Path, kind: str) -> None:
+def test_memory_that_waiting_takes(tmp_path: Path) -> None:
     """A file of a hundred megabytes, and all of it waits for the first byte."""
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the address sanitizer keeps what was freed: what a process holds at most says nothing under it")
     path = tmp_path / "capture"
-    size, count = 60_000, 1700
+    size = 60_000
+    head = bytearray(capture_of([Captured(START_NS, frame(2, bytes(size)), 54 + size)])[24 : 24 + 16 + 54])
     with path.open("wb") as file:
         file.write(capture_of([Captured(START_NS, frame(0, b"", SYN), 54)]))
-        for nth in range(count):
-            record = capture_of([Captured(START_NS + nth, frame(2 + nth * size, bytes(size)), 54 + size)]) if nth == 0 else record
-            head = bytearray(record[24 : 24 + 16 + 54])
+        for nth in range(1700):
             head[16 + 38 : 16 + 42] = (2 + nth * size).to_bytes(4, "big")
             file.write(head)
             file.seek(size, os.SEEK_CUR)  # zeros that take no room
@@ -692,7 +696,8 @@ def test_memory_that_waiting_takes(tmp_path: Path, kind: str) -> None:
             def reassembled(self, pieces): pass
             def reassembly_complete(self): pass
         factory = {"counted": tcpreasm.ByteCountStream, "spans": lambda *flows: tcpreasm.SpanStream(*flows)}.get(sys.argv[2], Stream)
-        options = tcpreasm.AssemblerOptions(hole_timeout=None, max_gap=None)
+        unlimited = {"max_buffered_pages_total": 0, "max_buffered_pages_per_connection": 0}
+        options = tcpreasm.AssemblerOptions(hole_timeout=None, max_gap=None, **unlimited)
         assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory), options)
         def high():
             with open("/proc/self/status") as file:
@@ -705,9 +710,9 @@ def test_memory_that_waiting_takes(tmp_path: Path, kind: str) -> None:
         assert assembler.stats.bytes_delivered == 102_000_000
         print(high() - before)
         """
-    copied, marked = (int(in_a_child(script, str(path), each)) for each in ("python", kind))
+    copied, counted, spans = (int(in_a_child(script, str(path), kind)) for kind in ("python", "counted", "spans"))
     assert copied > 100_000
-    assert marked < copied / 4
+    assert max(counted, spans) < copied / 4
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------------
@@ -808,7 +813,7 @@ def noting(errors: list[int], run: Run) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("source", ["path", "bytes", "pcapng"])
-@pytest.mark.parametrize("raises", [0, 1, 5])
+@pytest.mark.parametrize("raises", [0, 1, 2])
 def test_exceptions_and_flushes_in_the_middle(both: Both, tmp_path: Path, source: str, raises: int) -> None:
     """A few records at a time, with what is held flushed now and then, and a stream among the others that raises."""
     for seed in range(3):

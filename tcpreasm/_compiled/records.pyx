@@ -301,6 +301,9 @@ cdef class RecordReader:
 
     cdef void release(self) noexcept:
         self.held = False
+        if self.ended and self.origin != NULL:    # whoever looks at it after the end does not keep its file open
+            let_go_of_origin(self.origin)
+            self.origin = NULL
 
     cdef int parse(self, frame_s *frames, int room) noexcept nogil:
         cdef int count = self.again_count - self.again_at
