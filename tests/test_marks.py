@@ -754,18 +754,17 @@ def test_another_assembler_gives_out_what_one_holds(both: Both, tmp_path: Path, 
         results = []
         for package in both:
             run = Run(package, kind, tmp_path, hole_timeout=None)
-            other = package.Assembler(run.pool, package.AssemblerOptions(hole_timeout=None))
             run.assembler.assemble_capture(SOURCES[source](tmp_path, first), flush=False)
             if source == "path":
                 (tmp_path / "capture").unlink()
-            if gone:
-                del run.assembler
-                gc.collect()
-            run.assembler = other
+            kept = [] if gone else [run.assembler]
+            del run.assembler
+            other = run.assembler = package.Assembler(run.pool, package.AssemblerOptions(hole_timeout=None))
             run.frames(second)
             other.flush_all()
             results.append((run.made.told(), run.state(("bytes_held", "pages_used"))))
             assert other.stats.connections == 0
+            assert [assembler.stats.pages_used for assembler in kept] == [0] * len(kept)
         assert results[0] == results[1]
         assert descriptors(tmp_path / "capture") == 0
 
