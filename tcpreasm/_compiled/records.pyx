@@ -249,7 +249,7 @@ cdef class RecordReader:
         self.piece = b""
         self.limit = MAX_RECORD_BYTES
         self.need = 1
-        if source.data is not None and source.position == len(head):
+        if type(source.data) is bytes and source.position == len(head):
             self.in_place = True
             self.fetch_limit = len(source.data)
             self.block = block_of(source.data, len(head))
