@@ -145,6 +145,7 @@ class Made:
         self.factory: Any = package.ByteCountStream if kind == "counted" else self.new
         self.raises = 0
         self.calls = 0
+        self.also: Callable[[], Any] | None = None
 
     def new(self, net_flow: Any, transport_flow: Any) -> Any:
         kind = self.kinds[transport_flow.src % len(self.kinds)]
@@ -155,6 +156,8 @@ class Made:
 
     def called(self) -> None:
         self.calls += 1
+        if self.also is not None:
+            self.also()
         if self.raises and self.calls % self.raises == 0:
             raise Told
 
@@ -862,3 +865,27 @@ def test_exceptions_and_flushes_in_the_middle(both: Both, tmp_path: Path, source
             assert bool(errors) == bool(raises)
         assert results[0] == results[1]
         assert descriptors(tmp_path / "capture") == 0
+
+
+@pytest.mark.parametrize("source", ["path", "bytes"])
+def test_a_callback_flushes_what_the_assembler_at_work_holds(both: Both, tmp_path: Path, source: str) -> None:
+    """By another assembler of the pool, in the middle of the capture."""
+    results = []
+    for package in both:
+        run = Run(package, "mixed", tmp_path, hole_timeout=None)
+        other = package.Assembler(run.pool)
+        flushed: list[tuple[int, int]] = []
+
+        def flush(run: Run = run, other: Any = other, flushed: list[tuple[int, int]] = flushed) -> None:
+            run.made.also = None  # what it leads to calls back, too
+            flushed.append(other.flush_older_than(START_NS / NS + 0.2))
+            run.made.also = flush
+
+        run.made.also = flush
+        run.assembler.assemble_capture(SOURCES[source](tmp_path, early(1)), flush=False)
+        run.made.also = None
+        other.flush_all()
+        assert sum(count for count, _ in flushed) > 3
+        results.append((run.made.told(), run.state(("bytes_held", "pages_used")), flushed, other.stats.bytes_delivered))
+    assert results[0] == results[1]
+    assert descriptors(tmp_path) == 0
