@@ -96,7 +96,6 @@ cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
 assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
 
 
-
 cdef class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 
