@@ -102,7 +102,6 @@ cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
 # To be called right after _take_gil, as what serving.pyx calls then.
 cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
-
 cdef class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 

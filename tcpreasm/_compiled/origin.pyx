@@ -5,6 +5,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
+from posix.resource cimport RLIMIT_NOFILE, getrlimit, rlim_t, rlimit
 from posix.unistd cimport close, pread
 
 cdef extern from *:
@@ -28,10 +29,19 @@ cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_
     return origin
 
 
+# Of the descriptors that the process may have. The others are for those who cannot do without: the captures that come next are opened.
+cdef bint is_in_lower_half(int fd) noexcept:
+    cdef rlimit most
+    return getrlimit(RLIMIT_NOFILE, &most) != 0 or <rlim_t>fd < most.rlim_cur // 2
+
+
 cdef origin_s *origin_of_file(int fd, int64_t base) noexcept:
     cdef origin_s *origin = new_origin(-base)
     if origin != NULL:
         origin.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+        if origin.fd >= 0 and not is_in_lower_half(origin.fd):
+            close(origin.fd)
+            origin.fd = -1
         if origin.fd < 0:
             PyMem_RawFree(origin)
             origin = NULL

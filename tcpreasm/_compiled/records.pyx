@@ -249,7 +249,7 @@ cdef class RecordReader:
         self.piece = b""
         self.limit = MAX_RECORD_BYTES
         self.need = 1
-        if source.data is not None and source.position == len(head):
+        if type(source.data) is bytes and source.position == len(head):
             self.in_place = True
             self.fetch_limit = len(source.data)
             self.block = block_of(source.data, len(head))
@@ -301,6 +301,9 @@ cdef class RecordReader:
 
     cdef void release(self) noexcept:
         self.held = False
+        if self.ended and self.origin != NULL:    # whoever looks at it after the end does not keep its file open
+            let_go_of_origin(self.origin)
+            self.origin = NULL
 
     cdef int parse(self, frame_s *frames, int room) noexcept nogil:
         cdef int count = self.again_count - self.again_at
