@@ -586,6 +586,16 @@ def test_a_file_is_let_go_of_with_what_was_held(tmp_path: Path, kind: str, endin
     assert descriptors(path) == 0
 
 
+def test_a_capture_that_is_closed_before_its_end_is_let_go_of(tmp_path: Path) -> None:
+    tcpreasm = load("compiled")
+    path = written(tmp_path / "capture", capture_of(held() + held(20_000, bytes(60_000))[1:]))
+    run = Run(tcpreasm, "counted", tmp_path, hole_timeout=None)
+    with tcpreasm.open_capture(path) as capture:
+        assert run.assembler.assemble_records(capture.records, 2) == 2
+        run.assembler.flush_all()
+    assert descriptors(path) == 0
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", ["counted", "BytesStream", "DigestStream", "FileStream", "subclass of SpanStream"])
 def test_a_bytes_object_is_let_go_of_with_what_was_held(tmp_path: Path, kind: str, ending: str) -> None:

@@ -137,6 +137,7 @@ cdef class RecordReader:
 
     # What looks like a record's beginning, the first one in the SEARCH_BYTES from p on; NULL: none. Only a guess, for what is asked for.
     cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil
+    cdef void let_go(self) noexcept     # of the origin
     cdef int harm(self, Block block, size_t at, int damage, uint64_t value) noexcept nogil
     cdef bint read_more(self) except -1
     cdef int make_room(self) except -1

@@ -260,8 +260,11 @@ cdef class RecordReader:
             self.fd = source.fileno()
 
     def __dealloc__(self):
-        if self.origin != NULL:
-            let_go_of_origin(self.origin)
+        self.let_go()
+
+    def close(self):
+        """Nobody will ask for more. What waits in the capture has a hold of its own on it."""
+        self.let_go()
 
     def __iter__(self):
         return self
@@ -301,7 +304,11 @@ cdef class RecordReader:
 
     cdef void release(self) noexcept:
         self.held = False
-        if self.ended and self.origin != NULL:    # whoever looks at it after the end does not keep its file open
+        if self.ended:            # whoever looks at it after the end does not keep its file open
+            self.let_go()
+
+    cdef void let_go(self) noexcept:
+        if self.origin != NULL:
             let_go_of_origin(self.origin)
             self.origin = NULL
 
@@ -412,9 +419,8 @@ cdef class RecordReader:
         return <Py_ssize_t>have
 
     cdef origin_s *origin_for(self, int64_t base):
-        if self.origin != NULL and self.origin_base != base:
-            let_go_of_origin(self.origin)
-            self.origin = NULL
+        if self.origin_base != base:
+            self.let_go()
         if self.origin == NULL:
             self.origin_base = base
             if self.in_place:

@@ -44,6 +44,10 @@ class _Records(ABC):
         self._notes: dict[str, int] = {}
         self._frames = self._read(head)
 
+    def close(self) -> None:
+        """Nobody will ask for more: lets go of what was read."""
+        self._frames = iter(())
+
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
 

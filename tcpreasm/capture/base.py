@@ -122,4 +122,5 @@ class FileCapture(Capture):
 
     def close(self) -> None:
         self._closed = True
+        self._records.close()
         self._stream.close()
