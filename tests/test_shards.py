@@ -828,6 +828,26 @@ def test_ctrl_c_while_others_are_in_callbacks(tmp_path: Path, size: int) -> None
     assert (status, told) == (0, "interrupted\n"), told
 
 
+@pytest.mark.parametrize("implementation", NAMES)
+def test_ctrl_c_while_a_pipe_is_silent(data: Path, implementation: str) -> None:
+    """What had come through it is given out."""
+    script = """
+        import os
+        source, sink = os.pipe()
+        content = open(sys.argv[1], "rb").read()
+        assert os.write(sink, content) == len(content)
+        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream))
+        threading.Timer(0.5, print, ("ready",), {"flush": True}).start()
+        try:
+            assembler.assemble_capture(os.fdopen(source, "rb"), threads=2)
+        except KeyboardInterrupt:
+            assert assembler.stats.streams_opened == assembler.stats.streams_closed > 0, assembler.stats
+            print("interrupted")
+    """
+    status, told = child(implementation, script, str(data / "http.pcap"))
+    assert (status, told) == (0, "interrupted\n"), told
+
+
 # -- the core's Shards themselves -----------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,7 @@ cdef class Shards:
     cdef int64_t base             # of offsets
     cdef bint coalesce
     cdef bint at_once             # blocks are read by several threads
+    cdef bint by_first            # all reading is the first one's: a pipe may be silent, and signals are heard in the main thread
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t changed   # anything below
     cdef entry_s ring[MAX_RING]

@@ -90,6 +90,7 @@ cdef class Shards:
         self.coalesce = coalesce
         self.base = base
         self.at_once = records.can_read_at
+        self.by_first = not records.can_read_at and not records.in_place
         self.size = BLOCKS_A_SHARD * self.count
         self.last = -1
         self.position = self.read_from = records.block.offset + <int64_t>records.block.end
@@ -170,7 +171,7 @@ cdef class Shards:
                 if mine.number == next_ and mine.ready:
                     claimed = NULL
                     break
-                if claimed.number < 0 and self.last < 0:
+                if claimed.number < 0 and self.last < 0 and (shard == 0 or not self.by_first):
                     claimed.number = self.claimed
                     claimed.ready = False
                     claimed.left = self.count
