@@ -25,7 +25,7 @@ WAYS = ("file", "memory")
 
 
 def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CC", "cc"))
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 def compiler() -> str:
@@ -43,8 +43,8 @@ def build() -> Path:
         part = program.with_suffix(f".{os.getpid()}")
         try:
             subprocess.run([*command, "-o", str(part), str(SOURCE)], check=True)
-        except OSError as error:
-            raise RuntimeError(f"the floor needs a C compiler, and {command[0]} is none: {error}") from error
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise RuntimeError(f"the floor needs a C compiler, and {command[0]} is none that does: {error}") from error
         part.replace(program)
     return program
 

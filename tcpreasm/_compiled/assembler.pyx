@@ -41,8 +41,9 @@ cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
 cdef object ETHERNET = 1          # the link type of nearly every frame, as the compiler's and the interpreter's small int
 
 cdef int[GROUP] IN_ORDER
-for number in range(GROUP):
-    IN_ORDER[number] = number
+cdef int position
+for position in range(GROUP):
+    IN_ORDER[position] = position
 
 cdef tuple VERDICT_OF = tuple(Verdict)
 assert len(VERDICT_OF) == VERDICTS

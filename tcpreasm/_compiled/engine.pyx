@@ -78,6 +78,8 @@ cdef enum:
     SYN_REACH = 1 << 24           # a SYN that comes late lies at most so many bytes before the data that overtook it
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
+    FORGET_AT_ONCE = 16           # closed connections that a new one may erase: what has piled up delays no packet much
+    MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
 cdef const uint8_t *NOTHING = b""
 
@@ -144,7 +146,7 @@ cdef class Engine(Server):
             if not opens:
                 connection = NULL
                 break
-            self.pool_.forget_closed_before(self._forget_before())
+            self.pool_.forget_closed_before(self._forget_before(), FORGET_AT_ONCE)
             if not self.pool_.is_ready():
                 self.pool_.make_ready()
             connection = self.pool_.take(key, hash, seen_ns)
@@ -540,22 +542,27 @@ cdef class Engine(Server):
         cdef page_s *last = NULL
         cdef page_s *page
         cdef uint32_t size
-        while True:
-            size = <uint32_t>min(end - position, <int64_t>PAGE_SIZE)
-            if origin != NULL:
-                page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
-            else:
-                page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
-                hold_bytes(page, text.data + position, size)
-            page.seq = text.seq + <uint32_t>position
-            if last == NULL:
-                first = page
-            else:
-                last.next, page.prev = page, last
-            last = page
-            position += PAGE_SIZE
-            if position >= end:
-                break
+        cdef bint whole = False
+        try:
+            while not whole:
+                size = <uint32_t>min(end - position, <int64_t>PAGE_SIZE)
+                if origin != NULL and size >= MARKED_FROM:
+                    page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
+                else:
+                    page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
+                    hold_bytes(page, text.data + position, size)
+                page.seq = text.seq + <uint32_t>position
+                if last == NULL:
+                    first = page
+                else:
+                    last.next, page.prev = page, last
+                last = page
+                position += PAGE_SIZE
+                whole = position >= end
+        finally:
+            while not whole and first != NULL:  # no memory for the next one
+                page, first = first, first.next
+                give_back_page(page)
         push_between(pages, prev, next_, first, last)
         return last
 

@@ -11,7 +11,7 @@ from libc.stdlib cimport qsort
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
 from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
 from .engine cimport Engine
-from .pool cimport hash_of, listed_s, prefetch_slot
+from .pool cimport ENDLESS, hash_of, listed_s, prefetch_slot
 from .sequence cimport difference
 
 cdef extern from *:
@@ -48,7 +48,7 @@ cdef class Flusher(Engine):
         cdef int64_t idle_ns = self._expiry(self.idle_timeout_ns)
         cdef int64_t start_ns = self._expiry(self.start_wait_ns)
         try:
-            self.pool_.forget_closed_before(self._forget_before())
+            self.pool_.forget_closed_before(self._forget_before(), ENDLESS)
             if self.pool_.seen_bound < idle_ns:
                 self._walk_all(held_ns, idle_ns, start_ns, flushed, closed)
             else:

@@ -15,7 +15,7 @@ cdef struct origin_s:
     int fd                        # its own, on that file
 
 
-# NULL where there is no memory, or half of the file descriptors that the process may have are in use: then bytes are copied.
+# NULL where some captures are kept already, or the system has no more memory or file descriptors: then bytes are copied.
 cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_offset)
 cdef origin_s *origin_of_file(int fd, int64_t base) noexcept
 

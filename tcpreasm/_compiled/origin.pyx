@@ -5,7 +5,6 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
-from posix.resource cimport RLIMIT_NOFILE, getrlimit, rlim_t, rlimit
 from posix.unistd cimport close, pread
 
 cdef extern from *:
@@ -14,36 +13,44 @@ cdef extern from *:
         ACQ_REL "__ATOMIC_ACQ_REL"
 
 
-cdef origin_s *new_origin(int64_t start) noexcept:
-    cdef origin_s *origin = <origin_s *>PyMem_RawMalloc(sizeof(origin_s))
-    if origin != NULL:
-        origin.references, origin.start, origin.owner, origin.fd = 1, start, NULL, -1
+cdef enum:
+    MOST_FILES = 8                # that origins keep open at once, and
+    MOST_MEMORIES = 2             # captures that they keep in memory: who sends the packets decides how long something in them waits
+
+cdef int64_t files = 0, memories = 0              # touched by atomic operations alone
+
+
+# None where there are as many of the kind already.
+cdef origin_s *new_origin(int64_t start, int64_t *of_kind, int64_t most) noexcept:
+    cdef origin_s *origin = NULL
+    if add(of_kind, 1, ACQ_REL) <= most:
+        origin = <origin_s *>PyMem_RawMalloc(sizeof(origin_s))
+    if origin == NULL:
+        add(of_kind, -1, ACQ_REL)
+        return NULL
+    origin.references, origin.start, origin.owner, origin.fd = 1, start, NULL, -1
     return origin
 
 
+cdef void free_origin(origin_s *origin, int64_t *of_kind) noexcept nogil:
+    PyMem_RawFree(origin)
+    add(of_kind, -1, ACQ_REL)
+
+
 cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_offset):
-    cdef origin_s *origin = new_origin(<int64_t>first - first_offset)
+    cdef origin_s *origin = new_origin(<int64_t>first - first_offset, &memories, MOST_MEMORIES)
     if origin != NULL:
         Py_INCREF(owner)
         origin.owner = <void *>owner
     return origin
 
 
-# Of the descriptors that the process may have. The others are for those who cannot do without: the captures that come next are opened.
-cdef bint is_in_lower_half(int fd) noexcept:
-    cdef rlimit most
-    return getrlimit(RLIMIT_NOFILE, &most) != 0 or <rlim_t>fd < most.rlim_cur // 2
-
-
 cdef origin_s *origin_of_file(int fd, int64_t base) noexcept:
-    cdef origin_s *origin = new_origin(-base)
+    cdef origin_s *origin = new_origin(-base, &files, MOST_FILES)
     if origin != NULL:
-        origin.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
-        if origin.fd >= 0 and not is_in_lower_half(origin.fd):
-            close(origin.fd)
-            origin.fd = -1
+        origin.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)  # not one of those that belong to the terminal
         if origin.fd < 0:
-            PyMem_RawFree(origin)
+            free_origin(origin, &files)
             origin = NULL
     return origin
 
@@ -58,9 +65,10 @@ cdef void let_go_of_origin(origin_s *origin) noexcept nogil:
     if origin.owner != NULL:
         with gil:
             Py_DECREF(<object>origin.owner)
+        free_origin(origin, &memories)
     else:
         close(origin.fd)
-    PyMem_RawFree(origin)
+        free_origin(origin, &files)
 
 
 cdef const uint8_t *bytes_in_origin(const origin_s *origin, int64_t offset, uint32_t size, uint8_t *buffer) noexcept nogil:

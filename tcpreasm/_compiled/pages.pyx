@@ -81,11 +81,11 @@ cdef class PageCache:
         state.chunks = chunks
         headers = np.empty(<size_t>count * sizeof(page_s) + CACHE_LINE, np.uint8)
         buffers = None if state.has_marks else np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
-        self.memory.append((headers, buffers))
         chunk = &chunks[state.chunk_count]
         chunk.pages = <page_s *>aligned(headers.ctypes.data)
         chunk.bytes = NULL if buffers is None else <uint8_t *>aligned(buffers.ctypes.data)
         chunk.free, chunk.count, chunk.made, chunk.out = NULL, count, 0, 0
+        self.memory.append((headers, buffers))  # no Python code runs from here on
         state.current = state.chunk_count
         state.chunk_count += 1
         state.size += count
@@ -164,6 +164,8 @@ cdef class PageCache:
 
     def take(self, seen_ns):
         """An empty page that stands in no list."""
+        if self.state.has_marks:
+            raise TypeError("marks are taken by the core alone")
         return handle(take_page(&self.state, seen_ns, -1))
 
     def give_back(self, Page page not None):

@@ -50,6 +50,7 @@ cdef enum:
     FIRST_SLAB = 1024             # connections
     FIRST_SLAB_BITS = 10
     BOTH_DIRECTIONS = 0x7FFFFFFF  # the bits of a hash that both directions of a conversation have in common
+    ENDLESS = 0x7FFFFFFF
 
 
 cdef struct table_s:
@@ -78,6 +79,13 @@ cdef extern from *:
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
 
+    static inline uint64_t tcpreasm_half_word(const uint8_t *bytes)
+    {
+        uint32_t half;
+        memcpy(&half, bytes, 4);
+        return half;
+    }
+
     static inline uint64_t tcpreasm_word(const uint8_t *bytes)
     {
         uint64_t word;
@@ -95,7 +103,9 @@ cdef extern from *:
         return !p[36] || ((tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))) == 0;
     }
     """
+    const uint64_t MIXER "UINT64_C(0x9E3779B97F4A7C15)"
     uint64_t fold "tcpreasm_fold"(uint64_t a, uint64_t b) noexcept nogil
+    uint64_t half_word "tcpreasm_half_word"(const uint8_t *data) noexcept nogil
     uint64_t word "tcpreasm_word"(const uint8_t *data) noexcept nogil
     bint same_key "tcpreasm_same_key"(const void *a, const void *b) noexcept nogil
     int leading_zeros "__builtin_clz"(unsigned int number) noexcept nogil
@@ -104,17 +114,16 @@ cdef extern from *:
 
 # Symmetric but for the highest bit, which tells one direction from the other.
 cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
-    cdef uint64_t src, dst
+    cdef uint64_t src, dst, both
     if key.is_ipv6:
         src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1) + (<uint64_t>key.src_port << 32)
         dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1) + (<uint64_t>key.dst_port << 32)
     else:
-        src = word(&key.src[0]) << 16 | key.src_port
-        dst = word(&key.dst[0]) << 16 | key.dst_port
-    return (
-        (<uint32_t>(fold(min(src, dst) ^ table.secret0, max(src, dst) ^ table.secret1) >> 16) & BOTH_DIRECTIONS)
-        | (<uint32_t>(src < dst) << 31)
-    )
+        src = half_word(&key.src[0]) << 16 | key.src_port
+        dst = half_word(&key.dst[0]) << 16 | key.dst_port
+    # The second product: consecutive addresses and ports would lie at regular distances in one, and fill runs of slots.
+    both = fold(min(src, dst) ^ table.secret0, max(src, dst) ^ table.secret1)
+    return (<uint32_t>(fold(both ^ table.secret1, MIXER) >> 16) & BOTH_DIRECTIONS) | (<uint32_t>(src < dst) << 31)
 
 cdef inline connection_s *connection_at(const table_s *table, uint32_t number) noexcept nogil:
     cdef uint32_t index = number - 1
@@ -181,6 +190,7 @@ cdef class StreamPoolBase:
     cdef uint32_t assemblers      # that it ever had
     cdef uint64_t requests
     cdef int waiters              # threads that wait for a connection's owner
+    cdef uint32_t owned           # connections that have one
     cdef object condition         # what they wait on
     cdef bint log
 
@@ -217,8 +227,9 @@ cdef class StreamPoolBase:
     cdef void remove(self, connection_s *connection) noexcept nogil
     cdef void free_removed(self, connection_s *connection) noexcept nogil
     cdef bint forget(self, connection_s *connection, int64_t before_ns) noexcept nogil
-    cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil
-    # All of them, each when it is met the next time.
+    # Of these, `most` at the most: the oldest.
+    cdef void forget_closed_before(self, int64_t before_ns, uint32_t most) noexcept nogil
+    # All of them but those that are being served. They count as forgotten at once, and are erased by and by.
     cdef void forget_all_closed(self) noexcept nogil
     cdef bint _is_forgotten(self, const connection_s *connection) noexcept nogil
     # The clock was set back: nothing was closed later than now.

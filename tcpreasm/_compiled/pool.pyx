@@ -209,11 +209,13 @@ cdef class StreamPoolBase:
 
     cdef void own(self, connection_s *connection) noexcept nogil:
         connection.stream.served.owner = self.holder
+        self.owned += 1
         self.unlock()
 
     cdef int disown(self, connection_s *connection) except -1:
         self._lock(connection.stream.served.owner)
         connection.stream.served.owner = 0
+        self.owned -= 1
         if self.waiters:
             with self.condition:
                 self.condition.notify_all()
@@ -222,6 +224,7 @@ cdef class StreamPoolBase:
     cdef int disown_without_gil(self, connection_s *connection) except -1 nogil:
         self.lock_without_gil()
         connection.stream.served.owner = 0
+        self.owned -= 1
         if self.waiters:
             with gil, self.condition:
                 self.condition.notify_all()
@@ -472,11 +475,14 @@ cdef class StreamPoolBase:
             connection = connection.newer
 
     cdef void forget_all_closed(self) noexcept nogil:
-        self.has_forgotten, self.forgotten = True, self.serial
+        if self.owned:            # one that is being served may be closed already, and stays
+            self.forget_closed_before(UNKNOWN_BOUND, ENDLESS)
+        else:
+            self.has_forgotten, self.forgotten = True, self.serial
 
-    cdef void forget_closed_before(self, int64_t before_ns) noexcept nogil:
-        while self.closed.oldest != NULL and self.forget(self.closed.oldest, before_ns):
-            pass
+    cdef void forget_closed_before(self, int64_t before_ns, uint32_t most) noexcept nogil:
+        while most and self.closed.oldest != NULL and self.forget(self.closed.oldest, before_ns):
+            most -= 1
         if self.closed.oldest == NULL or not self._is_forgotten(self.closed.oldest):
             self.has_forgotten = False  # before the numbers wrap around
 
@@ -527,7 +533,7 @@ cdef class StreamPoolBase:
     def forget_closed(self, before_ns):
         """Connections that were closed before before_ns are forgotten. Looks at the oldest only."""
         self.lock()
-        self.forget_closed_before(before_ns)
+        self.forget_closed_before(before_ns, ENDLESS)
         self.unlock()
 
 
