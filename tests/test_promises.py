@@ -974,6 +974,18 @@ def test_8_flush_all_forgets_what_was_closed_before_it_and_nothing_else(tcpreasm
     assert rig.segment(1000, b"new", fin=True) == []
 
 
+def test_8_a_stream_that_is_being_told_of_its_end_is_not_forgotten_by_a_flush(tcpreasm: ModuleType) -> None:
+    rig = opened(tcpreasm)
+    other = Rig(tcpreasm, rig.recorder, rig.pool)
+    rig.segment(999, b"old", syn=True, fin=True, ends=OTHER)
+    rig.recorder.plan["complete"] = other.assembler.flush_all
+    rig.segment(1000, b"abc", fin=True)
+    del rig.recorder.plan["complete"]
+    rig.taken()
+    assert rig.segment(1000, b"late") == []
+    assert rig.segment(1000, b"late", ends=OTHER)[:1] == [new(OTHER)]
+
+
 def inside_a_callback(rig: Rig, call: Callable[[], Any]) -> list[BaseException]:
     """Makes the call within `reassembled`; what it raised."""
     raised: list[BaseException] = []
