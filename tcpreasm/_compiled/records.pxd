@@ -133,7 +133,6 @@ cdef class RecordReader:
     cdef size_t fetch_limit         # which has so many bytes, read or not;
     cdef size_t begin_before        # how far the parse was when that happened last,
     cdef int64_t packets_before     # and with how many packets
-    cdef bint dense                 # the packets are short: parse itself asks for the bytes ahead
 
     # What looks like a record's beginning, the first one in the SEARCH_BYTES from p on; NULL: none. Only a guess, for what is asked for.
     cdef const uint8_t *find_record(self, const uint8_t *p) noexcept nogil

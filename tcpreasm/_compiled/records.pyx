@@ -7,8 +7,8 @@ Not here: opening, reading and decompressing (capture.source), and telling which
 
 Where the next record begins is known only when this one's length is there: a chain of memory accesses, each as slow as the memory. What
 was read from a file just now lies in the cache. Of a capture that lies in memory, each piece is gone through beforehand by several walks
-at once (`fetch_headers`), so that their waiting overlaps; where the packets are so short that most of the bytes are needed, the parse asks
-for those some way ahead instead. Neither has a say in what is parsed.
+at once (`fetch_headers`), so that their waiting overlaps; not where the packets are so short that most of the bytes are needed, which who
+decodes them asks for. It has no say in what is parsed.
 
 Multi-byte fields are put together from bytes: right at any alignment and byte order, and one load to the compiler.
 Source: draft-ietf-opsawg-pcap, and libpcap's sf-pcap.c for the variants; draft-ietf-opsawg-pcapng, section numbers of version 02.
@@ -120,14 +120,6 @@ cdef tuple _NOTES = (
     "a packet was left out: it names an interface that the file does not describe",
     "a packet was left out: it claims more bytes than its block has",
 )
-
-
-cdef inline void stream(const uint8_t *p) noexcept nogil:
-    # Ask for what lies some records behind p. The addresses need not be the buffer's.
-    prefetch(p + 1024)
-    prefetch(p + 1024 + 64)
-    prefetch(p + 1024 + 128)
-    prefetch(p + 1024 + 192)
 
 
 cdef inline uint32_t read32(const uint8_t *p, bint big) noexcept nogil:
@@ -482,11 +474,11 @@ cdef class RecordReader:
 cdef void fetch_ahead(RecordReader self) noexcept nogil:
     # The next FETCH_BYTES: once, behind what was fetched before. How dense the packets lie is taken from what was parsed meanwhile.
     cdef size_t at = self.block.begin
-    self.dense = (self.packets - self.packets_before) * DENSE_BYTES > <int64_t>(at - self.begin_before)
+    cdef bint dense = (self.packets - self.packets_before) * DENSE_BYTES > <int64_t>(at - self.begin_before)
     self.packets_before, self.begin_before = self.packets, at
     at = max(at, self.fetched)
     self.fetched = at + FETCH_BYTES
-    if not self.dense and at + FETCH_LEAD <= self.fetch_limit:  # a smaller rest is not worth it
+    if not dense and at + FETCH_LEAD <= self.fetch_limit:  # a smaller rest is not worth it
         fetch_headers(self, self.block.data + at, min(<size_t>FETCH_BYTES, self.fetch_limit - at - SEARCH_BYTES))
 
 
@@ -620,7 +612,6 @@ cdef inline int walk_pcap(
     cdef uint64_t limit = self.limit
     cdef uint64_t unit = self.unit
     cdef int32_t linktype = self.linktype
-    cdef bint dense = self.dense
     cdef int64_t offset = block.offset + header_bytes
     cdef frame_s *frame = frames
     cdef frame_s *last = frames + room
@@ -645,8 +636,6 @@ cdef inline int walk_pcap(
         if (seconds | fraction | length | wire_length) == 0:
             self.harm(block, at, ZEROS, 0)
             break
-        if dense:
-            stream(p)
         frame.data = p + header_bytes
         frame.seen_ns = <int64_t>(<uint64_t>seconds * NS + fraction * unit)
         frame.offset = offset + <int64_t>at
@@ -778,7 +767,6 @@ cdef inline int walk_pcapng(PcapngRecords self, Block block, frame_s *frames, in
     cdef frame_s *frame = frames
     cdef frame_s *last = frames + room
     cdef bint section_big = big
-    cdef bint dense = self.dense
     while frame != last and section_big == big:
         if end - at < 12:
             self.need = 12
@@ -810,8 +798,6 @@ cdef inline int walk_pcapng(PcapngRecords self, Block block, frame_s *frames, in
                 self.skipped = size
                 self.skipped_offset = offset + <int64_t>at
             break
-        if dense:
-            stream(p)
         if read32(p + size - 4, section_big) != size:
             self.harm(block, at, OTHER_TAIL, size)
             break
