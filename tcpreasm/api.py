@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
-from .clock import Timestamp, seconds_to_ns, to_ns
+from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
@@ -331,7 +331,7 @@ class Assembler(core.AssemblerBase):
         """`flush_older_than`, closing idle connections only if `options.close_all`. Without a time, everything counts as old."""
         if not isinstance(options, FlushOptions):
             raise TypeError(f"options are FlushOptions, not {type(options).__name__}: {options!r}")
-        return self.flush_ns(None if options.t is None else to_ns(options.t), options.close_all)
+        return self.flush_ns(None if options.t is None else to_ns(options.t, name="t"), options.close_all)
 
     def flush_all(self) -> int:
         """Give out everything and close every connection. Returns their number."""
@@ -441,7 +441,7 @@ def _captures(source: CaptureSource, linktype: int) -> Iterator[tuple[Capture, b
 
 
 def _is_frame(item: object) -> bool:
-    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (int, float)))
+    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and is_seconds(item[0]))
 
 
 class _FrameSource(Capture):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import DATA
-from recorder import SYN, Recorder, Rig, frame
+from recorder import ENDS, SYN, Recorder, Rig, frame, key_of
 
 HTTP = DATA / "http.pcap"
 SENT = sum(
@@ -169,6 +172,57 @@ def test_pool_and_options_are_checked(tcpreasm: ModuleType) -> None:
         tcpreasm.Assembler(tcpreasm.StreamPool(Recorder()), {})
     with pytest.raises(TypeError, match="a stream factory has a method new"):
         tcpreasm.StreamPool(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "ns"),
+    [
+        ({"timestamp_ns": np.int64(5)}, 5),
+        ({"timestamp_ns": np.uint64(2**62 - 1)}, 2**62 - 1),
+        ({"timestamp_ns": np.int8(-5)}, -5),
+        ({"timestamp": np.int64(5)}, 5_000_000_000),
+        ({"timestamp": np.float32(1.5)}, 1_500_000_000),
+        ({"timestamp": np.float32(0.1)}, 100_000_001),  # the float32 nearest to 0.1, to the nanosecond
+        ({"timestamp": np.float64(1.25)}, 1_250_000_000),
+        ({"timestamp": Fraction(1, 3)}, 333_333_333),
+    ],
+)
+def test_numbers_of_other_types_are_times(tcpreasm: ModuleType, given: dict[str, Any], ns: int) -> None:
+    syn = [("new", key_of()), ("reassembled", key_of(), [(b"", 0, True, False, ns)])]
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble(tcpreasm.Flow(ENDS[0], ENDS[2]), _syn(tcpreasm), **given)
+    assert rig.recorder.take() == syn
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble_frame(frame(1000, flags=SYN), **given)
+    assert rig.recorder.take() == syn
+
+
+def test_numbers_of_other_types_are_times_of_flushes_and_pairs(tcpreasm: ModuleType) -> None:
+    recorder = Recorder()
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recorder))
+    assembler.assemble_capture([(np.float32(2), frame(1000, flags=SYN)), (np.int64(3), frame(1005, b"abc"))], flush=False)
+    assert assembler.flush_older_than(np.int64(3)) == (0, 0)
+    assert assembler.flush_older_than(np.float32(3.5)) == (1, 1)
+    assert [call[0] for call in recorder.calls] == ["new", "reassembled", "reassembled", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"timestamp_ns": 1.5}, TypeError, "timestamp_ns is an int, not float: 1.5"),
+        ({"timestamp_ns": True}, TypeError, "timestamp_ns is an int, not bool: True"),
+        ({"timestamp_ns": np.array([1, 2])}, TypeError, "timestamp_ns is an int, not ndarray: array([1, 2])"),
+        ({"timestamp_ns": 2**62}, ValueError, f"timestamp_ns lies less than 2**62 ns from 1970, not at {2**62} ns"),
+        ({"timestamp": "now"}, TypeError, "timestamp is seconds or an aware datetime, not str: 'now'"),
+        ({"timestamp": False}, TypeError, "timestamp is seconds or an aware datetime, not bool: False"),
+        ({"timestamp": float("nan")}, ValueError, "timestamp is a finite number of seconds, not nan"),
+        ({"timestamp": 10**30}, ValueError, f"timestamp lies less than 2**62 ns from 1970, not at {10**39} ns"),
+        ({"timestamp": 1, "timestamp_ns": 1}, TypeError, "give timestamp or timestamp_ns, not both"),
+    ],
+)
+def test_wrong_times_are_named(tcpreasm: ModuleType, given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with Rig(tcpreasm).assembler as assembler, pytest.raises(error, match=f"^{re.escape(message)}$"):
+        assembler.assemble_frame(frame(1000, flags=SYN), **given)
 
 
 def test_closed_for_good(tcpreasm: ModuleType) -> None:
