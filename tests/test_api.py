@@ -225,6 +225,41 @@ def test_wrong_times_are_named(tcpreasm: ModuleType, given: dict[str, Any], erro
         assembler.assemble_frame(frame(1000, flags=SYN), **given)
 
 
+class Half:
+    """No stream: it lacks the second method."""
+
+    def reassembled(self, reassemblies: Any) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<half a stream>"
+
+
+@pytest.mark.parametrize("made", [None, 5, Half()])
+def test_what_a_factory_makes_is_a_stream(tcpreasm: ModuleType, made: Any) -> None:
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(lambda net_flow, transport_flow: made))
+    message = f"the factory gave {made!r} for 10.0.0.1:1234->10.0.0.2:80: a stream has reassembled() and reassembly_complete()"
+    for _ in range(2):  # the connection is gone, as where the factory raises
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            assembler.assemble_frame(frame(1000, b"abc", SYN), timestamp_ns=0)
+        assert len(assembler.pool) == 0
+    assert (assembler.stats.streams_opened, assembler.stats.dropped) == (0, {"factory_error": 6})
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        assembler.assemble_capture([(0, frame(1000, b"abc", SYN))])
+
+
+def test_an_attribute_error_of_a_factory_is_its_own(tcpreasm: ModuleType) -> None:
+    own = AttributeError("the factory's own")
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        raise own
+
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory))
+    with pytest.raises(AttributeError) as raised:
+        assembler.assemble_frame(frame(1000, b"abc", SYN), timestamp_ns=0)
+    assert raised.value is own
+    assert len(assembler.pool) == 0
+
+
 def test_closed_for_good(tcpreasm: ModuleType) -> None:
     rig = Rig(tcpreasm)
     rig.send(_syn(tcpreasm))
