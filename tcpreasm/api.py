@@ -19,7 +19,7 @@ from weakref import WeakSet
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
 from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
-from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
+from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions, check_bool
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
@@ -105,8 +105,8 @@ class Assembler(core.AssemblerBase):
         pool._assemblers.add(self)
         self._setup(
             pool,
-            max_buffered_pages_total=max(options.max_buffered_pages_total, 0),
-            max_buffered_pages_per_connection=max(options.max_buffered_pages_per_connection, 0),
+            max_buffered_pages_total=options.max_buffered_pages_total,
+            max_buffered_pages_per_connection=options.max_buffered_pages_per_connection,
             verify_checksums=options.verify_checksums,
             start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
             start_wait_ns=_wait_ns(options.start_wait),
@@ -151,6 +151,10 @@ class Assembler(core.AssemblerBase):
         """
         before = self.stats
         problems: list[str] = []
+        check_bool("flush", flush)
+        check_bool("coalesce", coalesce)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress is a callable or None, not {type(progress).__name__}: {progress!r:.80}")
         if _checked_threads(threads) > 1:
             self._assemble_sharded(source, linktype, flush, threads, coalesce, progress, problems)
             return self._summary(before, problems)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -148,6 +149,10 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("max_buffered_pages_total", "many", TypeError),
         ("max_buffered_pages_per_connection", 1.5, TypeError),
         ("max_buffered_pages_per_connection", True, TypeError),
+        ("max_buffered_pages_total", -1, ValueError),
+        ("max_buffered_pages_total", 10**30, ValueError),
+        ("max_buffered_pages_per_connection", -1, ValueError),
+        ("max_buffered_pages_per_connection", 2**31, ValueError),
         ("overlap", "whatever", ValueError),
         ("verify_checksums", "yes", TypeError),
         ("start_wait_segments", 0, ValueError),
@@ -163,6 +168,39 @@ def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: An
     with pytest.raises(error, match=option) as raised:
         tcpreasm.AssemblerOptions(**{option: value})
     assert repr(value) in str(raised.value)
+
+
+def test_options_at_the_ends_of_their_ranges(tcpreasm: ModuleType) -> None:
+    for pages in (0, 2**31 - 1):
+        rig = Rig(tcpreasm, max_buffered_pages_total=pages, max_buffered_pages_per_connection=pages, hole_timeout=np.float32(0.5))
+        rig.segment(1000, syn=True)
+        assert rig.segment(1005, b"held") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("t", "x", TypeError),
+        ("t", True, TypeError),
+        ("t", float("nan"), ValueError),
+        ("t", datetime(2024, 1, 1), ValueError),
+        ("close_all", 3, TypeError),
+        ("close_all", None, TypeError),
+    ],
+)
+def test_flush_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{option} is ") as raised:
+        tcpreasm.FlushOptions(**{option: value})
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("name", "value"), [("coalesce", "no"), ("flush", 0), ("progress", 5)])
+def test_arguments_of_a_capture_are_checked(tcpreasm: ModuleType, name: str, value: Any, threads: int) -> None:
+    with tcpreasm.Assembler(tcpreasm.StreamPool(Recorder())) as assembler:
+        with pytest.raises(TypeError, match=f"^{name} is .* not {type(value).__name__}: {value!r}$"):
+            assembler.assemble_capture(HTTP, threads=threads, **{name: value})
+        assert assembler.stats.frames == 0
 
 
 def test_pool_and_options_are_checked(tcpreasm: ModuleType) -> None:
