@@ -33,7 +33,7 @@ CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryvi
 """What `assemble_capture` and `follow` read: see `Assembler.assemble_capture`."""
 
 Progress = Callable[[Capture], None]
-"""Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
+"""Called now and then with the capture that is being read; see its `source_name`, `packets`, `position` and `size`."""
 
 STEP_FRAMES = 64  # frames between two chances for the caller to use what there is
 STEP_RECORDS = 1024  # the same in files, where a step costs next to nothing
@@ -59,24 +59,27 @@ class StreamPool(core.StreamPoolBase):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureSummary:
-    """What `assemble_capture` did with one source."""
+    """What `assemble_capture` did with one source.
+
+    Attributes:
+        packets: frames read.
+        segments: TCP segments among them.
+        streams: streams opened.
+        bytes_delivered: payload bytes given to streams.
+        bytes_skipped: bytes of the streams that the source does not hold.
+        verdicts: the frames by what they were, a Verdict each: SEGMENT, and why others were left out; only those that occurred.
+        complete: every file was read to its end and no record was cut.
+        problems: what was wrong with files that were not complete, a sentence each.
+    """
 
     packets: int
-    """Frames read."""
     segments: int
-    """TCP segments among them."""
     streams: int
-    """Streams opened."""
     bytes_delivered: int
-    """Payload bytes given to streams."""
     bytes_skipped: int
-    """Bytes of the streams that the source does not hold."""
     verdicts: Mapping[Verdict, int]
-    """The frames by what they were: SEGMENT, and why others were left out."""
     complete: bool
-    """Every file was read to its end and no record was cut."""
     problems: tuple[str, ...]
-    """What was wrong with files that were not complete, a sentence each."""
 
 
 class Assembler(core.AssemblerBase):
@@ -142,7 +145,12 @@ class Assembler(core.AssemblerBase):
                 nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
             coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
                 call of `reassembled`: fewer calls, the same pieces.
-            progress: called now and then with the capture at hand; with several threads, at the end of each capture.
+            progress: called now and then with the capture at hand, in this thread; with several threads, at the end of each capture.
+                The capture tells `source_name`, `packets` (frames read), `position` (bytes of the file read) and `size` (bytes of the
+                file in all, None where that is not known):
+
+                    def progress(capture):
+                        print(capture.source_name, capture.packets, "packets,", capture.position, "of", capture.size, "bytes")
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
         that is no capture. An open capture is closed at its end; where an exception comes before that, an open capture file stays
