@@ -28,7 +28,7 @@ if _wanted not in ("auto", "compiled", "pure"):
     raise ImportError(f"TCPREASM_IMPLEMENTATION is auto, compiled or pure, not {_wanted!r}")
 if _wanted != "pure" and not _lies_there(*importlib.machinery.EXTENSION_SUFFIXES):
     if _lies_there(".pyx"):  # no wheel holds those
-        _told = f"{_FOLDER} is the source tree of tcpreasm, where nothing is compiled"
+        _told = f"{_FOLDER} is the source tree of tcpreasm, where nothing is compiled for this Python"
         _advice = "`pip install -e .` compiles it there; from another folder Python finds the package that is installed"
         if _wanted == "compiled":
             raise ImportError(f"{_told}: {_advice}")
