@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .traffic import ARRIVALS, Traffic, bulk, bytes_in_order, directions, lossy, many_flows, out_of_order, small, web, write_pcap
 
-__all__ = ["NAMES", "SHAPES", "Capture", "cache_folder", "get", "load", "make", "select"]
+__all__ = ["NAMES", "SHAPES", "WHERE_KEPT", "Capture", "cache_folder", "get", "load", "make", "select"]
 
 GENERATION = 1  # of the generator: another one makes all captures anew
 
@@ -36,6 +36,12 @@ for _arrival in ARRIVALS:
     for _window in (1_000, 10_000, 100_000):
         SHAPES[f"ooo-{_arrival}-{_window // 1000}k"] = partial(out_of_order, arrival=_arrival, window=_window)
 NAMES = tuple(SHAPES)
+
+WHERE_KEPT = (
+    "Captures are made once and kept, about 4 GB of all workloads at full size, in $TCPREASM_BENCH_CACHE or the user's cache folder"
+    " (~/.cache/tcpreasm-bench), a folder for each scale; delete them there."
+)
+"""For the help of whatever makes captures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +167,8 @@ def select(names: Iterable[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.captures", description="Makes the captures that are not there yet.")
+    text = f"Makes the captures that are not there yet. {WHERE_KEPT}"
+    parser = argparse.ArgumentParser(prog="python -m bench.captures", description=text)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the files (default: in the user's cache folder)")
     parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="how much of each workload (default 1)")
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(NAMES[:6])}, ooo, or one of ooo's parts; default: all")

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .captures import get, select
+from .captures import WHERE_KEPT, get, select
 from .measure import REPOSITORY, WAYS, Measurement, Missing, check, run_way
 from .report import rounds, say, spread, table, versions, write_json
 
@@ -80,7 +80,7 @@ def _lines(found: Sequence[Measurement], revision: str) -> list[tuple[str | floa
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Compares this tree with another revision.")
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=f"Compares this tree with another revision. {WHERE_KEPT}")
     parser.add_argument("revision", metavar="REVISION", help="anything that git takes for a commit")
     parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="how much of each workload (default 1)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measurements of each (default 5)")
@@ -89,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every single measurement there")
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"workloads; default: {', '.join(DEFAULT_NAMES)}")
     given = parser.parse_intermixed_args(arguments)
+    if given.rounds < 1:
+        parser.error(f"--rounds is 1 or more, not {given.rounds}")
     try:
         captures = [get(name, given.scale) for name in select(given.names or DEFAULT_NAMES)]
     except ValueError as error:

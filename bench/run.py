@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 from . import floor
-from .captures import Capture, get, select
+from .captures import WHERE_KEPT, Capture, get, select
 from .measure import WAYS, Measurement, Missing, check, import_ns, run_way
 from .report import number, rounds, say, spread, table, versions, write_json
 
@@ -121,6 +122,7 @@ def measure_all(todo: list[Case], captures: dict[str, Capture], results: Results
 
 def main(arguments: list[str] | None = None) -> int:
     text = "Measures tcpreasm. Ways of use:\n" + "\n".join(f"  {way.name:18}{way.text}" for way in WAYS.values())
+    text += "\n\n" + fill(WHERE_KEPT)
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="how much of each workload (default 1)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measurements of each (default 5)")
@@ -128,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--way", metavar="WAY", action="append", choices=[*EVERYWHERE, *ON_SOME], help="only this way; may be repeated")
     parser.add_argument("names", metavar="NAME", nargs="*", help="workloads; default: all")
     given = parser.parse_args(arguments)
+    if given.rounds < 1:
+        parser.error(f"--rounds is 1 or more, not {given.rounds}")
     try:
         workloads = select(given.names)
     except ValueError as error:

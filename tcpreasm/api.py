@@ -18,8 +18,8 @@ from weakref import WeakSet
 
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
-from .clock import Timestamp, seconds_to_ns, to_ns
-from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
+from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
+from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions, check_bool
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
@@ -33,7 +33,7 @@ CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryvi
 """What `assemble_capture` and `follow` read: see `Assembler.assemble_capture`."""
 
 Progress = Callable[[Capture], None]
-"""Called now and then with the capture that is being read; see its `packets`, `position` and `size`."""
+"""Called now and then with the capture that is being read; see its `source_name`, `packets`, `position` and `size`."""
 
 STEP_FRAMES = 64  # frames between two chances for the caller to use what there is
 STEP_RECORDS = 1024  # the same in files, where a step costs next to nothing
@@ -59,24 +59,27 @@ class StreamPool(core.StreamPoolBase):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureSummary:
-    """What `assemble_capture` did with one source."""
+    """What `assemble_capture` did with one source.
+
+    Attributes:
+        packets: frames read.
+        segments: TCP segments among them.
+        streams: streams opened.
+        bytes_delivered: payload bytes given to streams.
+        bytes_skipped: bytes of the streams that the source does not hold.
+        verdicts: the frames by what they were, a Verdict each: SEGMENT, and why others were left out; only those that occurred.
+        complete: every file was read to its end and no record was cut.
+        problems: what was wrong with files that were not complete, a sentence each.
+    """
 
     packets: int
-    """Frames read."""
     segments: int
-    """TCP segments among them."""
     streams: int
-    """Streams opened."""
     bytes_delivered: int
-    """Payload bytes given to streams."""
     bytes_skipped: int
-    """Bytes of the streams that the source does not hold."""
     verdicts: Mapping[Verdict, int]
-    """The frames by what they were: SEGMENT, and why others were left out."""
     complete: bool
-    """Every file was read to its end and no record was cut."""
     problems: tuple[str, ...]
-    """What was wrong with files that were not complete, a sentence each."""
 
 
 class Assembler(core.AssemblerBase):
@@ -105,8 +108,8 @@ class Assembler(core.AssemblerBase):
         pool._assemblers.add(self)
         self._setup(
             pool,
-            max_buffered_pages_total=max(options.max_buffered_pages_total, 0),
-            max_buffered_pages_per_connection=max(options.max_buffered_pages_per_connection, 0),
+            max_buffered_pages_total=options.max_buffered_pages_total,
+            max_buffered_pages_per_connection=options.max_buffered_pages_per_connection,
             verify_checksums=options.verify_checksums,
             start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
             start_wait_ns=_wait_ns(options.start_wait),
@@ -142,7 +145,12 @@ class Assembler(core.AssemblerBase):
                 nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
             coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
                 call of `reassembled`: fewer calls, the same pieces.
-            progress: called now and then with the capture at hand; with several threads, at the end of each capture.
+            progress: called now and then with the capture at hand, in this thread; with several threads, at the end of each capture.
+                The capture tells `source_name`, `packets` (frames read), `position` (bytes of the file read) and `size` (bytes of the
+                file in all, None where that is not known):
+
+                    def progress(capture):
+                        print(capture.source_name, capture.packets, "packets,", capture.position, "of", capture.size, "bytes")
 
         A file that ends in the middle of a record gives everything before it; the summary says so. CaptureError for a source
         that is no capture. An open capture is closed at its end; where an exception comes before that, an open capture file stays
@@ -151,6 +159,10 @@ class Assembler(core.AssemblerBase):
         """
         before = self.stats
         problems: list[str] = []
+        check_bool("flush", flush)
+        check_bool("coalesce", coalesce)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress is a callable or None, not {type(progress).__name__}: {progress!r:.80}")
         if _checked_threads(threads) > 1:
             self._assemble_sharded(source, linktype, flush, threads, coalesce, progress, problems)
             return self._summary(before, problems)
@@ -331,7 +343,7 @@ class Assembler(core.AssemblerBase):
         """`flush_older_than`, closing idle connections only if `options.close_all`. Without a time, everything counts as old."""
         if not isinstance(options, FlushOptions):
             raise TypeError(f"options are FlushOptions, not {type(options).__name__}: {options!r}")
-        return self.flush_ns(None if options.t is None else to_ns(options.t), options.close_all)
+        return self.flush_ns(None if options.t is None else to_ns(options.t, name="t"), options.close_all)
 
     def flush_all(self) -> int:
         """Give out everything and close every connection. Returns their number."""
@@ -441,7 +453,7 @@ def _captures(source: CaptureSource, linktype: int) -> Iterator[tuple[Capture, b
 
 
 def _is_frame(item: object) -> bool:
-    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (int, float)))
+    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and is_seconds(item[0]))
 
 
 class _FrameSource(Capture):

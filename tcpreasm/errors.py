@@ -1,6 +1,10 @@
 """The exceptions of this package that are more than a TypeError or ValueError."""
 
-__all__ = ["CaptureError", "DataLost"]
+from __future__ import annotations
+
+from .flow import ConnectionKey
+
+__all__ = ["CaptureError", "DataLost", "no_stream"]
 
 
 class CaptureError(ValueError):
@@ -17,3 +21,8 @@ class DataLost(OSError):
     def __init__(self, skip: int) -> None:
         super().__init__("the start of the stream was not captured" if skip < 0 else f"{skip} bytes are missing here")
         self.skip = skip
+
+
+def no_stream(made: object, key: ConnectionKey) -> TypeError:
+    """What the cores raise where a factory made something without the methods of a stream."""
+    return TypeError(f"the factory gave {made!r:.80} for {key}: a stream has reassembled() and reassembly_complete()")

@@ -22,22 +22,26 @@ _log = Log(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedStream:
-    """One direction of one TCP connection, complete. `str()` gives one line."""
+    """One direction of one TCP connection, complete. `str()` gives one line.
+
+    Attributes:
+        key: who sent to whom, a ConnectionKey.
+        data: the bytes that were captured, in order, gaps joined.
+        gaps: (offset, length) of each hole. Offsets count the stream's bytes, the missing ones among them.
+        started: the SYN was captured: the first byte is the stream's first. Else an unknown number of bytes is missing before it.
+        ended: it was ended by FIN or RST. Else the capture ended, or the connection was silent for too long.
+        first_seen_ns, last_seen_ns: capture time of the earliest and the latest packet that brought something, in nanoseconds since 1970.
+        first_seen, last_seen: the same in seconds.
+        missing: bytes in all gaps together.
+    """
 
     key: ConnectionKey
-    """Who sent to whom."""
     data: bytes = field(repr=False)
-    """The bytes that were captured, in order, gaps joined."""
     gaps: tuple[tuple[int, int], ...]
-    """(offset, length) of each hole. Offsets count the stream's bytes, the missing ones among them."""
     started: bool
-    """The SYN was captured: the first byte is the stream's first. Else an unknown number of bytes is missing before it."""
     ended: bool
-    """It was ended by FIN or RST. Else the capture ended, or the connection was silent for too long."""
     first_seen_ns: int
-    """Capture time of the earliest packet that brought something, in nanoseconds since 1970."""
     last_seen_ns: int
-    """The same of the latest packet."""
 
     @property
     def first_seen(self) -> float:

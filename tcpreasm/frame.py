@@ -28,15 +28,18 @@ BYTE_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}  # what tells
 
 
 class Frame(NamedTuple):
-    """One packet as it was captured."""
+    """One packet as it was captured.
+
+    Attributes:
+        data: what was captured, from the link layer's header on: bytes.
+        timestamp_ns: when, in nanoseconds since 1970-01-01 UTC, within 2**62 of it.
+        wire_length: bytes that the packet had on the wire: `len(data)`, or more where the capture cut it (snaplen).
+        linktype: what data begins with: a LINKTYPE_ number, as registered at tcpdump.org (1: Ethernet).
+        interface: which interface of the capture it came from, counted from 0 over the whole file.
+    """
 
     data: bytes
-    """What was captured, from the link layer's header on."""
     timestamp_ns: int
-    """When, in nanoseconds since 1970-01-01 UTC, within 2**62 of it."""
     wire_length: int
-    """Bytes that the packet had on the wire: `len(data)`, or more where the capture cut it (snaplen)."""
     linktype: int
-    """What data begins with: a LINKTYPE_ number, as registered at tcpdump.org (1: Ethernet)."""
     interface: int = 0
-    """Which interface of the capture it came from, counted from 0 over the whole file."""

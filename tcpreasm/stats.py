@@ -23,7 +23,7 @@ DROP_REASONS = (
     "no_ack_flag",  # data without the ACK flag (RFC 9293 3.10.7.4, fifth check)
     "rst_text",  # the text of a RST (RFC 9293 3.5.3, SHLD-2)
     "unconfirmed_syn",  # data of a SYN that nothing followed, on a connection that was open
-    "factory_error",  # the stream factory raised
+    "factory_error",  # the stream factory raised, or made no stream
 )
 """Why captured payload was not delivered."""
 
@@ -49,46 +49,59 @@ class AssemblerStats:
 
     After every call, `bytes_captured == bytes_delivered + bytes_dropped + bytes_held` (summed over all assemblers, where several
     share a pool).
+
+    Attributes:
+        frames: frames given to assemble_frame, assemble_batch and assemble_capture.
+        verdicts: those frames by what they were, a Verdict each; only those that occurred.
+        segments: TCP segments, from frames and from assemble.
+        bytes_captured: payload bytes of these segments.
+        bytes_delivered: payload bytes given to streams.
+        bytes_held: payload bytes that wait for missing ones.
+        bytes_skipped: bytes of the streams that were never captured: the sum of all positive `skip`.
+        dropped: captured payload bytes that were not delivered, by reason; only reasons that occurred. The keys:
+            "retransmitted": delivered before, or given up as missing;
+            "overlapping": a copy of held bytes; the copy captured first stays;
+            "before_start": below the first byte of a stream that started without its SYN;
+            "out_of_window": further ahead than max_gap;
+            "after_end": beyond the FIN or the RST;
+            "after_close": for a connection that was closed a short while ago;
+            "no_ack_flag": data without the ACK flag;
+            "rst_text": the text of a RST;
+            "unconfirmed_syn": data of a SYN that nothing followed, on a connection that was open;
+            "factory_error": the stream factory raised, or made no stream.
+        conflicting: dropped bytes whose held copy had another value.
+        rst_ignored: RST segments not at the expected sequence number (RFC 5961 3.2).
+        fin_ignored: FIN segments out of place: below what was delivered, or contradicting an earlier one.
+        late_syn: SYN segments that came after their stream had started without them.
+        syn_remembered: SYN segments with another initial sequence number on an open connection, remembered.
+        streams_opened: streams that the factory has made.
+        streams_closed: calls of reassembly_complete.
+        connections: open connections (directions) of the pool now.
+        pages_used: pages that hold something now.
+        pages_allocated: pages that are allocated now, used or free.
+        page_requests: pages taken from the cache so far.
+        bytes_dropped: sum of `dropped`.
     """
 
     frames: int
-    """Frames given to assemble_frame and assemble_capture."""
     verdicts: Mapping[Verdict, int]
-    """Those frames by what they were; only those that occurred."""
     segments: int
-    """TCP segments, from frames and from assemble."""
     bytes_captured: int
-    """Payload bytes of these segments."""
     bytes_delivered: int
-    """Payload bytes given to streams."""
     bytes_held: int
-    """Payload bytes waiting in pages."""
     bytes_skipped: int
-    """Bytes of the streams that were never captured: the sum of all positive `skip`."""
     dropped: Mapping[str, int]
-    """Captured bytes that were not delivered, by reason (DROP_REASONS); only those that occurred."""
     conflicting: int
-    """Dropped bytes whose held copy had another value."""
     rst_ignored: int
-    """RST segments not at the expected sequence number (RFC 5961 3.2)."""
     fin_ignored: int
-    """FIN segments out of place: below what was delivered, or contradicting an earlier one."""
     late_syn: int
-    """SYN segments that came after their stream had started without them."""
     syn_remembered: int
-    """SYN segments with another initial sequence number on an open connection, remembered."""
     streams_opened: int
-    """Streams that the factory has made."""
     streams_closed: int
-    """Calls of reassembly_complete."""
     connections: int
-    """Open connections (directions) of the pool now."""
     pages_used: int
-    """Pages that hold something now."""
     pages_allocated: int
-    """Pages that are allocated now, used or free."""
     page_requests: int
-    """Pages taken from the cache so far."""
 
     @property
     def bytes_dropped(self) -> int:

@@ -9,26 +9,29 @@ __all__ = ["Verdict"]
 
 
 class Verdict(IntEnum):
-    """What one frame was. Only `SEGMENT` goes on to the assembler."""
+    """What one frame was. Only `SEGMENT` goes on to the assembler. `str()` gives the name.
+
+    Attributes:
+        SEGMENT: 0, a TCP segment, used.
+        UNKNOWN_LINKTYPE: 1, the capture's link type is none of those that are decoded.
+        NOT_IP: 2, neither IPv4 nor IPv6 (ARP, LLDP, spanning tree, 802.11 control, ...).
+        NOT_TCP: 3, IP, but another protocol than TCP (UDP, ICMP, ESP, no next header, ...).
+        FRAGMENT: 4, a piece of a fragmented IP packet (RFC 791 3.2, RFC 8200 4.5).
+        TRUNCATED: 5, the capture cut the frame before the end of the TCP header.
+        BAD_IP_HEADER: 6, a version, header length or total length that contradicts itself (RFC 791 3.1, RFC 8200 3).
+        BAD_TCP_HEADER: 7, a data offset below 5 words or beyond the segment (RFC 9293 3.1).
+        BAD_CHECKSUM: 8, the TCP checksum is wrong, and `verify_checksums` asks for it (RFC 9293 3.1).
+    """
 
     SEGMENT = 0
-    """A TCP segment, used."""
     UNKNOWN_LINKTYPE = 1
-    """The capture's link type is none of those that are decoded."""
     NOT_IP = 2
-    """Neither IPv4 nor IPv6 (ARP, LLDP, spanning tree, 802.11 control, ...)."""
     NOT_TCP = 3
-    """IP, but another protocol than TCP (UDP, ICMP, ESP, no next header, ...)."""
     FRAGMENT = 4
-    """A piece of a fragmented IP packet (RFC 791 3.2, RFC 8200 4.5)."""
     TRUNCATED = 5
-    """The capture cut the frame before the end of the TCP header."""
     BAD_IP_HEADER = 6
-    """A version, header length or total length that contradicts itself (RFC 791 3.1, RFC 8200 3)."""
     BAD_TCP_HEADER = 7
-    """A data offset below 5 words or beyond the segment (RFC 9293 3.1)."""
     BAD_CHECKSUM = 8
-    """The TCP checksum is wrong, and `verify_checksums` asks for it (RFC 9293 3.1)."""
 
     def __str__(self) -> str:
         return self.name

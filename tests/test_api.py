@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from datetime import datetime
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import DATA
-from recorder import SYN, Recorder, Rig, frame
+from recorder import ENDS, SYN, Recorder, Rig, frame, key_of
 
 HTTP = DATA / "http.pcap"
 SENT = sum(
@@ -145,6 +149,10 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("max_buffered_pages_total", "many", TypeError),
         ("max_buffered_pages_per_connection", 1.5, TypeError),
         ("max_buffered_pages_per_connection", True, TypeError),
+        ("max_buffered_pages_total", -1, ValueError),
+        ("max_buffered_pages_total", 10**30, ValueError),
+        ("max_buffered_pages_per_connection", -1, ValueError),
+        ("max_buffered_pages_per_connection", 2**31, ValueError),
         ("overlap", "whatever", ValueError),
         ("verify_checksums", "yes", TypeError),
         ("start_wait_segments", 0, ValueError),
@@ -162,6 +170,39 @@ def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: An
     assert repr(value) in str(raised.value)
 
 
+def test_options_at_the_ends_of_their_ranges(tcpreasm: ModuleType) -> None:
+    for pages in (0, 2**31 - 1):
+        rig = Rig(tcpreasm, max_buffered_pages_total=pages, max_buffered_pages_per_connection=pages, hole_timeout=np.float32(0.5))
+        rig.segment(1000, syn=True)
+        assert rig.segment(1005, b"held") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("t", "x", TypeError),
+        ("t", True, TypeError),
+        ("t", float("nan"), ValueError),
+        ("t", datetime(2024, 1, 1), ValueError),
+        ("close_all", 3, TypeError),
+        ("close_all", None, TypeError),
+    ],
+)
+def test_flush_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{option} is ") as raised:
+        tcpreasm.FlushOptions(**{option: value})
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("name", "value"), [("coalesce", "no"), ("flush", 0), ("progress", 5)])
+def test_arguments_of_a_capture_are_checked(tcpreasm: ModuleType, name: str, value: Any, threads: int) -> None:
+    with tcpreasm.Assembler(tcpreasm.StreamPool(Recorder())) as assembler:
+        with pytest.raises(TypeError, match=f"^{name} is .* not {type(value).__name__}: {value!r}$"):
+            assembler.assemble_capture(HTTP, threads=threads, **{name: value})
+        assert assembler.stats.frames == 0
+
+
 def test_pool_and_options_are_checked(tcpreasm: ModuleType) -> None:
     with pytest.raises(TypeError, match="pool is a StreamPool, not dict"):
         tcpreasm.Assembler({})
@@ -169,6 +210,92 @@ def test_pool_and_options_are_checked(tcpreasm: ModuleType) -> None:
         tcpreasm.Assembler(tcpreasm.StreamPool(Recorder()), {})
     with pytest.raises(TypeError, match="a stream factory has a method new"):
         tcpreasm.StreamPool(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "ns"),
+    [
+        ({"timestamp_ns": np.int64(5)}, 5),
+        ({"timestamp_ns": np.uint64(2**62 - 1)}, 2**62 - 1),
+        ({"timestamp_ns": np.int8(-5)}, -5),
+        ({"timestamp": np.int64(5)}, 5_000_000_000),
+        ({"timestamp": np.float32(1.5)}, 1_500_000_000),
+        ({"timestamp": np.float32(0.1)}, 100_000_001),  # the float32 nearest to 0.1, to the nanosecond
+        ({"timestamp": np.float64(1.25)}, 1_250_000_000),
+        ({"timestamp": Fraction(1, 3)}, 333_333_333),
+    ],
+)
+def test_numbers_of_other_types_are_times(tcpreasm: ModuleType, given: dict[str, Any], ns: int) -> None:
+    syn = [("new", key_of()), ("reassembled", key_of(), [(b"", 0, True, False, ns)])]
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble(tcpreasm.Flow(ENDS[0], ENDS[2]), _syn(tcpreasm), **given)
+    assert rig.recorder.take() == syn
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble_frame(frame(1000, flags=SYN), **given)
+    assert rig.recorder.take() == syn
+
+
+def test_numbers_of_other_types_are_times_of_flushes_and_pairs(tcpreasm: ModuleType) -> None:
+    recorder = Recorder()
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recorder))
+    assembler.assemble_capture([(np.float32(2), frame(1000, flags=SYN)), (np.int64(3), frame(1005, b"abc"))], flush=False)
+    assert assembler.flush_older_than(np.int64(3)) == (0, 0)
+    assert assembler.flush_older_than(np.float32(3.5)) == (1, 1)
+    assert [call[0] for call in recorder.calls] == ["new", "reassembled", "reassembled", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"timestamp_ns": 1.5}, TypeError, "timestamp_ns is an int, not float: 1.5"),
+        ({"timestamp_ns": True}, TypeError, "timestamp_ns is an int, not bool: True"),
+        ({"timestamp_ns": np.array([1, 2])}, TypeError, "timestamp_ns is an int, not ndarray: array([1, 2])"),
+        ({"timestamp_ns": 2**62}, ValueError, f"timestamp_ns lies less than 2**62 ns from 1970, not at {2**62} ns"),
+        ({"timestamp": "now"}, TypeError, "timestamp is seconds or an aware datetime, not str: 'now'"),
+        ({"timestamp": False}, TypeError, "timestamp is seconds or an aware datetime, not bool: False"),
+        ({"timestamp": float("nan")}, ValueError, "timestamp is a finite number of seconds, not nan"),
+        ({"timestamp": 10**30}, ValueError, f"timestamp lies less than 2**62 ns from 1970, not at {10**39} ns"),
+        ({"timestamp": 1, "timestamp_ns": 1}, TypeError, "give timestamp or timestamp_ns, not both"),
+    ],
+)
+def test_wrong_times_are_named(tcpreasm: ModuleType, given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with Rig(tcpreasm).assembler as assembler, pytest.raises(error, match=f"^{re.escape(message)}$"):
+        assembler.assemble_frame(frame(1000, flags=SYN), **given)
+
+
+class Half:
+    """No stream: it lacks the second method."""
+
+    def reassembled(self, reassemblies: Any) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<half a stream>"
+
+
+@pytest.mark.parametrize("made", [None, 5, Half()])
+def test_what_a_factory_makes_is_a_stream(tcpreasm: ModuleType, made: Any) -> None:
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(lambda net_flow, transport_flow: made))
+    message = f"the factory gave {made!r} for 10.0.0.1:1234->10.0.0.2:80: a stream has reassembled() and reassembly_complete()"
+    for _ in range(2):  # the connection is gone, as where the factory raises
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            assembler.assemble_frame(frame(1000, b"abc", SYN), timestamp_ns=0)
+        assert len(assembler.pool) == 0
+    assert (assembler.stats.streams_opened, assembler.stats.dropped) == (0, {"factory_error": 6})
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        assembler.assemble_capture([(0, frame(1000, b"abc", SYN))])
+
+
+def test_an_attribute_error_of_a_factory_is_its_own(tcpreasm: ModuleType) -> None:
+    own = AttributeError("the factory's own")
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        raise own
+
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory))
+    with pytest.raises(AttributeError) as raised:
+        assembler.assemble_frame(frame(1000, b"abc", SYN), timestamp_ns=0)
+    assert raised.value is own
+    assert len(assembler.pool) == 0
 
 
 def test_closed_for_good(tcpreasm: ModuleType) -> None:

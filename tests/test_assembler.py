@@ -390,7 +390,7 @@ def test_both_limits(tcpreasm: ModuleType) -> None:
     assert rig.segment(21, b"b", ends=number(1)) == [got(piece(b"a", skip=10), ends=number(1))]
 
 
-@pytest.mark.parametrize("limit", [0, -1, -(2**70)])
+@pytest.mark.parametrize("limit", [0, 2**31 - 1])
 def test_no_limit(tcpreasm: ModuleType, limit: int) -> None:
     rig = Rig(tcpreasm, max_buffered_pages_total=limit, max_buffered_pages_per_connection=limit, start_wait_segments=None)
     rig.segment(0, syn=True)
@@ -402,7 +402,7 @@ def test_no_limit(tcpreasm: ModuleType, limit: int) -> None:
 
 
 def test_a_limit_that_cannot_be_reached(tcpreasm: ModuleType) -> None:
-    rig = Rig(tcpreasm, max_buffered_pages_total=2**70, max_buffered_pages_per_connection=2**70)
+    rig = Rig(tcpreasm, max_buffered_pages_total=2**31 - 1, max_buffered_pages_per_connection=2**31 - 1)
     rig.segment(0, syn=True)
     assert rig.segment(11, b"x") == []
 

@@ -683,7 +683,7 @@ def test_two_threads_that_put_aside_for_the_same_streams(tcpreasm: ModuleType) -
     """Each takes every second frame of each stream: what each stream gets is in order, and complete comes last."""
     sent = random.Random(1).randbytes(60_000)
     streams = [four(which) for which in range(3)]
-    way = Way(tcpreasm, max_buffered_pages_total=-1, max_buffered_pages_per_connection=-1)
+    way = Way(tcpreasm, max_buffered_pages_total=0, max_buffered_pages_per_connection=0)
     way.assembler.assemble_batch(*batch_of(*[frame(0, b"", SYN, ends=ends) for ends in streams]).arguments())
     frames = [frame(1 + at, sent[at : at + 100], ends=ends) for at in range(0, len(sent), 100) for ends in streams]
     frames += [frame(1 + len(sent), b"", FIN | ACK, ends=ends) for ends in streams]

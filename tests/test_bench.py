@@ -37,6 +37,8 @@ captures: Any = importlib.import_module("bench.captures")
 measure: Any = importlib.import_module("bench.measure")
 traffic: Any = importlib.import_module("bench.traffic")
 
+COMMANDS = {"run": (), "compare": ("HEAD",), "peers.__main__": ()}
+
 SCALES = {"bulk": 0.01, "web": 0.003, "web100k": 0.001, "manyflows": 0.0004, "small": 0.0005, "lossy": 0.01}
 NAMES = [*SCALES, "ooo-reverse-1k", "ooo-random-1k", "ooo-even-odd-1k", "ooo-head-last-1k"]
 OOO_SCALE = 0.0075  # 1,500 segments: one window and a half
@@ -209,3 +211,24 @@ def test_the_lossy_capture_has_every_kind_of_damage(tcpreasm: ModuleType, made: 
     assert stats.conflicting == 0
     assert 0 < capture.bytes_in_order < capture.bytes_present
     assert capture.gaps > 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_take_one_round_or_more(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tabulate", reason="the extra bench is not installed")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"bench.{command}").main([*COMMANDS[command], "--rounds", "0"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("error: --rounds is 1 or more, not 0\n")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "captures"])
+def test_the_commands_tell_where_captures_are_kept(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command != "captures":
+        pytest.importorskip("tabulate", reason="the extra bench is not installed")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"bench.{command}").main(["--help"])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "about 4 GB" in told
+    assert "TCPREASM_BENCH_CACHE" in told

@@ -153,6 +153,23 @@ def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Cal
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
+def test_numbers_of_things_are_1_or_more(run: Run, value: str) -> None:
+    result = run("http", "-i", "lo", f"--count={value}")
+    assert (result.status, result.out) == (2, "")
+    assert_one_line(result.err)
+    assert f"argument -c/--count: is 1 or more, not {value!r}" in result.err
+
+
+@pytest.mark.parametrize("command", [("flows",), ("flows", "--json"), ("http",), ("extract", "-o", "{folder}/out")])
+def test_all_captures_are_there_before_the_first_is_read(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    names = {"missing": (tmp_path / "missing", "No such file or directory"), "folder": (tmp_path, "Is a directory")}
+    for name, error in names.values():
+        result = run(*(part.format(folder=tmp_path) for part in command), DATA / "http.pcap", name)
+        assert result == (2, "", f"tcpreasm: {name}: {error}\n")
+        assert not list(tmp_path.glob("out/*"))
+
+
 @pytest.mark.parametrize("arguments", [("flows",), ("http",), ("extract", "-o", "{folder}/out")])
 def test_a_cut_capture_is_used_as_far_as_it_goes(
     run: Run, tmp_path: Path, capture: Callable[..., Path], arguments: tuple[str, ...]
@@ -447,9 +464,10 @@ def test_http_does_not_print_what_a_terminal_would_obey(run: Run, capture: Calla
     assert all(character.isprintable() or character == "\n" for character in out)
 
 
-def test_http_prints_nothing_for_other_protocols(run: Run, capture: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_http_says_so_where_there_are_other_protocols_only(run: Run, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
     talk = Talk().open().say(0, b"SSH-2.0-x\r\n").say(1, bytes(range(256)) * 200).close()
-    assert run("http", capture(talk)) == (0, "", "")
+    assert run("http", *arguments, capture(talk)) == (0, "", "tcpreasm: no HTTP/1 message was found\n")
 
 
 def test_http_without_httptools(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

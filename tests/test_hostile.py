@@ -617,7 +617,7 @@ def test_times_beyond_both_ends(tcpreasm: ModuleType, beyond: int) -> None:
         lambda: rig.assembler.flush_older_than(beyond / 1e9 * 1.001),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="a time lies less than 2\\*\\*62 ns from 1970"):
+        with pytest.raises(ValueError, match=r"^(t|timestamp|timestamp_ns) lies less than 2\*\*62 ns from 1970"):
             call()
     assert rig.taken() == []
     assert rig.segment(1000, b"abc") == [got(piece(b"abc"))]
@@ -628,7 +628,7 @@ def test_every_datetime_is_within_or_refused(tcpreasm: ModuleType) -> None:
     rig.segment(1010, b"held")
     utc = timezone.utc
     for moment in (datetime.min.replace(tzinfo=utc), datetime.max.replace(tzinfo=utc)):
-        with pytest.raises(ValueError, match="a time lies less than 2\\*\\*62 ns from 1970"):
+        with pytest.raises(ValueError, match=r"^t lies less than 2\*\*62 ns from 1970"):
             rig.assembler.flush_older_than(moment)
     assert rig.flush_older_than(datetime(1830, 1, 1, tzinfo=utc)) == ((0, 0), [])
     assert rig.flush_older_than(datetime(2110, 1, 1, tzinfo=utc)) == ((1, 1), [got(piece(b"held", skip=10)), complete()])

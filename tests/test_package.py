@@ -435,9 +435,9 @@ SHOW = "import tcpreasm; print(tcpreasm.implementation, tcpreasm.__file__)"
 
 @pytest.fixture(scope="module")
 def copied(both: tuple[ModuleType, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package that has no extension modules."""
+    """A folder with a copy of the package that has no extension modules, as TCPREASM_PURE=1 builds it."""
     folder = tmp_path_factory.mktemp("copied")
-    leave_out = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    leave_out = shutil.ignore_patterns("*.so", "*.pyd", "*.pyx", "*.pxd", "__pycache__")
     shutil.copytree(Path(str(both[0].__file__)).parent, folder / "tcpreasm", ignore=leave_out)
     return folder
 
@@ -461,6 +461,49 @@ def test_without_an_extension_auto_takes_the_pure_core(copied: Path) -> None:
 
 def test_without_an_extension_compiled_is_an_error(copied: Path) -> None:
     assert re.match(r"(ImportError|ModuleNotFoundError): .*_compiled", _python(SHOW, "compiled", path=copied))
+
+
+@pytest.fixture
+def source_tree(copied: Path, tmp_path: Path) -> Path:
+    """The same with the Cython sources: a clone of the repository, where nothing is built."""
+    shutil.copytree(copied, tmp_path, dirs_exist_ok=True)
+    for source in (SOURCES / "_compiled").glob("*.p[xy][xd]"):
+        shutil.copy(source, tmp_path / "tcpreasm" / "_compiled")
+    return tmp_path
+
+
+WARNED = f"""
+import warnings
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    {SHOW}
+print(*(f"{{each.category.__name__}} {{each.filename}} {{each.message}}" for each in warned), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("asked", [None, "auto"])
+def test_in_the_source_tree_the_pure_core_runs_with_a_warning(source_tree: Path, asked: str | None) -> None:
+    runs, warned, *more = _python(WARNED, asked, path=source_tree).splitlines()
+    assert runs.split()[0] == "pure"
+    assert warned.startswith(f"RuntimeWarning <string> {source_tree / 'tcpreasm'} is the source tree of tcpreasm, where nothing is")
+    assert "the slow pure core runs" in warned
+    assert "pip install -e ." in warned
+    assert not more
+
+
+def test_in_the_source_tree_the_pure_core_is_silent_where_it_is_asked_for(source_tree: Path) -> None:
+    runs, warned = _python(WARNED, "pure", path=source_tree).splitlines()
+    assert (runs.split()[0], warned) == ("pure", "")
+
+
+def test_in_the_source_tree_compiled_is_an_error_that_tells_what_to_do(source_tree: Path) -> None:
+    told = _python(SHOW, "compiled", path=source_tree)
+    assert told.startswith(f"ImportError: {source_tree / 'tcpreasm'} is the source tree of tcpreasm, where nothing is compiled")
+    assert "pip install -e ." in told
+
+
+def test_without_sources_there_is_no_warning(copied: Path) -> None:
+    assert len(_python(WARNED, "auto", path=copied).splitlines()) == 2  # the core, and an empty line
 
 
 def test_a_broken_extension_is_an_error(copied: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from ..captures import cache_folder, get, select
+from ..captures import WHERE_KEPT, cache_folder, get, select
 from ..report import say
 from .registry import PEERS
 from .run import run
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers",
         description="The same captures through tcpreasm and through real peers, interleaved, every run a process of its own.",
-        epilog=f"peers: {', '.join(names)}. bench/peers/install.sh installs them; those that are missing are left out.",
+        epilog=f"peers: {', '.join(names)}. bench/peers/install.sh installs them; those that are missing are left out. {WHERE_KEPT}",
     )
     parser.add_argument("names", metavar="WORKLOAD", nargs="*", help=f"of bench.captures; default: {', '.join(WORKLOADS)}")
     parser.add_argument(
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--png", metavar="FILE", type=Path, help="a chart (needs matplotlib)")
     given = parser.parse_args(arguments)
     if given.rounds < 1:
-        parser.error("--rounds is 1 or more")
+        parser.error(f"--rounds is 1 or more, not {given.rounds}")
     wanted = given.only.split(",") if given.only else names
     for name in wanted:
         if not fnmatch.filter(names, name):

@@ -76,8 +76,8 @@ cdef class AssemblerBase(Flusher):
     ):
         """Numbers only; -1 stands for: never, no limit."""
         self.cache = PageCache()
-        self.limit_total = min(max_buffered_pages_total, ALWAYS_NS)
-        self.limit_connection = min(max_buffered_pages_per_connection, ALWAYS_NS)
+        self.limit_total = max_buffered_pages_total
+        self.limit_connection = max_buffered_pages_per_connection
         self.verify = verify_checksums
         self.start_wait_segments = -1 if start_wait_segments is None else min(start_wait_segments, ALWAYS_NS)
         self.start_wait_ns = start_wait_ns

@@ -64,6 +64,7 @@ from .serving cimport Server
 from .streams cimport NativeStream
 
 from .._log import Log
+from ..errors import no_stream
 from ..stats import COUNTERS, DROP_REASONS
 
 cdef extern from *:
@@ -181,18 +182,25 @@ cdef class Engine(Server):
         return 0
 
     cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1:
+        cdef bint made = False
+        cdef key_s key
+        stream = None
         self.pool_.own(connection)
         try:
             try:
                 stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
+                made = True
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             finally:
                 self.pool_.disown(connection)
-        except BaseException:
+        except BaseException as error:
+            key = connection.key
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
             self.pool_.remove(connection)
             self.pool_.free_removed(connection)
+            if made and isinstance(error, AttributeError):
+                raise no_stream(stream, key_object(&key)) from error
             raise
         self.pool_.set_stream(connection, stream, reassembled, complete)
         return 0

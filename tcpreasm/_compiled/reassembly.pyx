@@ -52,6 +52,19 @@ cdef class Reassembly:
 
     Its bytes stay what they are for as long as anybody holds the piece or a view of it. `len(r)` is their number,
     `memoryview(r)` a read-only view without a copy.
+
+    Attributes:
+        bytes: the bytes, as a bytes object.
+        skip: missing bytes right before this piece: exact, or -1 where the stream's start was never seen, or 0.
+        start: this piece comes with the SYN.
+        end: the stream ends with this piece, by FIN or RST.
+        seen_ns: capture time of the packet that brought these bytes, in nanoseconds since 1970.
+        seen: the same in seconds.
+        offset: where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over
+            all of them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes.
+
+    Both cores have these, and nothing else is promised. In the pure core a piece happens to be a bytes object, in the compiled one it is
+    none: ask for `bytes` or `memoryview(r)`, and rely on neither slices nor comparisons of the piece itself.
     """
 
     def __cinit__(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, SupportsIndex
 
 from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
@@ -77,7 +77,9 @@ class AssemblerBase(Flusher):
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
-    def assemble(self, net_flow: Flow, tcp: TCPSegment, timestamp: Timestamp | None = None, *, timestamp_ns: int | None = None) -> None:
+    def assemble(
+        self, net_flow: Flow, tcp: TCPSegment, timestamp: Timestamp | None = None, *, timestamp_ns: SupportsIndex | None = None
+    ) -> None:
         """Take in one segment.
 
         Args:
@@ -114,7 +116,7 @@ class AssemblerBase(Flusher):
         frame: bytes | bytearray | memoryview,
         timestamp: Timestamp | None = None,
         *,
-        timestamp_ns: int | None = None,
+        timestamp_ns: SupportsIndex | None = None,
         linktype: int = 1,
         wire_length: int | None = None,
     ) -> Verdict:

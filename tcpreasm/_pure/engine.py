@@ -9,6 +9,7 @@ The way of a segment, top to bottom: _take_in, _text, then _deliver (in order) o
 from __future__ import annotations
 
 from .._log import Log
+from ..errors import no_stream
 from ..segment import FIN, RST, SYN
 from .clock import NEVER_NS, Clock
 from .connection import Connection, Successor
@@ -81,7 +82,10 @@ class Engine(Server):
         net_flow, transport_flow = connection.key
         try:
             stream = self._pool._new(net_flow, transport_flow)
-            reassembled, complete = stream.reassembled, stream.reassembly_complete
+            try:
+                reassembled, complete = stream.reassembled, stream.reassembly_complete
+            except AttributeError as error:
+                raise no_stream(stream, connection.key) from error
         except BaseException:
             self._counts["factory_error"] += at_stake
             self._drop(connection.pages, "factory_error")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
@@ -13,7 +16,7 @@ from ..flow import ConnectionKey
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
 from ..verdict import Verdict
 
-__all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "read", "text_of", "time_of"]
+__all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "positive", "read", "text_of", "time_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -53,6 +56,17 @@ def add_captures(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     )
 
 
+def positive(text: str) -> int:
+    """For options that count something: an int, 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is 1 or more, not {text!r}")
+    return number
+
+
 def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
     """From the command's options."""
     given: dict[str, Any] = {"verify_checksums": arguments.verify_checksums}
@@ -69,8 +83,23 @@ def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
 _ORDINARY = (Verdict.NOT_IP, Verdict.NOT_TCP)
 
 
+def _check_names(captures: Sequence[str]) -> None:
+    """OSError for what cannot be opened, before anything is read. By name: opening a pipe may end whoever writes to it."""
+    for name in captures:
+        if name == "-":
+            continue
+        wrong = 0
+        if stat.S_ISDIR(os.stat(name).st_mode):
+            wrong = errno.EISDIR
+        elif not os.access(name, os.R_OK):
+            wrong = errno.EACCES
+        if wrong:
+            raise OSError(wrong, os.strerror(wrong), name)
+
+
 def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> None:
     """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out."""
+    _check_names(captures)
     summary = assembler.assemble_capture(list(captures), threads=threads)
     for problem in summary.problems:
         complain(problem)

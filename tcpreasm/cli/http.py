@@ -21,7 +21,7 @@ from ..capture import LiveCapture, open_live
 from ..errors import DataLost
 from ..flow import ConnectionKey, Flow
 from ..streams import ReaderStream
-from .common import CommandError, Pairs, add_captures, assembler_options, complain, read, text_of, time_of
+from .common import CommandError, Pairs, add_captures, assembler_options, complain, positive, read, text_of, time_of
 from .messages import Exchange, Message, MessageParser, load_httptools
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     live = parser.add_argument_group("live")
     live.add_argument("-i", "--interface", metavar="NAME", help="capture on this interface")
     live.add_argument("-f", "--filter", metavar="EXPRESSION", help="only packets that match, as tcpdump takes it: 'tcp port 80'")
-    live.add_argument("-c", "--count", metavar="N", type=int, help="end after N packets")
+    live.add_argument("-c", "--count", metavar="N", type=positive, help="end after N packets")
     live.add_argument("--snaplen", metavar="BYTES", type=int, default=262_144, help="bytes captured of a packet (default %(default)s)")
     live.add_argument("--no-promiscuous", action="store_true", help="only what is addressed to this host")
     parser.set_defaults(run=run)
@@ -98,12 +98,14 @@ class _Printer:
         self._as_json = as_json
         self._at_once = at_once
         self._pairs = Pairs(lambda key: Exchange())
+        self.messages = 0
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> _HttpStream:
         key = ConnectionKey(net_flow, transport_flow)
         return _HttpStream(self, key, self._pairs.join(key))
 
     def message(self, key: ConnectionKey, message: Message) -> None:
+        self.messages += 1
         if self._as_json:
             self._print_json(key, message.seen_ns, _fields(message))
         else:
@@ -178,11 +180,14 @@ def run(arguments: argparse.Namespace) -> None:
     if not live and (arguments.filter is not None or arguments.count is not None):
         raise CommandError("http takes -f and -c only with -i INTERFACE")
     load_httptools()
-    assembler = Assembler(StreamPool(_Printer(arguments.json, live)), assembler_options(arguments))
+    printer = _Printer(arguments.json, live)
+    assembler = Assembler(StreamPool(printer), assembler_options(arguments))
     if live:
         _run_live(assembler, arguments)
     else:
         read(assembler, arguments.captures)
+    if not printer.messages:
+        complain("no HTTP/1 message was found")
 
 
 def _run_live(assembler: Assembler, arguments: argparse.Namespace) -> None:
