@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1292,6 +1292,30 @@ def test_flow_paths(tcpreasm: ModuleType, tmp_path: Path) -> None:
         assert stream.path == f"{first}c2"
     with open(f"{first}c2", "rb") as file:
         assert file.read() == b"third"
+
+
+BAD_FLOWS = {
+    "longer": (bytes(17), bytes(17), 1, 2),
+    "much longer": (bytes(4000), bytes(4000), 1, 2),
+    "shorter": (b"abc", b"abc", 1, 2),
+    "empty": (b"", b"", 1, 2),
+    "unequal": (bytes(4), bytes(16), 1, 2),
+    "no bytes": (bytearray(4), bytes(4), 1, 2),
+    "no bytes behind": (bytes(4), "1.2.3.4", 1, 2),
+    "none": (None, None, 1, 2),
+    "port beyond": (bytes(4), bytes(4), 65536, 2),
+    "port below": (bytes(4), bytes(4), 1, -1),
+    "port of text": (bytes(16), bytes(16), 1, "2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLOWS)
+def test_flow_paths_of_other_flows(tcpreasm: ModuleType, name: str) -> None:
+    src, dst, src_port, dst_port = BAD_FLOWS[name]
+    net_flow, transport_flow = SimpleNamespace(raw_src=src, raw_dst=dst), SimpleNamespace(raw_src=src_port, raw_dst=dst_port)
+    with pytest.raises(TypeError, match=r"^a file's name takes .*, not .") as caught:
+        tcpreasm.streams.FlowPaths("x")(net_flow, transport_flow)
+    assert len(str(caught.value)) < 300
 
 
 # Threads.

@@ -795,14 +795,20 @@ cdef char *put_port(char *at, unsigned int port) noexcept:
 
 
 def flow_name(net_flow, transport_flow):
-    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559."""
+    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559. TypeError for other flows than
+    those of TCP over IP."""
     cdef char text[2 * (8 * 5 + 5) + 1]
     cdef char *at = text
-    cdef bytes src = net_flow.raw_src
-    cdef bytes dst = net_flow.raw_dst
-    at = put_port(put_octets(at, <const uint8_t *>PyBytes_AS_STRING(src), len(src)), transport_flow.raw_src)
+    src, dst = net_flow.raw_src, net_flow.raw_dst
+    src_port, dst_port = transport_flow.raw_src, transport_flow.raw_dst
+    if type(src) is not bytes or type(dst) is not bytes or len(src) != len(dst) or len(src) not in (4, 16):
+        raise TypeError(f"a file's name takes two addresses of 4 or of 16 bytes, not {src!r:.80} and {dst!r:.80}")
+    for port in (src_port, dst_port):
+        if not isinstance(port, int) or not 0 <= port <= 65535:
+            raise TypeError(f"a file's name takes ports, 0 to 65535, not {port!r:.80}")
+    at = put_port(put_octets(at, <const uint8_t *>PyBytes_AS_STRING(src), len(src)), src_port)
     at[0] = c"-"
-    at = put_port(put_octets(at + 1, <const uint8_t *>PyBytes_AS_STRING(dst), len(dst)), transport_flow.raw_dst)
+    at = put_port(put_octets(at + 1, <const uint8_t *>PyBytes_AS_STRING(dst), len(dst)), dst_port)
     return PyUnicode_DecodeASCII(text, at - text, NULL)
 
 

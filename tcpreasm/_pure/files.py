@@ -212,19 +212,23 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
 
 
 @lru_cache(1 << 14)
-def _address(raw: bytes | int) -> str:
-    assert isinstance(raw, bytes)
+def _address(raw: bytes) -> str:
     if len(raw) == 4:
         return ".".join(f"{byte:03}" for byte in raw)
     return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
 
 
 def flow_name(net_flow: Flow, transport_flow: Flow) -> str:
-    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559."""
-    src, dst = transport_flow.raw_src, transport_flow.raw_dst
-    assert isinstance(src, int)
-    assert isinstance(dst, int)
-    return f"{_address(net_flow.raw_src)}.{src:05}-{_address(net_flow.raw_dst)}.{dst:05}"
+    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559. TypeError for other flows than
+    those of TCP over IP."""
+    src, dst = net_flow.raw_src, net_flow.raw_dst
+    src_port, dst_port = transport_flow.raw_src, transport_flow.raw_dst
+    if type(src) is not bytes or type(dst) is not bytes or len(src) != len(dst) or len(src) not in {4, 16}:
+        raise TypeError(f"a file's name takes two addresses of 4 or of 16 bytes, not {src!r:.80} and {dst!r:.80}")
+    for port in (src_port, dst_port):
+        if not isinstance(port, int) or not 0 <= port <= 65535:
+            raise TypeError(f"a file's name takes ports, 0 to 65535, not {port!r:.80}")
+    return f"{_address(src)}.{int(src_port):05}-{_address(dst)}.{int(dst_port):05}"
 
 
 class FlowPaths:
