@@ -1180,6 +1180,32 @@ def test_errors_of_files_written_behind(tcpreasm: ModuleType, tmp_path: Path, si
     assert (tmp_path / "there").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "dead link"])
+def test_a_file_that_exists_is_found_at_once_behind(tcpreasm: ModuleType, tmp_path: Path, kind: str) -> None:
+    there = tmp_path / "there"
+    if kind == "file":
+        there.write_bytes(b"precious")
+    elif kind == "folder":
+        there.mkdir()
+    else:
+        there.symlink_to(tmp_path / "nowhere")
+    with tcpreasm.FilePool(write_behind=True) as pool:
+        for path in (there, tmp_path / "new"):
+            for turn in range(2):
+                stream = tcpreasm.FileStream(path=path, pool=pool)
+                if path == there or turn:
+                    with pytest.raises(FileExistsError) as caught:
+                        stream.reassembled([Piece(b"x")])
+                    assert caught.value.filename == str(path)
+                    assert stream.path is None
+                else:
+                    stream.reassembled([Piece(b"y")])
+                stream.reassembly_complete()
+    assert (tmp_path / "new").read_bytes() == b"y"
+    assert kind != "file" or there.read_bytes() == b"precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
     pool = tcpreasm.FilePool(write_behind=True)

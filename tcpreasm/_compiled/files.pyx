@@ -9,12 +9,13 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from libc.errno cimport EINTR, EMFILE, ENFILE, ESPIPE, errno
+from libc.errno cimport EEXIST, EINTR, EMFILE, ENFILE, ENOENT, ESPIPE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove, strdup
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_EXCL, O_TRUNC, O_WRONLY, open as c_open
 from posix.signal cimport SIG_SETMASK, sigfillset, sigset_t
+from posix.stat cimport lstat, struct_stat
 from posix.unistd cimport close as c_close, ftruncate, pwrite, usleep, write as c_write
 
 from .reassembly cimport piece_s
@@ -611,6 +612,25 @@ cdef file_s *file_of(pool_s *pool, object path, int flags) except NULL:
     return file
 
 
+# The same, to be made when its first bytes are written. What can be told before is raised here; O_EXCL sees to the rest.
+cdef file_s *later_file(pool_s *pool, object path, int flags) except NULL:
+    cdef file_s *file = file_of(pool, path, flags)
+    cdef struct_stat found
+    cdef failure_s failure
+    failure.number = 0
+    failure.path = NULL
+    if flags & O_EXCL:
+        with nogil:
+            if lstat(file.path, &found) == 0:
+                note(&failure, EEXIST, file.path)
+            elif errno != ENOENT:
+                note(&failure, errno, file.path)
+        if failure.number:
+            release_file(file)
+            raise_noted(&failure)
+    return file
+
+
 # The same, open.
 cdef file_s *opened_file(pool_s *pool, object path, int flags) except NULL:
     cdef file_s *file = file_of(pool, path, flags)
@@ -653,8 +673,9 @@ cdef class FilePool:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. Not for a
-            child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. (A file that
+            exists and may not be overwritten is found at once, unless it comes in the meantime.) Not for a child that fork() makes
+            meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -842,7 +863,7 @@ cdef class FileStream(_GapStream):
         net_flow, transport_flow: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler; of a pool that writes behind, see there.
+        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
     """
@@ -877,7 +898,7 @@ cdef class FileStream(_GapStream):
         else:
             path = os.fspath(path() if callable(path) else path)
         flags = O_CREAT | (O_TRUNC if self.overwrite else O_EXCL)
-        file = file_of(self.pool.pool, path, flags) if self.pool.pool.behind else opened_file(self.pool.pool, path, flags)
+        file = later_file(self.pool.pool, path, flags) if self.pool.pool.behind else opened_file(self.pool.pool, path, flags)
         if self.file != NULL:     # that code fed this stream
             release_file(self.file)
         self.file = file

@@ -32,8 +32,9 @@ class FilePool:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. Not for a
-            child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. (A file that
+            exists and may not be overwritten is found at once, unless it comes in the meantime.) Not for a child that fork() makes
+            meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -258,7 +259,7 @@ class FileStream(_GapStream):
         net_flow, transport_flow: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler; of a pool that writes behind, see there.
+        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
     """
