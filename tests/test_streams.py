@@ -1110,6 +1110,22 @@ def test_a_closed_pool_takes_no_more_bytes(tcpreasm: ModuleType, tmp_path: Path)
     assert (stream.length, stream.ended, stream.complete) == (3 + 1 + 1 + (1 << 17) + 1, True, True)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_block_that_ends_by_an_exception_keeps_it(tcpreasm: ModuleType, tmp_path: Path, behind: bool) -> None:
+    """Whatever went wrong with the files; they are closed all the same."""
+    for error in (None, KeyboardInterrupt, ZeroDivisionError):
+        with pytest.raises(error or OSError) as caught, tcpreasm.FilePool(write_behind=behind) as pool:  # noqa: PT012
+            streams = [tcpreasm.FileStream(path=path, pool=pool, overwrite=True) for path in ("/dev/full", tmp_path / "x")]
+            for stream in streams:
+                stream.reassembled([Piece(b"bytes")])
+            if error is not None:
+                raise error
+        assert error is not None or caught.value.errno == errno.ENOSPC
+        assert (tmp_path / "x").read_bytes() == b"bytes"
+        assert len(pool) == 0
+
+
 # A FilePool that writes behind its streams.
 
 

@@ -680,7 +680,8 @@ cdef class FilePool:
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
 
-    Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
+    Made to be closed, best by a `with` block: only then all is on disk. (Where the block ends by an exception, that passes, and not the
+    OSError of files that could not be written.) Safe to share between threads.
     """
 
     def __cinit__(self):
@@ -783,7 +784,11 @@ cdef class FilePool:
         return self
 
     def __exit__(self, *exc_info):
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if not exc_info or exc_info[0] is None:    # else the block's own error says more
+                raise
 
 
 # ---- names

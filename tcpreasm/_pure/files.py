@@ -39,7 +39,8 @@ class FilePool:
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
 
-    Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
+    Made to be closed, best by a `with` block: only then all is on disk. (Where the block ends by an exception, that passes, and not the
+    OSError of files that could not be written.) Safe to share between threads.
     """
 
     _closed = True  # until there is something to close
@@ -115,7 +116,11 @@ class FilePool:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if not exc_info or exc_info[0] is None:  # else the block's own error says more
+                raise
 
     def _new_file(self, path: str, flags: int) -> _File:
         file = _File(path)
