@@ -1223,6 +1223,47 @@ def test_a_file_that_exists_is_found_at_once_behind(tcpreasm: ModuleType, tmp_pa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("behind", [False, True])
+def test_closing_tells_of_all_files_that_could_not_be_written(tcpreasm: ModuleType, tmp_path: Path, behind: bool) -> None:
+    paths = [tmp_path / str(number) for number in range(1500)]
+    for path in paths:
+        path.symlink_to("/dev/full")
+    for count in (1, 2, 1500):
+        pool = tcpreasm.FilePool(write_behind=behind)
+        streams = [tcpreasm.FileStream(path=path, pool=pool, overwrite=True) for path in paths[:count]]
+        for stream in streams:
+            stream.reassembled([Piece(b"x")])
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+            pool.close()
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(paths[0]))
+        others = f" (and {count - 1} more errors of files of this pool)" if count > 1 else ""
+        assert caught.value.strerror == os.strerror(errno.ENOSPC) + others
+        pool.close()
+
+
+def test_each_call_tells_of_one_file_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """And no error is lost: what the calls did not tell of, closing counts."""
+    for count in (3, 400):
+        pool = tcpreasm.FilePool(write_behind=True)
+        told, others = [], 0
+        for number in range(count):
+            stream = tcpreasm.FileStream(path=tmp_path / "nowhere" / str(number), pool=pool)
+            for call in (partial(stream.reassembled, [Piece(b"x")]), stream.reassembly_complete):
+                try:
+                    call()
+                except FileNotFoundError as error:
+                    assert error.strerror == os.strerror(errno.ENOENT)
+                    told.append(error.filename)
+        try:
+            pool.close()
+        except FileNotFoundError as error:
+            told.append(error.filename)
+            others = int(error.strerror.split()[-8]) if "more errors" in error.strerror else 0
+        assert len(told) + others == count
+        assert len(set(told)) == len(told)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
     pool = tcpreasm.FilePool(write_behind=True)
     calls: list[Callable[[], object]] = []

@@ -9,9 +9,9 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from libc.errno cimport EEXIST, EINTR, EMFILE, ENFILE, ENOENT, ESPIPE, errno
+from libc.errno cimport EEXIST, EINTR, EIO, EMFILE, ENFILE, ENOENT, ESPIPE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memmove, strdup
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_EXCL, O_TRUNC, O_WRONLY, open as c_open
 from posix.signal cimport SIG_SETMASK, sigfillset, sigset_t
@@ -47,6 +47,7 @@ cdef enum:
     BUFFERED_TOTAL = 1 << 25      # bytes of memory that all files of a pool may have; beyond, the longest unused are written out
     CLOSED = -1                   # no errno: the pool is closed
     MOST_DUE = 256                # files; with more, streams that are complete write out and close files themselves
+    MOST_FAILED = 1000            # files whose paths are kept for an error
     LINGER = 1000                 # microseconds that the thread sleeps without being woken, since waking costs its waker
 
 
@@ -58,7 +59,8 @@ cdef void note(failure_s *failure, int number, const char *path) noexcept nogil:
         failure.path = NULL if path == NULL else strdup(path)
 
 
-cdef int raise_noted(failure_s *failure) except -1:
+# `others`: further files that the error is to tell of.
+cdef int raise_noted(failure_s *failure, int64_t others=0) except -1:
     cdef int number = failure.number
     path = None if failure.path == NULL else os.fsdecode(<bytes>failure.path)
     free(failure.path)
@@ -66,7 +68,67 @@ cdef int raise_noted(failure_s *failure) except -1:
     failure.number = 0
     if number == CLOSED:
         raise ValueError("this FilePool is closed")
-    raise OSError(number, os.strerror(number), path)
+    raise OSError(number, os.strerror(number) + (f" (and {others} more errors of files of this pool)" if others else ""), path)
+
+
+# What was noted becomes the pool's, whose lock is held.
+cdef void add_failed(pool_s *pool, failure_s *failure) noexcept nogil:
+    cdef failed_s *failed = NULL
+    if failure.number == 0:
+        return
+    pool.failed_count += 1
+    if pool.failed_count <= MOST_FAILED:
+        failed = <failed_s *>malloc(sizeof(failed_s))
+    if failed == NULL:
+        free(failure.path)
+    else:
+        failed.failure = failure[0]
+        failed.next = NULL
+        if pool.failed == NULL:
+            pool.failed = failed
+        else:
+            pool.last_failed.next = failed
+        pool.last_failed = failed
+    failure.number = 0
+    failure.path = NULL
+
+
+cdef void hand_over(pool_s *pool, failure_s *failure) noexcept nogil:
+    if failure.number:
+        lock(&pool.lock)
+        add_failed(pool, failure)
+        unlock(&pool.lock)
+
+
+# The first of the pool's failures becomes the caller's, unless that has one.
+cdef void take_over(pool_s *pool, failure_s *failure) noexcept nogil:
+    cdef failed_s *failed
+    if pool.failed == NULL or failure.number:
+        return
+    lock(&pool.lock)
+    failed = pool.failed
+    if failed != NULL:
+        failure[0] = failed.failure
+        pool.failed = failed.next
+        pool.failed_count -= 1
+        free(failed)
+    unlock(&pool.lock)
+
+
+# Forgets all, and gives the number.
+cdef int64_t forget_failed(pool_s *pool) noexcept nogil:
+    cdef failed_s *failed
+    cdef int64_t count
+    lock(&pool.lock)
+    count = pool.failed_count
+    pool.failed_count = 0
+    while pool.failed != NULL:
+        failed = pool.failed
+        pool.failed = failed.next
+        free(failed.failure.path)
+        free(failed)
+    unlock(&pool.lock)
+    return count
 
 
 # ---- files: the C half. Functions give 0, EINTR (nothing is lost: call again) or CLOSED; other errors they note.
@@ -155,6 +217,17 @@ cdef void let_go(file_s *file) noexcept nogil:
         free_file(file)
 
 
+# What went wrong with another file than the caller's. The pool's lock is held.
+cdef void note_of(file_s *file, int number) noexcept nogil:
+    cdef failure_s failure
+    if number == 0:
+        return
+    failure.number = 0
+    failure.path = NULL
+    note(&failure, number, file.path)
+    add_failed(file.pool, &failure)
+
+
 # The least recently used file of a list that nobody works on, locked; NULL where there is none. The pool's lock is held.
 cdef file_s *lock_oldest(pool_s *pool, int which) noexcept nogil:
     cdef file_s *file = pool.lists[which].oldest
@@ -179,9 +252,7 @@ cdef int open_file(file_s *file, bint last, failure_s *failure) noexcept nogil:
         if pool.open_count >= pool.max_open:
             oldest = lock_oldest(pool, OPEN)
             if oldest != NULL:
-                number = leave(oldest, OPEN)
-                if number:
-                    note(failure, number, oldest.path)
+                note_of(oldest, leave(oldest, OPEN))
                 let_go(oldest)
             else:                 # others work on all of them, and none of those waits for a descriptor
                 unlock(&pool.lock)
@@ -293,17 +364,21 @@ cdef int put(file_s *file, int64_t *hole, const uint8_t **data, size_t *size, fa
 
 
 # Writes out the longest unused files where all together have too much memory. No file's lock is held.
-cdef void shed(pool_s *pool, failure_s *failure) noexcept nogil:
+cdef void shed(pool_s *pool) noexcept nogil:
     cdef file_s *file
+    cdef failure_s failure
     cdef int number
+    failure.number = 0
+    failure.path = NULL
     while pool.buffered > BUFFERED_TOTAL:
         lock(&pool.lock)
         file = lock_oldest(pool, BUFFERED)
         unlock(&pool.lock)
         if file == NULL:
             return
-        number = write_out(file, False, failure)
+        number = write_out(file, False, &failure)
         lock(&pool.lock)
+        add_failed(pool, &failure)
         if number == 0:
             leave(file, BUFFERED)
         let_go(file)
@@ -361,39 +436,13 @@ cdef void *work(void *given) noexcept nogil:
         if file != NULL:
             rested = False
             settle(file, True, &failure)
-            if failure.number:
-                hand_over(pool, &failure)
+            hand_over(pool, &failure)
         elif rested:
             sem_wait(&pool.wake)
             rested = False
         else:
             usleep(LINGER)
             rested = True
-
-
-cdef void hand_over(pool_s *pool, failure_s *failure) noexcept nogil:
-    lock(&pool.lock)
-    if pool.failure.number == 0:
-        pool.failure = failure[0]
-    else:
-        free(failure.path)
-    unlock(&pool.lock)
-    failure.number = 0
-    failure.path = NULL
-
-
-# What the thread noted becomes the caller's.
-cdef void take_over(pool_s *pool, failure_s *failure) noexcept nogil:
-    if pool.failure.number == 0:
-        return
-    lock(&pool.lock)
-    if failure.number == 0:
-        failure[0] = pool.failure
-    else:
-        free(pool.failure.path)
-    pool.failure.number = 0
-    pool.failure.path = NULL
-    unlock(&pool.lock)
 
 
 # The pool's lock is held. Where no thread is to be had, streams do it all.
@@ -434,9 +483,13 @@ cdef bint put_due(file_s *file) noexcept nogil:
 
 
 # Works off due files, the oldest first, until there are at most so many of those that are counted there.
-cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most, failure_s *failure) except -1 nogil:
+cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most) except -1 nogil:
     cdef file_s *file
+    cdef failure_s failure
+    cdef int number
     cdef int tries = 0
+    failure.number = 0
+    failure.path = NULL
     while count[0] > most:
         lock(&pool.lock)
         file = lock_oldest(pool, DUE)
@@ -444,8 +497,11 @@ cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most, failure_s *
         if file == NULL:
             wait(tries)
             tries += 1
-        elif settle(file, True, failure) == EINTR:
-            handle_signals(failure)
+            continue
+        number = settle(file, True, &failure)
+        hand_over(pool, &failure)
+        if number == EINTR:
+            handle_signals(pool, &failure)
     return 0
 
 
@@ -467,12 +523,15 @@ cdef bint is_foreign(pool_s *pool) noexcept nogil:
 
 # ---- files: to the end
 
-cdef void close_pool(pool_s *pool, failure_s *failure) noexcept nogil:
+cdef void close_pool(pool_s *pool) noexcept nogil:
     cdef file_s *file
+    cdef failure_s failure
     cdef int which
     cdef int number
     cdef int tries = 0
     cdef bint running
+    failure.number = 0
+    failure.path = NULL
     if is_foreign(pool):
         pool.closed = True
         return
@@ -482,7 +541,8 @@ cdef void close_pool(pool_s *pool, failure_s *failure) noexcept nogil:
         file = lock_oldest(pool, DUE)
         unlock(&pool.lock)
         if file != NULL:
-            settle(file, True, failure)    # interrupted: it is still due
+            settle(file, True, &failure)    # interrupted: it is still due
+            hand_over(pool, &failure)
         else:
             wait(tries)
             tries += 1
@@ -497,12 +557,13 @@ cdef void close_pool(pool_s *pool, failure_s *failure) noexcept nogil:
                 lock(&pool.lock)
                 continue
             if which == BUFFERED:
-                while write_out(file, True, failure) == EINTR:
+                while write_out(file, True, &failure) == EINTR:
                     pass
             lock(&pool.lock)
             number = leave(file, which)
             if number:
-                note(failure, number, file.path)
+                note(&failure, number, file.path)
+            add_failed(pool, &failure)
             let_go(file)
     running = pool.running
     pool.running = False
@@ -510,7 +571,6 @@ cdef void close_pool(pool_s *pool, failure_s *failure) noexcept nogil:
     wake_and_unlock(pool)
     if running:
         pthread_join(pool.thread, NULL)
-    take_over(pool, failure)
 
 
 # The file's owner goes. With the GIL.
@@ -535,13 +595,14 @@ cdef void free_pool(pool_s *pool) noexcept nogil:
     free(pool)
 
 
-# Handles the signals that interrupted something; where a handler raises, nobody needs what was noted any more.
-cdef int handle_signals(failure_s *failure) except -1 nogil:
+# Handles the signals that interrupted something; where a handler raises, a later call tells what was noted.
+cdef int handle_signals(pool_s *pool, failure_s *failure) except -1 nogil:
     with gil:
         try:
             PyErr_CheckSignals()
         except BaseException:
-            free(failure.path)
+            with nogil:
+                hand_over(pool, failure)
             raise
     return 0
 
@@ -550,12 +611,12 @@ cdef int handle_signals(failure_s *failure) except -1 nogil:
 cdef int put_whole(file_s *file, int64_t *hole, const uint8_t *data, size_t size, failure_s *failure) except -1 nogil:
     cdef int number = put(file, hole, &data, &size, failure)
     while number == EINTR:
-        handle_signals(failure)
+        handle_signals(file.pool, failure)
         number = put(file, hole, &data, &size, failure)
     if number == CLOSED:
         note(failure, CLOSED, NULL)
     if file.pool.buffered > BUFFERED_TOTAL:
-        shed(file.pool, failure)
+        shed(file.pool)
     take_over(file.pool, failure)
     return 0
 
@@ -571,14 +632,14 @@ cdef int finish_whole(file_s *file, int64_t size, bint behind) except -1 nogil:
     file.size = size
     unlock(&file.lock)
     if behind and put_due(file):
-        relieve(pool, &pool.due, MOST_DUE, &failure)
+        relieve(pool, &pool.due, MOST_DUE)
     else:
         while True:
             lock(&file.lock)
             number = settle(file, False, &failure)
             if number != EINTR:
                 break
-            handle_signals(&failure)
+            handle_signals(pool, &failure)
         if number == CLOSED:
             note(&failure, CLOSED, NULL)
     take_over(pool, &failure)
@@ -593,17 +654,12 @@ cdef file_s *file_of(pool_s *pool, object path, int flags) except NULL:
     cdef bytes encoded = PyUnicode_EncodeFSDefault(path) if isinstance(path, str) else os.fsencode(path)
     cdef const char *text = PyBytes_AS_STRING(encoded)
     cdef uint32_t name = <uint32_t>hash(encoded) % NAMES
-    cdef failure_s failure
     cdef file_s *file
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
     PySys_Audit("open", "OOi", <PyObject *>path, <PyObject *>None, flags | O_WRONLY | O_CLOEXEC)
-    failure.number = 0
-    failure.path = NULL
     with nogil:
-        relieve(pool, &pool.due_names[name], 0, &failure)
-        if failure.number:
-            hand_over(pool, &failure)
+        relieve(pool, &pool.due_names[name], 0)
         file = new_file(pool, text)
     if file == NULL:
         raise MemoryError
@@ -648,7 +704,7 @@ cdef file_s *opened_file(pool_s *pool, object path, int flags) except NULL:
                 note(&failure, CLOSED, NULL)
             if number != EINTR:
                 break
-            handle_signals(&failure)
+            handle_signals(pool, &failure)
         if failure.number:
             raise_noted(&failure)
     except BaseException:
@@ -673,9 +729,10 @@ cdef class FilePool:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. (A file that
-            exists and may not be overwritten is found at once, unless it comes in the meantime.) Not for a child that fork() makes
-            meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
+            number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
+            the meantime.) Not for a child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread,
+            and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -699,15 +756,12 @@ cdef class FilePool:
         self.pool.behind = bool(write_behind)
 
     def __dealloc__(self):
-        cdef failure_s failure
         cdef bint last
         if self.pool == NULL or is_foreign(self.pool):
             return
-        failure.number = 0
-        failure.path = NULL
         with nogil:
-            close_pool(self.pool, &failure)
-            free(failure.path)
+            close_pool(self.pool)
+            forget_failed(self.pool)
             lock(&self.pool.lock)
             self.pool.abandoned = True
             last = self.pool.files == 0
@@ -770,15 +824,21 @@ cdef class FilePool:
             finish_whole(named.file, at_end, False)
 
     def close(self):
-        """Closes all files. Later writes raise ValueError."""
+        """Closes all files. Later writes raise ValueError. One OSError tells of all files that could not be written, and were not told of
+        before: it names the first one, and says how many errors there are besides."""
         cdef failure_s failure
+        cdef int64_t others
         failure.number = 0
         failure.path = NULL
         with nogil:
-            close_pool(self.pool, &failure)
+            close_pool(self.pool)
+            take_over(self.pool, &failure)
+            others = forget_failed(self.pool)
         self.named.clear()
+        if others and failure.number == 0:
+            failure.number = EIO  # there was no memory for more
         if failure.number:
-            raise_noted(&failure)
+            raise_noted(&failure, others)
 
     def __enter__(self):
         return self

@@ -32,9 +32,10 @@ class FilePool:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. (A file that
-            exists and may not be overwritten is found at once, unless it comes in the meantime.) Not for a child that fork() makes
-            meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
+            number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
+            the meantime.) Not for a child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread,
+            and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -54,7 +55,7 @@ class FilePool:
         self._gathering: OrderedDict[_File, None] = OrderedDict()  # those that hold bytes, the longest waiting first
         self._gathered = 0
         self._closed = False
-        self._failure: OSError | None = None
+        self._failures: list[OSError] = []  # that no call raised yet
 
     def __del__(self) -> None:
         if not self._closed:
@@ -102,7 +103,8 @@ class FilePool:
             self._raise_failure()
 
     def close(self) -> None:
-        """Closes all files. Later writes raise ValueError."""
+        """Closes all files. Later writes raise ValueError. One OSError tells of all files that could not be written, and were not told of
+        before: it names the first one, and says how many errors there are besides."""
         with self._lock:
             for file in list(self._gathering):  # a full disk: the others still have to be closed
                 self._write_out(file)
@@ -110,7 +112,12 @@ class FilePool:
                 self._close_file(file)
             self._files.clear()
             self._closed = True
-            self._raise_failure()
+            failures, self._failures = self._failures, []
+            if len(failures) > 1:
+                first, others = failures[0], len(failures) - 1
+                raise OSError(first.errno, f"{first.strerror} (and {others} more errors of files of this pool)", first.filename)
+            if failures:
+                raise failures[0]
 
     def __enter__(self) -> FilePool:
         return self
@@ -190,12 +197,11 @@ class FilePool:
 
     def _note(self, error: OSError, file: _File) -> None:
         error.filename = os.fsdecode(file.path)
-        self._failure = self._failure or error
+        self._failures.append(error)
 
     def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if self._failures:
+            raise self._failures.pop(0)
 
 
 class _File:
