@@ -67,6 +67,7 @@ cdef struct pool_s:
     lock_s lock
     bint closed
     bint abandoned                # the FilePool is gone
+    bint interrupted              # close() was, by a signal: what is left may never be done
     int64_t files                 # that exist
     int64_t max_open
     int64_t open_count            # descriptors that are open, or about to be

@@ -34,6 +34,7 @@ cdef extern from "Python.h":
 
 cdef extern from "pthread.h" nogil:
     int pthread_create(pthread_t *thread, void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
+    int pthread_detach(pthread_t thread)
     int pthread_join(pthread_t thread, void **result)
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
 
@@ -47,6 +48,7 @@ cdef enum:
     BUFFERED_TOTAL = 1 << 25      # bytes of memory that all files of a pool may have; beyond, the longest unused are written out
     CLOSED = -1                   # no errno: the pool is closed
     MOST_DUE = 256                # files; with more, streams that are complete write out and close files themselves
+    PATIENCE = 128                # tries (milliseconds) after which who waits for a file lets signals be handled
     MOST_FAILED = 1000            # files whose paths are kept for an error
     LINGER = 1000                 # microseconds that the thread sleeps without being woken, since waking costs its waker
 
@@ -54,7 +56,7 @@ cdef enum:
 # ---- failures
 
 cdef void note(failure_s *failure, int number, const char *path) noexcept nogil:
-    if failure.number == 0:
+    if number != 0 and failure.number == 0:
         failure.number = number
         failure.path = NULL if path == NULL else strdup(path)
 
@@ -131,7 +133,7 @@ cdef int64_t forget_failed(pool_s *pool) noexcept nogil:
     return count
 
 
-# ---- files: the C half. Functions give 0, EINTR (nothing is lost: call again) or CLOSED; other errors they note.
+# ---- files: the C half. Functions give 0, EINTR (nothing is lost: handle signals and call again) or CLOSED; other errors they note.
 
 cdef void unlink(file_s *file, int which) noexcept nogil:
     cdef file_list_s *files = &file.pool.lists[which]
@@ -220,8 +222,6 @@ cdef void let_go(file_s *file) noexcept nogil:
 # What went wrong with another file than the caller's. The pool's lock is held.
 cdef void note_of(file_s *file, int number) noexcept nogil:
     cdef failure_s failure
-    if number == 0:
-        return
     failure.number = 0
     failure.path = NULL
     note(&failure, number, file.path)
@@ -234,6 +234,17 @@ cdef file_s *lock_oldest(pool_s *pool, int which) noexcept nogil:
     while file != NULL and not try_lock(&file.lock):
         file = file.links[which].newer
     return file
+
+
+# EINTR where somebody else works on the file for long.
+cdef int lock_file(file_s *file) noexcept nogil:
+    cdef int tries = 0
+    while not try_lock(&file.lock):
+        if tries == PATIENCE:
+            return EINTR
+        wait(tries)
+        tries += 1
+    return 0
 
 
 # The file's descriptor is there afterwards, or the pool is closed, or an error is noted. The file's lock is held.
@@ -256,6 +267,8 @@ cdef int open_file(file_s *file, bint last, failure_s *failure) noexcept nogil:
                 let_go(oldest)
             else:                 # others work on all of them, and none of those waits for a descriptor
                 unlock(&pool.lock)
+                if tries == PATIENCE:
+                    return EINTR
                 wait(tries)
                 tries += 1
                 lock(&pool.lock)
@@ -339,8 +352,9 @@ cdef bint grow(file_s *file, size_t more) noexcept nogil:
 
 # Bytes for the file, `hole` bytes behind what it has. Pieces smaller than what is gathered wait in memory. Moves on over what was taken.
 cdef int put(file_s *file, int64_t *hole, const uint8_t **data, size_t *size, failure_s *failure) noexcept nogil:
-    cdef int number = 0
-    lock(&file.lock)
+    cdef int number = lock_file(file)
+    if number:
+        return number
     if hole[0] != 0 or file.memory.used + size[0] > GATHERED:
         number = write_out(file, False, failure)
     if number == 0:
@@ -497,6 +511,8 @@ cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most) except -1 n
         if file == NULL:
             wait(tries)
             tries += 1
+            if tries % PATIENCE == 0:
+                handle_signals(pool, &failure)
             continue
         number = settle(file, True, &failure)
         hand_over(pool, &failure)
@@ -523,7 +539,8 @@ cdef bint is_foreign(pool_s *pool) noexcept nogil:
 
 # ---- files: to the end
 
-cdef void close_pool(pool_s *pool) noexcept nogil:
+# `raising`: signals are handled, and where a handler raises it may be called again. Else they wait.
+cdef int close_pool(pool_s *pool, bint raising) except -1 nogil:
     cdef file_s *file
     cdef failure_s failure
     cdef int which
@@ -534,43 +551,63 @@ cdef void close_pool(pool_s *pool) noexcept nogil:
     failure.path = NULL
     if is_foreign(pool):
         pool.closed = True
-        return
+        return 0
     lock(&pool.lock)
     pool.closed = True
+    pool.interrupted = raising
     while pool.lists[DUE].oldest != NULL:
         file = lock_oldest(pool, DUE)
         unlock(&pool.lock)
+        number = 0
         if file != NULL:
-            settle(file, True, &failure)    # interrupted: it is still due
+            number = settle(file, True, &failure)    # interrupted: it is still due
             hand_over(pool, &failure)
         else:
             wait(tries)
             tries += 1
+        if raising and (number == EINTR or (file == NULL and tries % PATIENCE == 0)):
+            handle_signals(pool, &failure)
         lock(&pool.lock)
     for which in range(DUE):      # memory first: writing it out opens files
         while pool.lists[which].oldest != NULL:
             file = lock_oldest(pool, which)
             unlock(&pool.lock)
+            number = 0
             if file == NULL:
                 wait(tries)
                 tries += 1
-                lock(&pool.lock)
-                continue
-            if which == BUFFERED:
-                while write_out(file, True, &failure) == EINTR:
-                    pass
+            elif which == BUFFERED:
+                number = write_out(file, True, &failure)
             lock(&pool.lock)
-            number = leave(file, which)
-            if number:
-                note(&failure, number, file.path)
-            add_failed(pool, &failure)
-            let_go(file)
+            if file != NULL:
+                if number != EINTR:
+                    note(&failure, leave(file, which), file.path)
+                add_failed(pool, &failure)
+                let_go(file)
+            if raising and (number == EINTR or (file == NULL and tries % PATIENCE == 0)):
+                unlock(&pool.lock)
+                handle_signals(pool, &failure)
+                lock(&pool.lock)
+    running = pool.running
+    pool.running = False
+    pool.stopping = True
+    pool.interrupted = False
+    wake_and_unlock(pool)
+    if running:
+        pthread_join(pool.thread, NULL)
+    return 0
+
+
+# Closing was interrupted: the FilePool goes without waiting for anything, and the pool's memory stays for who may still be at work.
+cdef void give_up(pool_s *pool) noexcept nogil:
+    cdef bint running
+    lock(&pool.lock)
     running = pool.running
     pool.running = False
     pool.stopping = True
     wake_and_unlock(pool)
     if running:
-        pthread_join(pool.thread, NULL)
+        pthread_detach(pool.thread)
 
 
 # The file's owner goes. With the GIL.
@@ -607,6 +644,16 @@ cdef int handle_signals(pool_s *pool, failure_s *failure) except -1 nogil:
     return 0
 
 
+# The file's lock, however long that takes.
+cdef int lock_whole(file_s *file) except -1 nogil:
+    cdef failure_s failure
+    failure.number = 0
+    failure.path = NULL
+    while lock_file(file) == EINTR:
+        handle_signals(file.pool, &failure)
+    return 0
+
+
 # put() to its end, and shed() where that is due.
 cdef int put_whole(file_s *file, int64_t *hole, const uint8_t *data, size_t size, failure_s *failure) except -1 nogil:
     cdef int number = put(file, hole, &data, &size, failure)
@@ -628,15 +675,16 @@ cdef int finish_whole(file_s *file, int64_t size, bint behind) except -1 nogil:
     cdef int number
     failure.number = 0
     failure.path = NULL
-    lock(&file.lock)
+    lock_whole(file)
     file.size = size
     unlock(&file.lock)
     if behind and put_due(file):
         relieve(pool, &pool.due, MOST_DUE)
     else:
         while True:
-            lock(&file.lock)
-            number = settle(file, False, &failure)
+            number = lock_file(file)
+            if number == 0:
+                number = settle(file, False, &failure)
             if number != EINTR:
                 break
             handle_signals(pool, &failure)
@@ -759,8 +807,12 @@ cdef class FilePool:
         cdef bint last
         if self.pool == NULL or is_foreign(self.pool):
             return
+        if self.pool.interrupted:
+            with nogil:
+                give_up(self.pool)
+            return
         with nogil:
-            close_pool(self.pool)
+            close_pool(self.pool, False)
             forget_failed(self.pool)
             lock(&self.pool.lock)
             self.pool.abandoned = True
@@ -796,7 +848,7 @@ cdef class FilePool:
         failure.number = 0
         failure.path = NULL
         with nogil:
-            lock(&named.file.lock)
+            lock_whole(named.file)
             hole = to - (named.file.offset + <int64_t>named.file.memory.used)
             unlock(&named.file.lock)
             put_whole(named.file, &hole, at, size, &failure)
@@ -825,13 +877,14 @@ cdef class FilePool:
 
     def close(self):
         """Closes all files. Later writes raise ValueError. One OSError tells of all files that could not be written, and were not told of
-        before: it names the first one, and says how many errors there are besides."""
+        before: it names the first one, and says how many errors there are besides. Where the handler of a signal raises (Ctrl-C, while
+        a file system does not answer), it may be called again; what is left is lost if it is not."""
         cdef failure_s failure
         cdef int64_t others
         failure.number = 0
         failure.path = NULL
         with nogil:
-            close_pool(self.pool)
+            close_pool(self.pool, True)
             take_over(self.pool, &failure)
             others = forget_failed(self.pool)
         self.named.clear()
@@ -1018,7 +1071,7 @@ cdef class FileStream(_GapStream):
         if self.file == NULL:
             return 0
         if self.fill_gaps:
-            lock(&self.file.lock)
+            lock_whole(self.file)
             size = self.file.offset + <int64_t>self.file.memory.used + self.hole
             unlock(&self.file.lock)
         return finish_whole(self.file, size, self.file.pool.behind)
