@@ -1410,6 +1410,49 @@ def test_a_forked_child_leaves_files_alone(tcpreasm: ModuleType, tmp_path: Path)
     assert [(tmp_path / str(number)).read_bytes() for number in range(300)] == [b"bytes"] * 299 + [b"last"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("used", ["not", "open", "done"])
+def test_a_forked_child_and_a_pool_that_writes_behind(tcpreasm: ModuleType, tmp_path: Path, used: str) -> None:
+    """A pool that was not used yet is the child's too; another one says so. Nothing is lost without a word."""
+    pool = tcpreasm.FilePool(write_behind=True)
+    mine = tcpreasm.FileStream(path=tmp_path / "mine", pool=pool, fill_gaps=True)
+    if used != "not":
+        mine.reassembled([Piece(b"parent's")])
+    if used == "done":
+        mine.reassembly_complete()
+    compiled = tcpreasm.implementation == "compiled"
+    child = os.fork()
+    if not child:
+        refused = 0
+        with suppress(BaseException):
+            for number in range(10):
+                stream = tcpreasm.FileStream(path=tmp_path / str(number), pool=pool)
+                try:
+                    stream.reassembled([Piece(b"child's")])
+                    if number % 2:
+                        stream.reassembly_complete()
+                except RuntimeError:
+                    refused += 1
+            if compiled and used == "open":
+                for call in (lambda: mine.reassembled([Piece(b"?")]), mine.reassembly_complete):
+                    try:
+                        call()
+                    except RuntimeError:
+                        refused += 1
+            pool.close()
+            os._exit(refused)
+        os._exit(99)
+    expected = {"not": 0, "open": 12, "done": 10}[used] if compiled else 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+    if used != "done":
+        mine.reassembled([Piece(b".")])
+        mine.reassembly_complete()
+    pool.close()
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made.pop("mine") == {"not": b".", "open": b"parent's.", "done": b"parent's"}[used]
+    assert made == ({} if expected else {str(number): b"child's" for number in range(10)})
+
+
 def test_flow_paths(tcpreasm: ModuleType, tmp_path: Path) -> None:
     flow_paths = tcpreasm.streams.FlowPaths
     v4, v6 = tcpreasm.Flow("10.0.0.1", "192.168.255.9"), tcpreasm.Flow("2001:db8::1", "::ffff")

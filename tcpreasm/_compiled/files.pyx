@@ -496,17 +496,19 @@ cdef bint put_due(file_s *file) noexcept nogil:
     return True
 
 
-# Works off due files, the oldest first, until there are at most so many of those that are counted there.
-cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most) except -1 nogil:
+# Works off due files, the oldest first: until there are MOST_DUE at most, or, of those with names of that bucket, none (-1: all names).
+cdef int relieve(pool_s *pool, int64_t name) except -1 nogil:
     cdef file_s *file
     cdef failure_s failure
     cdef int number
     cdef int tries = 0
     failure.number = 0
     failure.path = NULL
-    while count[0] > most:
+    while pool.due_names[name] > 0 if name >= 0 else pool.due > MOST_DUE:
         lock(&pool.lock)
-        file = lock_oldest(pool, DUE)
+        file = pool.lists[DUE].oldest
+        while file != NULL and ((name >= 0 and file.name != name) or not try_lock(&file.lock)):
+            file = file.links[DUE].newer
         unlock(&pool.lock)
         if file == NULL:
             wait(tries)
@@ -537,6 +539,20 @@ cdef bint is_foreign(pool_s *pool) noexcept nogil:
     return pool.behind and pool.forks != forks
 
 
+cdef int check_own(pool_s *pool) except -1 nogil:
+    if is_foreign(pool):
+        with gil:
+            raise RuntimeError("this FilePool writes behind, and was used before fork(): the child needs one of its own")
+    return 0
+
+
+# In a child: a pool that was not used yet may be taken over.
+cdef void adopt(pool_s *pool) noexcept nogil:
+    if is_foreign(pool) and not pool.started and pool.files == 0:
+        unlock(&pool.lock)
+        pool.forks = forks
+
+
 # ---- files: to the end
 
 # `raising`: signals are handled, and where a handler raises it may be called again. Else they wait.
@@ -549,9 +565,6 @@ cdef int close_pool(pool_s *pool, bint raising) except -1 nogil:
     cdef bint running
     failure.number = 0
     failure.path = NULL
-    if is_foreign(pool):
-        pool.closed = True
-        return 0
     lock(&pool.lock)
     pool.closed = True
     pool.interrupted = raising
@@ -649,6 +662,7 @@ cdef int lock_whole(file_s *file) except -1 nogil:
     cdef failure_s failure
     failure.number = 0
     failure.path = NULL
+    check_own(file.pool)
     while lock_file(file) == EINTR:
         handle_signals(file.pool, &failure)
     return 0
@@ -656,7 +670,9 @@ cdef int lock_whole(file_s *file) except -1 nogil:
 
 # put() to its end, and shed() where that is due.
 cdef int put_whole(file_s *file, int64_t *hole, const uint8_t *data, size_t size, failure_s *failure) except -1 nogil:
-    cdef int number = put(file, hole, &data, &size, failure)
+    cdef int number
+    check_own(file.pool)
+    number = put(file, hole, &data, &size, failure)
     while number == EINTR:
         handle_signals(file.pool, failure)
         number = put(file, hole, &data, &size, failure)
@@ -679,7 +695,7 @@ cdef int finish_whole(file_s *file, int64_t size, bint behind) except -1 nogil:
     file.size = size
     unlock(&file.lock)
     if behind and put_due(file):
-        relieve(pool, &pool.due, MOST_DUE)
+        relieve(pool, -1)
     else:
         while True:
             number = lock_file(file)
@@ -705,9 +721,11 @@ cdef file_s *file_of(pool_s *pool, object path, int flags) except NULL:
     cdef file_s *file
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
+    adopt(pool)
+    check_own(pool)
     PySys_Audit("open", "OOi", <PyObject *>path, <PyObject *>None, flags | O_WRONLY | O_CLOEXEC)
     with nogil:
-        relieve(pool, &pool.due_names[name], 0)
+        relieve(pool, name)
         file = new_file(pool, text)
     if file == NULL:
         raise MemoryError
@@ -779,8 +797,9 @@ cdef class FilePool:
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
             by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
             number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
-            the meantime.) Not for a child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread,
-            and does all at once.)
+            the meantime.) Streams of one path must follow one another: who begins before the former is complete may find its file or
+            not. Not for a child that fork() makes meanwhile: once it was used, `close` does nothing there, and the rest raises
+            RuntimeError. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
@@ -883,6 +902,9 @@ cdef class FilePool:
         cdef int64_t others
         failure.number = 0
         failure.path = NULL
+        if is_foreign(self.pool):
+            self.pool.closed = True
+            return
         with nogil:
             close_pool(self.pool, True)
             take_over(self.pool, &failure)

@@ -34,8 +34,9 @@ class FilePool:
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
             by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
             number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
-            the meantime.) Not for a child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread,
-            and does all at once.)
+            the meantime.) Streams of one path must follow one another: who begins before the former is complete may find its file or
+            not. Not for a child that fork() makes meanwhile: once it was used, `close` does nothing there, and the rest raises
+            RuntimeError. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
