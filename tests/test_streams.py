@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import inspect
 import io
 import os
+import pydoc
 import random
 import resource
 import subprocess
@@ -25,6 +27,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from cores import load
 
 LIMIT = 20.0  # seconds after which a thread counts as hanging
 
@@ -748,6 +751,21 @@ def test_each_ready_made_stream_counts(tcpreasm: ModuleType, tmp_path: Path, nam
         assert stream.complete
         if hasattr(stream, "gaps"):
             assert stream.gaps == ((3, 2**40), (5 + 2**40, 5))
+
+
+@pytest.mark.parametrize("name", [*READY, "FilePool", "FlowPaths"])
+def test_signatures_are_told(name: str) -> None:
+    """The same by both cores: by inspect, by help, and for a subclass; and the text of the docstring."""
+    compiled, pure = (getattr(load(core).streams, name) for core in ("compiled", "pure"))
+    signatures = [
+        [(one.name, one.kind, one.default) for one in inspect.signature(cls).parameters.values()]
+        for cls in (compiled, pure, type("Sub", (compiled,), {}))
+    ]
+    assert signatures[0] == signatures[1] == signatures[2]
+    assert inspect.getdoc(compiled) == inspect.getdoc(pure)
+    shown = pydoc.render_doc(compiled, renderer=pydoc.plaintext)
+    assert f"class {name}" in shown
+    assert str(inspect.signature(compiled)) in shown
 
 
 @pytest.mark.parametrize("name", READY)

@@ -6,6 +6,7 @@ the rest about once a file. What is made here for a file exists as long as it ha
 
 import os
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
@@ -788,7 +789,8 @@ cdef class NamedFile:
 
 
 cdef class FilePool:
-    """The open files of many FileStreams: the least recently written one is closed when too many are open, and opened again when
+    """FilePool(max_open=256, *, write_behind=False)\n--\n\n\
+The open files of many FileStreams: the least recently written one is closed when too many are open, and opened again when
     its stream goes on.
 
     Args:
@@ -817,6 +819,7 @@ cdef class FilePool:
         self.pool.forks = forks
         self.pool.max_open = DEFAULT_MAX_OPEN_FILES    # for a subclass that does not call __init__
 
+    @cython.embedsignature(False)
     def __init__(self, max_open=DEFAULT_MAX_OPEN_FILES, *, write_behind=False):
         check_number("max_open", max_open, "files")
         self.pool.max_open = min(max_open, ENDLESS)
@@ -974,13 +977,15 @@ def flow_name(net_flow, transport_flow):
 
 
 cdef class FlowPaths:
-    """Names files in a folder as tcpflow does; a later stream of the same flows gets a suffix: c1, c2, ... Called with two flows, it gives
+    """FlowPaths(folder)\n--\n\n\
+Names files in a folder as tcpflow does; a later stream of the same flows gets a suffix: c1, c2, ... Called with two flows, it gives
     the next path for them. For the `path` of many FileStreams.
 
     Args:
         folder: a str. It is not made.
     """
 
+    @cython.embedsignature(False)
     def __init__(self, folder):
         self.prefix = os.path.join(folder, "")
         self.numbers = {}
@@ -996,7 +1001,8 @@ cdef class FlowPaths:
 
 
 cdef class FileStream(_GapStream):
-    """Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
+    """FileStream(net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False)\n--\n\n\
+Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
     stream without bytes leaves none.
 
     Args:
@@ -1011,6 +1017,7 @@ cdef class FileStream(_GapStream):
     def __cinit__(self, *args, **keywords):
         self.calls_out = True     # the path
 
+    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if not isinstance(pool, FilePool):
