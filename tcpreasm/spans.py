@@ -26,6 +26,11 @@ _ROW = len(SPAN_DTYPE)
 _BLOCK = 1 << 20  # bytes that are read at once, at most, unless one piece has more
 _APART = 4096  # bytes between two pieces up to which reading them is cheaper than another read
 
+_COMPRESSED = (  # the first bytes, as capture.source tells them; what to pass instead
+    (b"\x1f\x8b\x08", "gzip", 'gzip.open(path, "rb")'),
+    (b"\x28\xb5\x2f\xfd", "zstd", 'compression.zstd.open(path, "rb") (Python 3.14), or a file into which it was decompressed'),
+)
+
 SpanSource = Any  # a path, a seekable binary file, a buffer, or a list of these
 
 
@@ -54,10 +59,14 @@ class _Memory:
 
 
 class _File:
-    """A seekable binary file. Its position moves."""
+    """A seekable binary file. Its position moves. ValueError where it is compressed: no capture begins as these do."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, name: object) -> None:
         self._file = file
+        head = self.read(0, 4)
+        for magic, kind, instead in _COMPRESSED:
+            if head.startswith(magic):
+                raise ValueError(f"{name} is compressed with {kind}, and spans count the bytes that come out of it: pass {instead}")
         file.seek(0, os.SEEK_END)
         self.size = int(file.tell())
 
@@ -77,12 +86,12 @@ class _File:
 
 def _open(source: Any, opened: ExitStack) -> _Memory | _File:
     if isinstance(source, (str, os.PathLike)):
-        return _File(opened.enter_context(open(source, "rb", buffering=0)))
+        return _File(opened.enter_context(open(source, "rb", buffering=0)), os.fspath(source))
     try:
         view = opened.enter_context(memoryview(source))
     except TypeError:
         if callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None)):
-            return _File(source)
+            return _File(source, getattr(source, "name", source))
         raise TypeError(
             f"spans are read from a path, a seekable binary file, a buffer, or a list of these, not {type(source).__name__}"
         ) from None
@@ -92,7 +101,8 @@ def _open(source: Any, opened: ExitStack) -> _Memory | _File:
 def read_rows(rows: memoryview, source: SpanSource) -> Iterator[bytes]:
     """The bytes of the rows (int64, in the order of SPAN_DTYPE), in order, about a MiB at a time.
 
-    ValueError where a row has no offset, or the source no such bytes; TypeError for what is no source; OSError where reading fails.
+    ValueError where a row has no offset, or the source no such bytes or is compressed; TypeError for what is no source; OSError where
+    reading fails.
     """
     with ExitStack() as opened:
         sources = [_open(one, opened) for one in (source if isinstance(source, (list, tuple)) else [source])]
@@ -130,7 +140,11 @@ def _read(parts: list[tuple[int, int]], sources: list[_Memory | _File], bases: l
     block = b"".join(found)
     first = parts[0][0]
     if len(block) != end - first:
-        raise ValueError(f"the source has no bytes at {first} to {end}: these are the spans of another capture")
+        raise ValueError(
+            f"the source has no bytes at {first} to {end}: it has {bases[-1]} in all"
+            if end > bases[-1]
+            else f"the source gave {len(block)} bytes at {first} to {end}, not {end - first}"
+        )
     if len(parts) == 1:
         return block
     return b"".join([block[offset - first : offset - first + length] for offset, length in parts])

@@ -342,6 +342,26 @@ def test_extract_never_overwrites_without_force(run: Run, tmp_path: Path, captur
     assert there.read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_extract_ends_at_a_file_that_exists(run: Run, tmp_path: Path, capture: Callable[..., Path], threads: str) -> None:
+    """At once, and what is listed was made."""
+    talks = [
+        Talk(client=("10.0.0.1", port), start_ns=1_700_000_000_000_000_000 + port * 10**8).open().say(0, b"%d" % port).close()
+        for port in range(1, 400)
+    ]
+    there = tmp_path / "out" / "010.000.000.001.00050-010.000.000.002.00080"
+    there.parent.mkdir()
+    there.write_bytes(b"precious")
+    result = run("extract", capture(*talks), "-o", there.parent, "--threads", threads)
+    assert result.status == 2
+    assert str(there) in result.err
+    made = files_in(there.parent)
+    assert made.pop(there.name) == b"precious"
+    assert {line.split()[0] for line in result.lines} <= set(made)
+    assert all(data == b"%d" % int(name[16:21]) for name, data in made.items())
+    assert threads != "1" or len(made) == 49
+
+
 def test_extract_numbers_later_streams_of_the_same_endpoints(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
     talks = []
     start = 1_700_000_000_000_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gzip
 import io
 import mmap
 import random
@@ -86,14 +87,40 @@ def test_bytes_that_the_source_has_not(tcpreasm: ModuleType, file: Path) -> None
     for source in (b"0123456789", [b"01234", b"56789"], io.BytesIO(b"0123456789")):
         assert noted(tcpreasm, (3, 7)).gather(source) == b"3456789"
         for offset, length in ((3, 8), (10, 1), (11, 1), (2**62, 5)):
-            with pytest.raises(
-                ValueError, match=f"^the source has no bytes at {offset} to {offset + length}: these are the spans of another"
-            ):
+            with pytest.raises(ValueError, match=f"^the source has no bytes at {offset} to {offset + length}: it has 10 in all$"):
                 noted(tcpreasm, (offset, length)).gather(source)
     with pytest.raises(ValueError, match="the source has no bytes at 0 to 1"):
         noted(tcpreasm, (0, 1)).gather([])
     with pytest.raises(ValueError, match="a span without an offset"):
         noted(tcpreasm, (0, 5), (-1, 5)).gather(file)
+
+
+def test_a_compressed_source(tcpreasm: ModuleType, file: Path, tmp_path: Path) -> None:
+    """Its own bytes are nobody's; what comes out is read."""
+    places = [(5, 10), (2_000_000, 100)]
+    stream = noted(tcpreasm, *places)
+    for kind, packed in (("gzip", gzip.compress(CONTENT, 1)), ("zstd", b"\x28\xb5\x2f\xfd" + CONTENT)):
+        path = tmp_path / kind
+        path.write_bytes(packed)
+        with path.open("rb") as opened:
+            for source in (path, str(path), opened, [file, path], io.BytesIO(packed)):
+                with pytest.raises(ValueError, match=f"is compressed with {kind}, .*: pass .*open\\(path") as caught:
+                    stream.gather(source)
+                assert isinstance(source, io.BytesIO) or str(path) in str(caught.value)
+                with pytest.raises(ValueError, match="is compressed"):
+                    stream.write_to(io.BytesIO(), source)
+        assert stream.gather(packed + CONTENT) == packed[5:15] + (packed + CONTENT)[2_000_000:2_000_100]  # a buffer may be anything
+    with gzip.open(tmp_path / "gzip", "rb") as decompressed:
+        assert stream.gather(decompressed) == expected(*places)
+
+
+def test_a_source_that_gives_less_than_it_has(tcpreasm: ModuleType) -> None:
+    class Short(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(size) if self.tell() < 5 else b""
+
+    with pytest.raises(ValueError, match=r"^the source gave 0 bytes at 6 to 9, not 3$"):
+        noted(tcpreasm, (6, 3)).gather(Short(b"0123456789"))
 
 
 def test_what_is_no_source(tcpreasm: ModuleType, file: Path, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import inspect
 import io
 import os
+import pydoc
 import random
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -20,10 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from cores import load
 
 LIMIT = 20.0  # seconds after which a thread counts as hanging
 
@@ -749,6 +753,21 @@ def test_each_ready_made_stream_counts(tcpreasm: ModuleType, tmp_path: Path, nam
             assert stream.gaps == ((3, 2**40), (5 + 2**40, 5))
 
 
+@pytest.mark.parametrize("name", [*READY, "FilePool", "FlowPaths"])
+def test_signatures_are_told(name: str) -> None:
+    """The same by both cores: by inspect, by help, and for a subclass; and the text of the docstring."""
+    compiled, pure = (getattr(load(core).streams, name) for core in ("compiled", "pure"))
+    signatures = [
+        [(one.name, one.kind, one.default) for one in inspect.signature(cls).parameters.values()]
+        for cls in (compiled, pure, type("Sub", (compiled,), {}))
+    ]
+    assert signatures[0] == signatures[1] == signatures[2]
+    assert inspect.getdoc(compiled) == inspect.getdoc(pure)
+    shown = pydoc.render_doc(compiled, renderer=pydoc.plaintext)
+    assert f"class {name}" in shown
+    assert str(inspect.signature(compiled)) in shown
+
+
 @pytest.mark.parametrize("name", READY)
 def test_what_a_stream_tells_can_only_be_read(tcpreasm: ModuleType, tmp_path: Path, name: str) -> None:
     names = [
@@ -1110,6 +1129,22 @@ def test_a_closed_pool_takes_no_more_bytes(tcpreasm: ModuleType, tmp_path: Path)
     assert (stream.length, stream.ended, stream.complete) == (3 + 1 + 1 + (1 << 17) + 1, True, True)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_block_that_ends_by_an_exception_keeps_it(tcpreasm: ModuleType, tmp_path: Path, behind: bool) -> None:
+    """Whatever went wrong with the files; they are closed all the same."""
+    for error in (None, KeyboardInterrupt, ZeroDivisionError):
+        with pytest.raises(error or OSError) as caught, tcpreasm.FilePool(write_behind=behind) as pool:  # noqa: PT012
+            streams = [tcpreasm.FileStream(path=path, pool=pool, overwrite=True) for path in ("/dev/full", tmp_path / "x")]
+            for stream in streams:
+                stream.reassembled([Piece(b"bytes")])
+            if error is not None:
+                raise error
+        assert error is not None or caught.value.errno == errno.ENOSPC
+        assert (tmp_path / "x").read_bytes() == b"bytes"
+        assert len(pool) == 0
+
+
 # A FilePool that writes behind its streams.
 
 
@@ -1178,6 +1213,72 @@ def test_errors_of_files_written_behind(tcpreasm: ModuleType, tmp_path: Path, si
         assert (tmp_path / f"other than {number}").read_bytes() == b"other"
         pool.close()
     assert (tmp_path / "there").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dead link"])
+def test_a_file_that_exists_is_found_at_once_behind(tcpreasm: ModuleType, tmp_path: Path, kind: str) -> None:
+    there = tmp_path / "there"
+    if kind == "file":
+        there.write_bytes(b"precious")
+    elif kind == "folder":
+        there.mkdir()
+    else:
+        there.symlink_to(tmp_path / "nowhere")
+    with tcpreasm.FilePool(write_behind=True) as pool:
+        for path in (there, tmp_path / "new"):
+            for turn in range(2):
+                stream = tcpreasm.FileStream(path=path, pool=pool)
+                if path == there or turn:
+                    with pytest.raises(FileExistsError) as caught:
+                        stream.reassembled([Piece(b"x")])
+                    assert caught.value.filename == str(path)
+                    assert stream.path is None
+                else:
+                    stream.reassembled([Piece(b"y")])
+                stream.reassembly_complete()
+    assert (tmp_path / "new").read_bytes() == b"y"
+    assert kind != "file" or there.read_bytes() == b"precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("behind", [False, True])
+def test_closing_tells_of_all_files_that_could_not_be_written(tcpreasm: ModuleType, tmp_path: Path, behind: bool) -> None:
+    paths = [tmp_path / str(number) for number in range(1500)]
+    for path in paths:
+        path.symlink_to("/dev/full")
+    for count in (1, 2, 1500):
+        pool = tcpreasm.FilePool(write_behind=behind)
+        streams = [tcpreasm.FileStream(path=path, pool=pool, overwrite=True) for path in paths[:count]]
+        for stream in streams:
+            stream.reassembled([Piece(b"x")])
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+            pool.close()
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(paths[0]))
+        others = f" (and {count - 1} more errors of files of this pool)" if count > 1 else ""
+        assert caught.value.strerror == os.strerror(errno.ENOSPC) + others
+        pool.close()
+
+
+def test_each_call_tells_of_one_file_behind(tcpreasm: ModuleType, tmp_path: Path) -> None:
+    """And no error is lost: what the calls did not tell of, closing counts."""
+    for count in (3, 400):
+        pool = tcpreasm.FilePool(write_behind=True)
+        told, others = [], 0
+        for number in range(count):
+            stream = tcpreasm.FileStream(path=tmp_path / "nowhere" / str(number), pool=pool)
+            for call in (partial(stream.reassembled, [Piece(b"x")]), stream.reassembly_complete):
+                try:
+                    call()
+                except FileNotFoundError as error:
+                    told.append(error.filename)
+        try:
+            pool.close()
+        except FileNotFoundError as error:
+            told.append(error.filename)
+            others = int(error.strerror.split()[-8]) if "more errors" in error.strerror else 0
+        assert len(told) + others == count
+        assert len(set(told)) == len(told)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -1254,6 +1355,58 @@ def test_closing_while_others_write_behind(tcpreasm: ModuleType, tmp_path: Path)
         assert len(pool) == 0
 
 
+BLOCKED = """
+import signal, sys
+from tcpreasm import FilePool, FileStream, Reassembly
+
+def alarm(*_):
+    raise KeyboardInterrupt
+
+how, fifo, other = sys.argv[1:]
+signal.signal(signal.SIGALRM, alarm)
+signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+def feed(path):
+    stream = FileStream(path=path, pool=pool, overwrite=True)
+    stream.reassembled([Reassembly(b"x")])
+    stream.reassembly_complete()
+
+pool = FilePool(1, write_behind=True)
+told = 0
+try:
+    feed(fifo)
+    if how == "many":
+        for number in range(600):
+            feed(other + str(number))
+    elif how == "same":
+        feed(fifo)
+    elif how == "block":
+        with pool:
+            raise ZeroDivisionError
+    pool.close()
+except KeyboardInterrupt:
+    told += 1
+try:
+    pool.close()
+except KeyboardInterrupt:
+    told += 1
+print(told)
+del pool
+print("end")
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "same", "many", "block"])
+def test_signals_are_heard_while_a_file_written_behind_blocks(tmp_path: Path, how: str) -> None:
+    """A FIFO that nobody reads: every call that waits for it may be interrupted, and then nothing waits for it any more. The pure core
+    writes nothing behind."""
+    os.mkfifo(tmp_path / "fifo")
+    arguments = [sys.executable, "-c", BLOCKED, how, str(tmp_path / "fifo"), str(tmp_path / "other")]
+    environment = {**os.environ, "TCPREASM_IMPLEMENTATION": "compiled"}
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\nend\n", "")
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # there is a thread, that is the point
 def test_a_forked_child_leaves_files_alone(tcpreasm: ModuleType, tmp_path: Path) -> None:
     pool = tcpreasm.FilePool(write_behind=True)
@@ -1275,6 +1428,49 @@ def test_a_forked_child_leaves_files_alone(tcpreasm: ModuleType, tmp_path: Path)
     assert [(tmp_path / str(number)).read_bytes() for number in range(300)] == [b"bytes"] * 299 + [b"last"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("used", ["not", "open", "done"])
+def test_a_forked_child_and_a_pool_that_writes_behind(tcpreasm: ModuleType, tmp_path: Path, used: str) -> None:
+    """A pool that was not used yet is the child's too; another one says so. Nothing is lost without a word."""
+    pool = tcpreasm.FilePool(write_behind=True)
+    mine = tcpreasm.FileStream(path=tmp_path / "mine", pool=pool, fill_gaps=True)
+    if used != "not":
+        mine.reassembled([Piece(b"parent's")])
+    if used == "done":
+        mine.reassembly_complete()
+    compiled = tcpreasm.implementation == "compiled"
+    child = os.fork()
+    if not child:
+        refused = 0
+        with suppress(BaseException):
+            for number in range(10):
+                stream = tcpreasm.FileStream(path=tmp_path / str(number), pool=pool)
+                try:
+                    stream.reassembled([Piece(b"child's")])
+                    if number % 2:
+                        stream.reassembly_complete()
+                except RuntimeError:
+                    refused += 1
+            if compiled and used == "open":
+                for call in (lambda: mine.reassembled([Piece(b"?")]), mine.reassembly_complete):
+                    try:
+                        call()
+                    except RuntimeError:
+                        refused += 1
+            pool.close()
+            os._exit(refused)
+        os._exit(99)
+    expected = {"not": 0, "open": 12, "done": 10}[used] if compiled else 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+    if used != "done":
+        mine.reassembled([Piece(b".")])
+        mine.reassembly_complete()
+    pool.close()
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made.pop("mine") == {"not": b".", "open": b"parent's.", "done": b"parent's"}[used]
+    assert made == ({} if expected else {str(number): b"child's" for number in range(10)})
+
+
 def test_flow_paths(tcpreasm: ModuleType, tmp_path: Path) -> None:
     flow_paths = tcpreasm.streams.FlowPaths
     v4, v6 = tcpreasm.Flow("10.0.0.1", "192.168.255.9"), tcpreasm.Flow("2001:db8::1", "::ffff")
@@ -1292,6 +1488,30 @@ def test_flow_paths(tcpreasm: ModuleType, tmp_path: Path) -> None:
         assert stream.path == f"{first}c2"
     with open(f"{first}c2", "rb") as file:
         assert file.read() == b"third"
+
+
+BAD_FLOWS = {
+    "longer": (bytes(17), bytes(17), 1, 2),
+    "much longer": (bytes(4000), bytes(4000), 1, 2),
+    "shorter": (b"abc", b"abc", 1, 2),
+    "empty": (b"", b"", 1, 2),
+    "unequal": (bytes(4), bytes(16), 1, 2),
+    "no bytes": (bytearray(4), bytes(4), 1, 2),
+    "no bytes behind": (bytes(4), "1.2.3.4", 1, 2),
+    "none": (None, None, 1, 2),
+    "port beyond": (bytes(4), bytes(4), 65536, 2),
+    "port below": (bytes(4), bytes(4), 1, -1),
+    "port of text": (bytes(16), bytes(16), 1, "2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLOWS)
+def test_flow_paths_of_other_flows(tcpreasm: ModuleType, name: str) -> None:
+    src, dst, src_port, dst_port = BAD_FLOWS[name]
+    net_flow, transport_flow = SimpleNamespace(raw_src=src, raw_dst=dst), SimpleNamespace(raw_src=src_port, raw_dst=dst_port)
+    with pytest.raises(TypeError, match=r"^a file's name takes .*, not .") as caught:
+        tcpreasm.streams.FlowPaths("x")(net_flow, transport_flow)
+    assert len(str(caught.value)) < 300
 
 
 # Threads.

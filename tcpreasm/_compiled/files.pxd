@@ -29,9 +29,13 @@ cdef enum:
     NAMES = 1 << 13               # buckets of the hash of a path
 
 
-cdef struct failure_s:            # the first thing that went wrong; all zero: nothing
+cdef struct failure_s:            # the first thing that went wrong with a file; all zero: nothing
     int number                    # errno, or CLOSED
     char *path                    # malloc's, or NULL
+
+cdef struct failed_s:             # one of many
+    failure_s failure
+    failed_s *next
 
 cdef struct link_s:
     file_s *older
@@ -63,6 +67,7 @@ cdef struct pool_s:
     lock_s lock
     bint closed
     bint abandoned                # the FilePool is gone
+    bint interrupted              # close() was, by a signal: what is left may never be done
     int64_t files                 # that exist
     int64_t max_open
     int64_t open_count            # descriptors that are open, or about to be
@@ -77,7 +82,9 @@ cdef struct pool_s:
     bint stopping
     pthread_t thread
     sem_t wake
-    failure_s failure             # of that thread, until somebody raises it
+    failed_s *failed              # what nobody raised yet, the first first: of that thread, or of other files than a call was about
+    failed_s *last_failed         # good where there is a first one
+    int64_t failed_count          # those and, beyond MOST_FAILED, those that are counted only
     uint32_t due                  # files in that list
     uint32_t due_names[NAMES]     # how many of them have a name of that bucket
 

@@ -6,15 +6,17 @@ the rest about once a file. What is made here for a file exists as long as it ha
 
 import os
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from libc.errno cimport EINTR, EMFILE, ENFILE, ESPIPE, errno
+from libc.errno cimport EEXIST, EINTR, EIO, EMFILE, ENFILE, ENOENT, ESPIPE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memmove, strdup
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_EXCL, O_TRUNC, O_WRONLY, open as c_open
 from posix.signal cimport SIG_SETMASK, sigfillset, sigset_t
+from posix.stat cimport lstat, struct_stat
 from posix.unistd cimport close as c_close, ftruncate, pwrite, usleep, write as c_write
 
 from .reassembly cimport piece_s
@@ -33,6 +35,7 @@ cdef extern from "Python.h":
 
 cdef extern from "pthread.h" nogil:
     int pthread_create(pthread_t *thread, void *attributes, void *(*start)(void *) noexcept nogil, void *argument)
+    int pthread_detach(pthread_t thread)
     int pthread_join(pthread_t thread, void **result)
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
 
@@ -46,18 +49,21 @@ cdef enum:
     BUFFERED_TOTAL = 1 << 25      # bytes of memory that all files of a pool may have; beyond, the longest unused are written out
     CLOSED = -1                   # no errno: the pool is closed
     MOST_DUE = 256                # files; with more, streams that are complete write out and close files themselves
+    PATIENCE = 128                # tries (milliseconds) after which who waits for a file lets signals be handled
+    MOST_FAILED = 1000            # files whose paths are kept for an error
     LINGER = 1000                 # microseconds that the thread sleeps without being woken, since waking costs its waker
 
 
 # ---- failures
 
 cdef void note(failure_s *failure, int number, const char *path) noexcept nogil:
-    if failure.number == 0:
+    if number != 0 and failure.number == 0:
         failure.number = number
         failure.path = NULL if path == NULL else strdup(path)
 
 
-cdef int raise_noted(failure_s *failure) except -1:
+# `others`: further files that the error is to tell of.
+cdef int raise_noted(failure_s *failure, int64_t others=0) except -1:
     cdef int number = failure.number
     path = None if failure.path == NULL else os.fsdecode(<bytes>failure.path)
     free(failure.path)
@@ -65,10 +71,70 @@ cdef int raise_noted(failure_s *failure) except -1:
     failure.number = 0
     if number == CLOSED:
         raise ValueError("this FilePool is closed")
-    raise OSError(number, os.strerror(number), path)
+    raise OSError(number, os.strerror(number) + (f" (and {others} more errors of files of this pool)" if others else ""), path)
 
 
-# ---- files: the C half. Functions give 0, EINTR (nothing is lost: call again) or CLOSED; other errors they note.
+# What was noted becomes the pool's, whose lock is held.
+cdef void add_failed(pool_s *pool, failure_s *failure) noexcept nogil:
+    cdef failed_s *failed = NULL
+    if failure.number == 0:
+        return
+    pool.failed_count += 1
+    if pool.failed_count <= MOST_FAILED:
+        failed = <failed_s *>malloc(sizeof(failed_s))
+    if failed == NULL:
+        free(failure.path)
+    else:
+        failed.failure = failure[0]
+        failed.next = NULL
+        if pool.failed == NULL:
+            pool.failed = failed
+        else:
+            pool.last_failed.next = failed
+        pool.last_failed = failed
+    failure.number = 0
+    failure.path = NULL
+
+
+cdef void hand_over(pool_s *pool, failure_s *failure) noexcept nogil:
+    if failure.number:
+        lock(&pool.lock)
+        add_failed(pool, failure)
+        unlock(&pool.lock)
+
+
+# The first of the pool's failures becomes the caller's, unless that has one.
+cdef void take_over(pool_s *pool, failure_s *failure) noexcept nogil:
+    cdef failed_s *failed
+    if pool.failed == NULL or failure.number:
+        return
+    lock(&pool.lock)
+    failed = pool.failed
+    if failed != NULL:
+        failure[0] = failed.failure
+        pool.failed = failed.next
+        pool.failed_count -= 1
+        free(failed)
+    unlock(&pool.lock)
+
+
+# Forgets all, and gives the number.
+cdef int64_t forget_failed(pool_s *pool) noexcept nogil:
+    cdef failed_s *failed
+    cdef int64_t count
+    lock(&pool.lock)
+    count = pool.failed_count
+    pool.failed_count = 0
+    while pool.failed != NULL:
+        failed = pool.failed
+        pool.failed = failed.next
+        free(failed.failure.path)
+        free(failed)
+    unlock(&pool.lock)
+    return count
+
+
+# ---- files: the C half. Functions give 0, EINTR (nothing is lost: handle signals and call again) or CLOSED; other errors they note.
 
 cdef void unlink(file_s *file, int which) noexcept nogil:
     cdef file_list_s *files = &file.pool.lists[which]
@@ -154,12 +220,32 @@ cdef void let_go(file_s *file) noexcept nogil:
         free_file(file)
 
 
+# What went wrong with another file than the caller's. The pool's lock is held.
+cdef void note_of(file_s *file, int number) noexcept nogil:
+    cdef failure_s failure
+    failure.number = 0
+    failure.path = NULL
+    note(&failure, number, file.path)
+    add_failed(file.pool, &failure)
+
+
 # The least recently used file of a list that nobody works on, locked; NULL where there is none. The pool's lock is held.
 cdef file_s *lock_oldest(pool_s *pool, int which) noexcept nogil:
     cdef file_s *file = pool.lists[which].oldest
     while file != NULL and not try_lock(&file.lock):
         file = file.links[which].newer
     return file
+
+
+# EINTR where somebody else works on the file for long.
+cdef int lock_file(file_s *file) noexcept nogil:
+    cdef int tries = 0
+    while not try_lock(&file.lock):
+        if tries == PATIENCE:
+            return EINTR
+        wait(tries)
+        tries += 1
+    return 0
 
 
 # The file's descriptor is there afterwards, or the pool is closed, or an error is noted. The file's lock is held.
@@ -178,12 +264,12 @@ cdef int open_file(file_s *file, bint last, failure_s *failure) noexcept nogil:
         if pool.open_count >= pool.max_open:
             oldest = lock_oldest(pool, OPEN)
             if oldest != NULL:
-                number = leave(oldest, OPEN)
-                if number:
-                    note(failure, number, oldest.path)
+                note_of(oldest, leave(oldest, OPEN))
                 let_go(oldest)
             else:                 # others work on all of them, and none of those waits for a descriptor
                 unlock(&pool.lock)
+                if tries == PATIENCE:
+                    return EINTR
                 wait(tries)
                 tries += 1
                 lock(&pool.lock)
@@ -267,8 +353,9 @@ cdef bint grow(file_s *file, size_t more) noexcept nogil:
 
 # Bytes for the file, `hole` bytes behind what it has. Pieces smaller than what is gathered wait in memory. Moves on over what was taken.
 cdef int put(file_s *file, int64_t *hole, const uint8_t **data, size_t *size, failure_s *failure) noexcept nogil:
-    cdef int number = 0
-    lock(&file.lock)
+    cdef int number = lock_file(file)
+    if number:
+        return number
     if hole[0] != 0 or file.memory.used + size[0] > GATHERED:
         number = write_out(file, False, failure)
     if number == 0:
@@ -292,17 +379,21 @@ cdef int put(file_s *file, int64_t *hole, const uint8_t **data, size_t *size, fa
 
 
 # Writes out the longest unused files where all together have too much memory. No file's lock is held.
-cdef void shed(pool_s *pool, failure_s *failure) noexcept nogil:
+cdef void shed(pool_s *pool) noexcept nogil:
     cdef file_s *file
+    cdef failure_s failure
     cdef int number
+    failure.number = 0
+    failure.path = NULL
     while pool.buffered > BUFFERED_TOTAL:
         lock(&pool.lock)
         file = lock_oldest(pool, BUFFERED)
         unlock(&pool.lock)
         if file == NULL:
             return
-        number = write_out(file, False, failure)
+        number = write_out(file, False, &failure)
         lock(&pool.lock)
+        add_failed(pool, &failure)
         if number == 0:
             leave(file, BUFFERED)
         let_go(file)
@@ -360,39 +451,13 @@ cdef void *work(void *given) noexcept nogil:
         if file != NULL:
             rested = False
             settle(file, True, &failure)
-            if failure.number:
-                hand_over(pool, &failure)
+            hand_over(pool, &failure)
         elif rested:
             sem_wait(&pool.wake)
             rested = False
         else:
             usleep(LINGER)
             rested = True
-
-
-cdef void hand_over(pool_s *pool, failure_s *failure) noexcept nogil:
-    lock(&pool.lock)
-    if pool.failure.number == 0:
-        pool.failure = failure[0]
-    else:
-        free(failure.path)
-    unlock(&pool.lock)
-    failure.number = 0
-    failure.path = NULL
-
-
-# What the thread noted becomes the caller's.
-cdef void take_over(pool_s *pool, failure_s *failure) noexcept nogil:
-    if pool.failure.number == 0:
-        return
-    lock(&pool.lock)
-    if failure.number == 0:
-        failure[0] = pool.failure
-    else:
-        free(pool.failure.path)
-    pool.failure.number = 0
-    pool.failure.path = NULL
-    unlock(&pool.lock)
 
 
 # The pool's lock is held. Where no thread is to be had, streams do it all.
@@ -432,19 +497,30 @@ cdef bint put_due(file_s *file) noexcept nogil:
     return True
 
 
-# Works off due files, the oldest first, until there are at most so many of those that are counted there.
-cdef int relieve(pool_s *pool, const uint32_t *count, uint32_t most, failure_s *failure) except -1 nogil:
+# Works off due files, the oldest first: until there are MOST_DUE at most, or, of those with names of that bucket, none (-1: all names).
+cdef int relieve(pool_s *pool, int64_t name) except -1 nogil:
     cdef file_s *file
+    cdef failure_s failure
+    cdef int number
     cdef int tries = 0
-    while count[0] > most:
+    failure.number = 0
+    failure.path = NULL
+    while pool.due_names[name] > 0 if name >= 0 else pool.due > MOST_DUE:
         lock(&pool.lock)
-        file = lock_oldest(pool, DUE)
+        file = pool.lists[DUE].oldest
+        while file != NULL and ((name >= 0 and file.name != name) or not try_lock(&file.lock)):
+            file = file.links[DUE].newer
         unlock(&pool.lock)
         if file == NULL:
             wait(tries)
             tries += 1
-        elif settle(file, True, failure) == EINTR:
-            handle_signals(failure)
+            if tries % PATIENCE == 0:
+                handle_signals(pool, &failure)
+            continue
+        number = settle(file, True, &failure)
+        hand_over(pool, &failure)
+        if number == EINTR:
+            handle_signals(pool, &failure)
     return 0
 
 
@@ -464,52 +540,88 @@ cdef bint is_foreign(pool_s *pool) noexcept nogil:
     return pool.behind and pool.forks != forks
 
 
+cdef int check_own(pool_s *pool) except -1 nogil:
+    if is_foreign(pool):
+        with gil:
+            raise RuntimeError("this FilePool writes behind, and was used before fork(): the child needs one of its own")
+    return 0
+
+
+# In a child: a pool that was not used yet may be taken over.
+cdef void adopt(pool_s *pool) noexcept nogil:
+    if is_foreign(pool) and not pool.started and pool.files == 0:
+        unlock(&pool.lock)
+        pool.forks = forks
+
+
 # ---- files: to the end
 
-cdef void close_pool(pool_s *pool, failure_s *failure) noexcept nogil:
+# `raising`: signals are handled, and where a handler raises it may be called again. Else they wait.
+cdef int close_pool(pool_s *pool, bint raising) except -1 nogil:
     cdef file_s *file
+    cdef failure_s failure
     cdef int which
     cdef int number
     cdef int tries = 0
     cdef bint running
-    if is_foreign(pool):
-        pool.closed = True
-        return
+    failure.number = 0
+    failure.path = NULL
     lock(&pool.lock)
     pool.closed = True
+    pool.interrupted = raising
     while pool.lists[DUE].oldest != NULL:
         file = lock_oldest(pool, DUE)
         unlock(&pool.lock)
+        number = 0
         if file != NULL:
-            settle(file, True, failure)    # interrupted: it is still due
+            number = settle(file, True, &failure)    # interrupted: it is still due
+            hand_over(pool, &failure)
         else:
             wait(tries)
             tries += 1
+        if raising and (number == EINTR or (file == NULL and tries % PATIENCE == 0)):
+            handle_signals(pool, &failure)
         lock(&pool.lock)
     for which in range(DUE):      # memory first: writing it out opens files
         while pool.lists[which].oldest != NULL:
             file = lock_oldest(pool, which)
             unlock(&pool.lock)
+            number = 0
             if file == NULL:
                 wait(tries)
                 tries += 1
-                lock(&pool.lock)
-                continue
-            if which == BUFFERED:
-                while write_out(file, True, failure) == EINTR:
-                    pass
+            elif which == BUFFERED:
+                number = write_out(file, True, &failure)
             lock(&pool.lock)
-            number = leave(file, which)
-            if number:
-                note(failure, number, file.path)
-            let_go(file)
+            if file != NULL:
+                if number != EINTR:
+                    note(&failure, leave(file, which), file.path)
+                add_failed(pool, &failure)
+                let_go(file)
+            if raising and (number == EINTR or (file == NULL and tries % PATIENCE == 0)):
+                unlock(&pool.lock)
+                handle_signals(pool, &failure)
+                lock(&pool.lock)
+    running = pool.running
+    pool.running = False
+    pool.stopping = True
+    pool.interrupted = False
+    wake_and_unlock(pool)
+    if running:
+        pthread_join(pool.thread, NULL)
+    return 0
+
+
+# Closing was interrupted: the FilePool goes without waiting for anything, and the pool's memory stays for who may still be at work.
+cdef void give_up(pool_s *pool) noexcept nogil:
+    cdef bint running
+    lock(&pool.lock)
     running = pool.running
     pool.running = False
     pool.stopping = True
     wake_and_unlock(pool)
     if running:
-        pthread_join(pool.thread, NULL)
-    take_over(pool, failure)
+        pthread_detach(pool.thread)
 
 
 # The file's owner goes. With the GIL.
@@ -534,27 +646,41 @@ cdef void free_pool(pool_s *pool) noexcept nogil:
     free(pool)
 
 
-# Handles the signals that interrupted something; where a handler raises, nobody needs what was noted any more.
-cdef int handle_signals(failure_s *failure) except -1 nogil:
+# Handles the signals that interrupted something; where a handler raises, a later call tells what was noted.
+cdef int handle_signals(pool_s *pool, failure_s *failure) except -1 nogil:
     with gil:
         try:
             PyErr_CheckSignals()
         except BaseException:
-            free(failure.path)
+            with nogil:
+                hand_over(pool, failure)
             raise
+    return 0
+
+
+# The file's lock, however long that takes.
+cdef int lock_whole(file_s *file) except -1 nogil:
+    cdef failure_s failure
+    failure.number = 0
+    failure.path = NULL
+    check_own(file.pool)
+    while lock_file(file) == EINTR:
+        handle_signals(file.pool, &failure)
     return 0
 
 
 # put() to its end, and shed() where that is due.
 cdef int put_whole(file_s *file, int64_t *hole, const uint8_t *data, size_t size, failure_s *failure) except -1 nogil:
-    cdef int number = put(file, hole, &data, &size, failure)
+    cdef int number
+    check_own(file.pool)
+    number = put(file, hole, &data, &size, failure)
     while number == EINTR:
-        handle_signals(failure)
+        handle_signals(file.pool, failure)
         number = put(file, hole, &data, &size, failure)
     if number == CLOSED:
         note(failure, CLOSED, NULL)
     if file.pool.buffered > BUFFERED_TOTAL:
-        shed(file.pool, failure)
+        shed(file.pool)
     take_over(file.pool, failure)
     return 0
 
@@ -566,18 +692,19 @@ cdef int finish_whole(file_s *file, int64_t size, bint behind) except -1 nogil:
     cdef int number
     failure.number = 0
     failure.path = NULL
-    lock(&file.lock)
+    lock_whole(file)
     file.size = size
     unlock(&file.lock)
     if behind and put_due(file):
-        relieve(pool, &pool.due, MOST_DUE, &failure)
+        relieve(pool, -1)
     else:
         while True:
-            lock(&file.lock)
-            number = settle(file, False, &failure)
+            number = lock_file(file)
+            if number == 0:
+                number = settle(file, False, &failure)
             if number != EINTR:
                 break
-            handle_signals(&failure)
+            handle_signals(pool, &failure)
         if number == CLOSED:
             note(&failure, CLOSED, NULL)
     take_over(pool, &failure)
@@ -592,22 +719,38 @@ cdef file_s *file_of(pool_s *pool, object path, int flags) except NULL:
     cdef bytes encoded = PyUnicode_EncodeFSDefault(path) if isinstance(path, str) else os.fsencode(path)
     cdef const char *text = PyBytes_AS_STRING(encoded)
     cdef uint32_t name = <uint32_t>hash(encoded) % NAMES
-    cdef failure_s failure
     cdef file_s *file
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
+    adopt(pool)
+    check_own(pool)
     PySys_Audit("open", "OOi", <PyObject *>path, <PyObject *>None, flags | O_WRONLY | O_CLOEXEC)
-    failure.number = 0
-    failure.path = NULL
     with nogil:
-        relieve(pool, &pool.due_names[name], 0, &failure)
-        if failure.number:
-            hand_over(pool, &failure)
+        relieve(pool, name)
         file = new_file(pool, text)
     if file == NULL:
         raise MemoryError
     file.name = name
     file.flags = flags
+    return file
+
+
+# The same, to be made when its first bytes are written. What can be told before is raised here; O_EXCL sees to the rest.
+cdef file_s *later_file(pool_s *pool, object path, int flags) except NULL:
+    cdef file_s *file = file_of(pool, path, flags)
+    cdef struct_stat found
+    cdef failure_s failure
+    failure.number = 0
+    failure.path = NULL
+    if flags & O_EXCL:
+        with nogil:
+            if lstat(file.path, &found) == 0:
+                note(&failure, EEXIST, file.path)
+            elif errno != ENOENT:
+                note(&failure, errno, file.path)
+        if failure.number:
+            release_file(file)
+            raise_noted(&failure)
     return file
 
 
@@ -628,7 +771,7 @@ cdef file_s *opened_file(pool_s *pool, object path, int flags) except NULL:
                 note(&failure, CLOSED, NULL)
             if number != EINTR:
                 break
-            handle_signals(&failure)
+            handle_signals(pool, &failure)
         if failure.number:
             raise_noted(&failure)
     except BaseException:
@@ -646,20 +789,25 @@ cdef class NamedFile:
 
 
 cdef class FilePool:
-    """The open files of many FileStreams: the least recently written one is closed when too many are open, and opened again when
+    """FilePool(max_open=256, *, write_behind=False)\n--\n\n\
+The open files of many FileStreams: the least recently written one is closed when too many are open, and opened again when
     its stream goes on.
 
     Args:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. Not for a
-            child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
+            number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
+            the meantime.) Streams of one path must follow one another: who begins before the former is complete may find its file or
+            not. Not for a child that fork() makes meanwhile: once it was used, `close` does nothing there, and the rest raises
+            RuntimeError. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
 
-    Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
+    Made to be closed, best by a `with` block: only then all is on disk. (Where the block ends by an exception, that passes, and not the
+    OSError of files that could not be written.) Safe to share between threads.
     """
 
     def __cinit__(self):
@@ -671,21 +819,23 @@ cdef class FilePool:
         self.pool.forks = forks
         self.pool.max_open = DEFAULT_MAX_OPEN_FILES    # for a subclass that does not call __init__
 
+    @cython.embedsignature(False)
     def __init__(self, max_open=DEFAULT_MAX_OPEN_FILES, *, write_behind=False):
         check_number("max_open", max_open, "files")
         self.pool.max_open = min(max_open, ENDLESS)
         self.pool.behind = bool(write_behind)
 
     def __dealloc__(self):
-        cdef failure_s failure
         cdef bint last
         if self.pool == NULL or is_foreign(self.pool):
             return
-        failure.number = 0
-        failure.path = NULL
+        if self.pool.interrupted:
+            with nogil:
+                give_up(self.pool)
+            return
         with nogil:
-            close_pool(self.pool, &failure)
-            free(failure.path)
+            close_pool(self.pool, False)
+            forget_failed(self.pool)
             lock(&self.pool.lock)
             self.pool.abandoned = True
             last = self.pool.files == 0
@@ -720,7 +870,7 @@ cdef class FilePool:
         failure.number = 0
         failure.path = NULL
         with nogil:
-            lock(&named.file.lock)
+            lock_whole(named.file)
             hole = to - (named.file.offset + <int64_t>named.file.memory.used)
             unlock(&named.file.lock)
             put_whole(named.file, &hole, at, size, &failure)
@@ -748,21 +898,35 @@ cdef class FilePool:
             finish_whole(named.file, at_end, False)
 
     def close(self):
-        """Closes all files. Later writes raise ValueError."""
+        """Closes all files. Later writes raise ValueError. One OSError tells of all files that could not be written, and were not told of
+        before: it names the first one, and says how many errors there are besides. Where the handler of a signal raises (Ctrl-C, while
+        a file system does not answer), it may be called again; what is left is lost if it is not."""
         cdef failure_s failure
+        cdef int64_t others
         failure.number = 0
         failure.path = NULL
+        if is_foreign(self.pool):
+            self.pool.closed = True
+            return
         with nogil:
-            close_pool(self.pool, &failure)
+            close_pool(self.pool, True)
+            take_over(self.pool, &failure)
+            others = forget_failed(self.pool)
         self.named.clear()
+        if others and failure.number == 0:
+            failure.number = EIO  # there was no memory for more
         if failure.number:
-            raise_noted(&failure)
+            raise_noted(&failure, others)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc_info):
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if not exc_info or exc_info[0] is None:    # else the block's own error says more
+                raise
 
 
 # ---- names
@@ -795,25 +959,33 @@ cdef char *put_port(char *at, unsigned int port) noexcept:
 
 
 def flow_name(net_flow, transport_flow):
-    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559."""
+    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559. TypeError for other flows than
+    those of TCP over IP."""
     cdef char text[2 * (8 * 5 + 5) + 1]
     cdef char *at = text
-    cdef bytes src = net_flow.raw_src
-    cdef bytes dst = net_flow.raw_dst
-    at = put_port(put_octets(at, <const uint8_t *>PyBytes_AS_STRING(src), len(src)), transport_flow.raw_src)
+    src, dst = net_flow.raw_src, net_flow.raw_dst
+    src_port, dst_port = transport_flow.raw_src, transport_flow.raw_dst
+    if type(src) is not bytes or type(dst) is not bytes or len(src) != len(dst) or len(src) not in (4, 16):
+        raise TypeError(f"a file's name takes two addresses of 4 or of 16 bytes, not {src!r:.80} and {dst!r:.80}")
+    for port in (src_port, dst_port):
+        if not isinstance(port, int) or not 0 <= port <= 65535:
+            raise TypeError(f"a file's name takes ports, 0 to 65535, not {port!r:.80}")
+    at = put_port(put_octets(at, <const uint8_t *>PyBytes_AS_STRING(src), len(src)), src_port)
     at[0] = c"-"
-    at = put_port(put_octets(at + 1, <const uint8_t *>PyBytes_AS_STRING(dst), len(dst)), transport_flow.raw_dst)
+    at = put_port(put_octets(at + 1, <const uint8_t *>PyBytes_AS_STRING(dst), len(dst)), dst_port)
     return PyUnicode_DecodeASCII(text, at - text, NULL)
 
 
 cdef class FlowPaths:
-    """Names files in a folder as tcpflow does; a later stream of the same flows gets a suffix: c1, c2, ... Called with two flows, it gives
+    """FlowPaths(folder)\n--\n\n\
+Names files in a folder as tcpflow does; a later stream of the same flows gets a suffix: c1, c2, ... Called with two flows, it gives
     the next path for them. For the `path` of many FileStreams.
 
     Args:
         folder: a str. It is not made.
     """
 
+    @cython.embedsignature(False)
     def __init__(self, folder):
         self.prefix = os.path.join(folder, "")
         self.numbers = {}
@@ -829,14 +1001,16 @@ cdef class FlowPaths:
 
 
 cdef class FileStream(_GapStream):
-    """Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
+    """FileStream(net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False)\n--\n\n\
+Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
     stream without bytes leaves none.
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
-        path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
+        path: the file's path, or a callable that gives it when it is needed, or the tcpreasm.streams.FlowPaths that names it after the
+            flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler; of a pool that writes behind, see there.
+        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
     """
@@ -844,6 +1018,7 @@ cdef class FileStream(_GapStream):
     def __cinit__(self, *args, **keywords):
         self.calls_out = True     # the path
 
+    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if not isinstance(pool, FilePool):
@@ -871,7 +1046,7 @@ cdef class FileStream(_GapStream):
         else:
             path = os.fspath(path() if callable(path) else path)
         flags = O_CREAT | (O_TRUNC if self.overwrite else O_EXCL)
-        file = file_of(self.pool.pool, path, flags) if self.pool.pool.behind else opened_file(self.pool.pool, path, flags)
+        file = later_file(self.pool.pool, path, flags) if self.pool.pool.behind else opened_file(self.pool.pool, path, flags)
         if self.file != NULL:     # that code fed this stream
             release_file(self.file)
         self.file = file
@@ -926,7 +1101,7 @@ cdef class FileStream(_GapStream):
         if self.file == NULL:
             return 0
         if self.fill_gaps:
-            lock(&self.file.lock)
+            lock_whole(self.file)
             size = self.file.offset + <int64_t>self.file.memory.used + self.hole
             unlock(&self.file.lock)
         return finish_whole(self.file, size, self.file.pool.behind)

@@ -2,7 +2,8 @@
 
 Lives here: what the contract in the .pxd says, and the Python side of these classes. Not here: streams that write to files (files),
 ReaderStream and streams in Python (tcpreasm/streams.py). `take` is called about once a packet, by the engine; `reassembled` by Python
-code instead, with the same result.
+code instead, with the same result. The docstrings of public classes begin with the signature, as CPython takes it: the one that Cython
+would embed has the star in a wrong place, and names for values.
 """
 
 from types import MethodType
@@ -203,7 +204,8 @@ cdef void count_piece(ByteCountStream stream, const piece_s *piece) noexcept nog
 
 
 cdef class ByteCountStream(NativeStream):
-    """Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCountStream)`. The base of the streams below.
+    """ByteCountStream(net_flow=None, transport_flow=None)\n--\n\n\
+Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCountStream)`. The base of the streams below.
 
     Args:
         net_flow: the addresses; `key` needs both.
@@ -213,6 +215,7 @@ cdef class ByteCountStream(NativeStream):
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = True
 
+    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None):
         self.net_flow = net_flow
         self.transport_flow = transport_flow
@@ -332,7 +335,8 @@ cdef class _GapStream(ByteCountStream):
 # ---- collecting
 
 cdef class BytesStream(_GapStream):
-    """Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
+    """BytesStream(net_flow=None, transport_flow=None, *, max_bytes=None, on_limit='error')\n--\n\n\
+Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
@@ -341,6 +345,7 @@ cdef class BytesStream(_GapStream):
             that brought it (what fits is kept, and the stream goes on dropping).
     """
 
+    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error"):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if max_bytes is not None:
@@ -413,7 +418,8 @@ cdef class BytesStream(_GapStream):
 
 
 cdef class DigestStream(ByteCountStream):
-    """Computes a digest of a stream's bytes and keeps none; gaps are left out, and counted. A factory by itself.
+    """DigestStream(net_flow=None, transport_flow=None, *, algorithm='sha256')\n--\n\n\
+Computes a digest of a stream's bytes and keeps none; gaps are left out, and counted. A factory by itself.
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
@@ -423,6 +429,7 @@ cdef class DigestStream(ByteCountStream):
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = False
 
+    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256"):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         import hashlib            # a while to load, and most programs do without
@@ -520,11 +527,13 @@ cdef class DigestStream(ByteCountStream):
 
 
 cdef class SpanStream(ByteCountStream):
-    """Notes where in the capture a stream's bytes lie, and keeps none of them: 32 bytes a piece. A factory by itself.
+    """SpanStream(net_flow=None, transport_flow=None)\n--\n\n\
+Notes where in the capture a stream's bytes lie, and keeps none of them: 32 bytes a piece. A factory by itself.
 
     The bytes are read when they are wanted, by `gather` or `write_to`, from the capture that was reassembled: a path, a seekable binary
     file (whose position moves), a buffer, or, where a list of captures was reassembled, a list of these in the same order. Compressed
-    captures must be decompressed for that: offsets count what comes out. After `Assembler.assemble_batch` it is the batch's buffer.
+    captures must be decompressed for that, since offsets count what comes out: `gather(gzip.open(path, "rb"))`, while the path by itself
+    raises ValueError. After `Assembler.assemble_batch` it is the batch's buffer.
     """
 
     def __dealloc__(self):

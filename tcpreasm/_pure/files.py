@@ -32,13 +32,17 @@ class FilePool:
         max_open: files that may be open at once. Where the system allows fewer, fewer it is.
         write_behind: the files of streams may be made when their bytes are written, and written and closed by a thread of the pool's
             own, after `reassembly_complete`: faster where streams are many and short. Then an OSError is raised, with the file's name,
-            by a later call of any of the pool's streams, by `close` at the latest, and files are there after `close`. Not for a
-            child that fork() makes meanwhile: `close` does nothing there. (The pure core has no such thread, and does all at once.)
+            by a later call of any of the pool's streams, one by each call, and `close` raises one for all that are left, with their
+            number; files are there after `close`. (A file that exists and may not be overwritten is found at once, unless it comes in
+            the meantime.) Streams of one path must follow one another: who begins before the former is complete may find its file or
+            not. Not for a child that fork() makes meanwhile: once it was used, `close` does nothing there, and the rest raises
+            RuntimeError. (The pure core has no such thread, and does all at once.)
 
     Small writes are gathered, up to 64 KiB a file and 32 MiB in all. What the system refuses to write is lost, and raises OSError in the
     call that found out.
 
-    Made to be closed, best by a `with` block: only then all is on disk. Safe to share between threads.
+    Made to be closed, best by a `with` block: only then all is on disk. (Where the block ends by an exception, that passes, and not the
+    OSError of files that could not be written.) Safe to share between threads.
     """
 
     _closed = True  # until there is something to close
@@ -52,7 +56,7 @@ class FilePool:
         self._gathering: OrderedDict[_File, None] = OrderedDict()  # those that hold bytes, the longest waiting first
         self._gathered = 0
         self._closed = False
-        self._failure: OSError | None = None
+        self._failures: list[OSError] = []  # that no call raised yet
 
     def __del__(self) -> None:
         if not self._closed:
@@ -100,7 +104,8 @@ class FilePool:
             self._raise_failure()
 
     def close(self) -> None:
-        """Closes all files. Later writes raise ValueError."""
+        """Closes all files. Later writes raise ValueError. One OSError tells of all files that could not be written, and were not told of
+        before: it names the first one, and says how many errors there are besides."""
         with self._lock:
             for file in list(self._gathering):  # a full disk: the others still have to be closed
                 self._write_out(file)
@@ -108,13 +113,22 @@ class FilePool:
                 self._close_file(file)
             self._files.clear()
             self._closed = True
-            self._raise_failure()
+            failures, self._failures = self._failures, []
+            if len(failures) > 1:
+                first, others = failures[0], len(failures) - 1
+                raise OSError(first.errno, f"{first.strerror} (and {others} more errors of files of this pool)", first.filename)
+            if failures:
+                raise failures[0]
 
     def __enter__(self) -> FilePool:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if not exc_info or exc_info[0] is None:  # else the block's own error says more
+                raise
 
     def _new_file(self, path: str, flags: int) -> _File:
         file = _File(path)
@@ -184,12 +198,11 @@ class FilePool:
 
     def _note(self, error: OSError, file: _File) -> None:
         error.filename = os.fsdecode(file.path)
-        self._failure = self._failure or error
+        self._failures.append(error)
 
     def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if self._failures:
+            raise self._failures.pop(0)
 
 
 class _File:
@@ -212,19 +225,23 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
 
 
 @lru_cache(1 << 14)
-def _address(raw: bytes | int) -> str:
-    assert isinstance(raw, bytes)
+def _address(raw: bytes) -> str:
     if len(raw) == 4:
         return ".".join(f"{byte:03}" for byte in raw)
     return ".".join(raw[at : at + 2].hex() for at in range(0, 16, 2))
 
 
 def flow_name(net_flow: Flow, transport_flow: Flow) -> str:
-    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559."""
-    src, dst = transport_flow.raw_src, transport_flow.raw_dst
-    assert isinstance(src, int)
-    assert isinstance(dst, int)
-    return f"{_address(net_flow.raw_src)}.{src:05}-{_address(net_flow.raw_dst)}.{dst:05}"
+    """tcpflow's name for what the flows' source sends: 010.000.000.001.09999-010.000.000.002.36559. TypeError for other flows than
+    those of TCP over IP."""
+    src, dst = net_flow.raw_src, net_flow.raw_dst
+    src_port, dst_port = transport_flow.raw_src, transport_flow.raw_dst
+    if type(src) is not bytes or type(dst) is not bytes or len(src) != len(dst) or len(src) not in {4, 16}:
+        raise TypeError(f"a file's name takes two addresses of 4 or of 16 bytes, not {src!r:.80} and {dst!r:.80}")
+    for port in (src_port, dst_port):
+        if not isinstance(port, int) or not 0 <= port <= 65535:
+            raise TypeError(f"a file's name takes ports, 0 to 65535, not {port!r:.80}")
+    return f"{_address(src)}.{int(src_port):05}-{_address(dst)}.{int(dst_port):05}"
 
 
 class FlowPaths:
@@ -252,9 +269,10 @@ class FileStream(_GapStream):
 
     Args:
         net_flow, transport_flow: as for ByteCountStream.
-        path: the file's path, or a callable that gives it when it is needed, or the FlowPaths that names it after the flows.
+        path: the file's path, or a callable that gives it when it is needed, or the tcpreasm.streams.FlowPaths that names it after the
+            flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
-        overwrite: replace a file that exists. Else FileExistsError, through the assembler; of a pool that writes behind, see there.
+        overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
     """

@@ -266,7 +266,8 @@ class SpanStream(ByteCountStream):
 
     The bytes are read when they are wanted, by `gather` or `write_to`, from the capture that was reassembled: a path, a seekable binary
     file (whose position moves), a buffer, or, where a list of captures was reassembled, a list of these in the same order. Compressed
-    captures must be decompressed for that: offsets count what comes out. After `Assembler.assemble_batch` it is the batch's buffer.
+    captures must be decompressed for that, since offsets count what comes out: `gather(gzip.open(path, "rb"))`, while the path by itself
+    raises ValueError. After `Assembler.assemble_batch` it is the batch's buffer.
     """
 
     __slots__ = ("_rows",)
