@@ -154,11 +154,19 @@ def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Cal
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many"])
-def test_numbers_of_things_are_1_or_more(run: Run, value: str) -> None:
-    result = run("http", "-i", "lo", f"--count={value}")
+@pytest.mark.parametrize(
+    ("option", "name", "command"),
+    [
+        ("--count", "-c/--count", ("http", "-i", "lo")),
+        ("--threads", "--threads", ("extract", DATA / "http.pcap")),
+        ("--max-open", "--max-open", ("extract", DATA / "http.pcap")),
+    ],
+)
+def test_numbers_of_things_are_1_or_more(run: Run, option: str, name: str, command: tuple[str, ...], value: str) -> None:
+    result = run(*command, f"{option}={value}")
     assert (result.status, result.out) == (2, "")
     assert_one_line(result.err)
-    assert f"argument -c/--count: is 1 or more, not {value!r}" in result.err
+    assert f"argument {name}: is 1 or more, not {value!r}" in result.err
 
 
 @pytest.mark.parametrize("command", [("flows",), ("flows", "--json"), ("http",), ("extract", "-o", "{folder}/out")])

@@ -17,7 +17,7 @@ from ..api import Assembler, StreamPool
 from ..flow import ConnectionKey
 from ..options import DEFAULT_MAX_OPEN_FILES
 from ..streams import FilePool, FileStream, FlowPaths
-from .common import CommandError, add_captures, assembler_options, read
+from .common import CommandError, add_captures, assembler_options, positive, read
 
 __all__ = ["add_parser", "file_name"]
 
@@ -46,19 +46,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--fill-gaps", action="store_true", help="zeros where bytes are missing, as holes in the file")
     parser.add_argument("-q", "--quiet", action="store_true", help="no list of files")
     parser.add_argument(
-        "--max-open", metavar="N", type=_positive, default=DEFAULT_MAX_OPEN_FILES, help="files open at once (default %(default)s)"
+        "--max-open", metavar="N", type=positive, default=DEFAULT_MAX_OPEN_FILES, help="files open at once (default %(default)s)"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=_positive, default=1, help="threads that do the work (default 1); with more, lines may change places"
+        "--threads", metavar="N", type=positive, default=1, help="threads that do the work (default 1); with more, lines may change places"
     )
     parser.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def file_name(key: ConnectionKey, number: int) -> str:
