@@ -13,6 +13,7 @@ import io
 import os
 import pydoc
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -765,7 +766,8 @@ def test_signatures_are_told(name: str) -> None:
     assert inspect.getdoc(compiled) == inspect.getdoc(pure)
     shown = pydoc.render_doc(compiled, renderer=pydoc.plaintext)
     assert f"class {name}" in shown
-    assert str(inspect.signature(compiled)) in shown
+    told, where = (re.sub(r"[\s|]", "", text) for text in (str(inspect.signature(compiled)), shown))  # Python 3.13 takes a line for each
+    assert told in where
 
 
 @pytest.mark.parametrize("name", READY)
