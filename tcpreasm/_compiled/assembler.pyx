@@ -20,9 +20,9 @@ from .engine cimport ACK, BYTES_CAPTURED, BYTES_DELIVERED, COUNTS, FIN, NO_ACK_F
 from .flushing cimport Flusher
 from .origin cimport keep_origin, let_go_of_origin, origin_s
 from .pages cimport PageCache, cache_s, page_counts_s
-from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch_connection, prefetch_slot, same_key, table_s
+from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch, prefetch_connection, prefetch_slot, same_key, table_s
 from .reassembly cimport piece_s
-from .records cimport RecordReader, frame_s
+from .records cimport DENSE_BYTES, RecordReader, frame_s
 from .serving cimport join_late_error, raise_late_error
 
 from .._log import Log
@@ -35,16 +35,10 @@ from ..verdict import Verdict
 
 __all__ = ["AssemblerBase"]
 
-cdef int64_t SPAN_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
+cdef int64_t LENGTH_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
 
 cdef object ETHERNET = 1          # the link type of nearly every frame, as the compiler's and the interpreter's small int
-
-cdef extern from *:
-    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
-
-cdef enum:
-    DENSE_BYTES = 256                 # from one frame to the next, in a group of short ones
 
 cdef int[GROUP] IN_ORDER
 cdef int position
@@ -498,8 +492,8 @@ cdef class AssemblerBase(Flusher):
                 frames[i].data = data + at[first + i]
                 frames[i].seen_ns = times[first + i]
                 frames[i].offset = at[first + i]
-                frames[i].length = <uint32_t>min(SPAN_LIMIT, sizes[first + i])
-                frames[i].wire_length = <uint32_t>min(SPAN_LIMIT, on_wire[first + i])
+                frames[i].length = <uint32_t>min(LENGTH_LIMIT, sizes[first + i])
+                frames[i].wire_length = <uint32_t>min(LENGTH_LIMIT, on_wire[first + i])
                 frames[i].linktype = linktype
             done = 0
             self._walk_frames(frames, count, False, &done)
@@ -614,7 +608,7 @@ cdef class AssemblerBase(Flusher):
                     size += one.segment.payload_length
                     if self.out_count == 0:
                         continue
-                self._count_in_order(segments, size)
+                self._count_in_order(segments, size, segments)
                 segments = size = 0
                 self._set_clock(now_ns, ours[i])
                 done[0] = ours[i] + 1
@@ -623,13 +617,14 @@ cdef class AssemblerBase(Flusher):
                 else:
                     self._decoded(frame, one)
         finally:
-            self._count_in_order(segments, size)
+            self._count_in_order(segments, size, segments)
             self.pool_.unlock()
             self._drop_gil()
         return 0
 
-    cdef void _count_in_order(self, uint64_t segments, uint64_t size) noexcept nogil:
-        self.verdicts[0] += segments
+    # `frames` of them were decoded here.
+    cdef void _count_in_order(self, uint64_t segments, uint64_t size, uint64_t frames) noexcept nogil:
+        self.verdicts[0] += frames
         self.counts[SEGMENTS] += segments
         self.counts[BYTES_CAPTURED] += size
         self.counts[BYTES_DELIVERED] += size
@@ -653,8 +648,7 @@ cdef class AssemblerBase(Flusher):
         if connection != NULL and take_in_order(
             self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data
         ):
-            self._count_in_order(1, text.size)
-            self.verdicts[0] -= not from_frame
+            self._count_in_order(1, text.size, from_frame)
             return self._hand_over(connection) if self.out_count else 0
         opens = (flags & SYN or text.wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and (text.wire or flags & FIN)
@@ -688,7 +682,7 @@ cdef class AssemblerBase(Flusher):
 
 
 # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
-# is something else, or the connection has an owner, and nothing was done. offset: that of the capture's first byte, less data's address.
+# is something else, or the connection has an owner, and nothing was done. data's address plus `offset` is its offset in the capture.
 cdef inline bint take_in_order(
     AssemblerBase self, connection_s *connection, uint8_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
     int64_t seen_ns, int64_t offset
@@ -750,8 +744,8 @@ cdef int64_t bounded_int(str name, str kind, object value) except? -2:
         raise TypeError(f"{name} is {kind}, not {type(value).__name__}: {value!r}")
     number = PyLong_AsLongLongAndOverflow(value, &overflow)
     if overflow:
-        number = SPAN_LIMIT * overflow
-    return max(-SPAN_LIMIT, min(SPAN_LIMIT, number))
+        number = LENGTH_LIMIT * overflow
+    return max(-LENGTH_LIMIT, min(LENGTH_LIMIT, number))
 
 
 cdef void decode_frames(

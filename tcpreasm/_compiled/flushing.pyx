@@ -11,11 +11,8 @@ from libc.stdlib cimport qsort
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
 from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
 from .engine cimport Engine
-from .pool cimport ENDLESS, hash_of, listed_s, prefetch_slot
+from .pool cimport ENDLESS, hash_of, listed_s, prefetch, prefetch_slot
 from .sequence cimport difference
-
-cdef extern from *:
-    void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
 
 cdef enum:
     WALK_AHEAD = 16               # connections that are fetched from memory before they are served

@@ -12,7 +12,7 @@ splits a leaf and moves the array behind it, which is noticed from millions of p
 A page is in one of three states:
     free    never taken; or on its chunk's stack, or on the stack of returned ones (linked by next; prev is the page itself)
     used    taken; in a list, or about to be
-    lent    no longer used, but its bytes are still looked at by a Reassembly that somebody keeps
+    lent    no longer used, but its bytes are still looked at: by a Reassembly that somebody keeps, or by a compiled stream in its call
 
 A mark is a page without bytes of its own: they lie in the capture that it names, at its offset. A cache has its marks in chunks of their
 own, of headers only.

@@ -22,6 +22,7 @@ from .origin cimport origin_s
 
 cdef enum:
     BLOCK_BYTES = 256 << 10     # read at once: it stays in the second-level cache until it is parsed and decoded
+    DENSE_BYTES = 256           # records shorter than that on average: most of the cache lines are needed, and streaming them is faster
     UNREAD_MAX = 64             # frames that may be given back
     SLACK_BYTES = 64 << 10      # room before them, for the cut record that the last block ended with
 

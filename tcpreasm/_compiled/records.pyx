@@ -73,7 +73,6 @@ cdef enum:
     SEARCH_BYTES = 2048  # how far from its place a walk looks for a record to begin with: more than an Ethernet frame
     SEARCH_FETCH = 1024  # what of that is asked for beforehand
     HEADERS_BYTES = 54  # Ethernet, IPv4 and TCP
-    DENSE_BYTES = 256  # records shorter than that on average: most of the cache lines are needed, and streaming them is faster
 
 cdef enum:
     NS = 1_000_000_000

@@ -7,18 +7,15 @@ Nothing beyond TCP is dissected, and no packet is stored.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-logging.getLogger("scapy").setLevel(logging.ERROR)
-
-from outcome import Outcome, main  # noqa: E402
-from scapy.config import conf  # noqa: E402
-from scapy.layers.inet import IP, TCP  # noqa: E402
-from scapy.layers.l2 import Ether  # noqa: E402
-from scapy.packet import Packet, bind_bottom_up, split_layers  # noqa: E402
-from scapy.sendrecv import sniff  # noqa: E402
-from scapy.sessions import TCPSession  # noqa: E402
+from outcome import Outcome, main
+from scapy.config import conf
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, bind_bottom_up, split_layers
+from scapy.sendrecv import sniff
+from scapy.sessions import TCPSession
 
 PORTS = (5001, 40000)  # where the benchmark's servers listen
 
