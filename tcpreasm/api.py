@@ -133,7 +133,7 @@ class Assembler(core.AssemblerBase):
         """Take in a whole capture, flushing on capture time by itself (`hole_timeout`, `idle_timeout`).
 
         Args:
-            source: a path; "-" for standard input; a binary file object; the bytes of a capture file; an open capture
+            source: a path; "-" for standard input; a binary file object; the bytes of a capture file, or an mmap of it; an open capture
                 (`open_capture`, `open_live`); an iterable of `Frame` objects or of `(seconds, frame)` pairs as pypcap and dpkt give
                 them; or a list of any of these, read one after the other with the state kept in between.
             linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.

@@ -35,7 +35,9 @@ def open_capture(source: CaptureSource) -> Capture:
 
     Args:
         source: a path, "-" for standard input, a binary file object (it need not be seekable; it is read from where it
-            stands and stays open), or the capture itself as bytes, bytearray or memoryview.
+            stands and stays open), or the capture itself as bytes, bytearray, memoryview or mmap. bytes and an mmap are read where
+            they lie, an mmap from its beginning; it can be closed once the capture is, and nothing in it waits any longer. Who maps a
+            file answers for it: if somebody cuts it short meanwhile, the system ends the process (SIGBUS).
 
     Returns:
         A Capture: iterate it for `Frame`s, read `complete` and `problem` afterwards, close it.
