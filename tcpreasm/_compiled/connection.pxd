@@ -98,7 +98,7 @@ cdef struct connection_s:
     successor_s *successor        # or NULL
     connection_s *older           # neighbours on the list that state tells
     connection_s *newer           # FREE: links the stack
-    int64_t end_ns                # OPEN: capture time of the FIN, and before that of the last SYN; CLOSED: believed capture time of the closing
+    int64_t end_ns                # OPEN: capture time of the FIN, before that of the last SYN; CLOSED: believed capture time of closing
     int64_t created_ns            # capture time of the first segment
     int64_t skipped               # COUNTED: missing bytes so far, as far as known
     uint32_t first_seq            # sequence number of the stream's first byte

@@ -169,7 +169,7 @@ cdef class Engine(Server):
         cdef bint user_code = False
         cdef int reason
         cdef key_s key
-        while self.pool_.table.filled >= self.limit_connections:
+        while not user_code and self.pool_.table.filled >= self.limit_connections:
             connection = self.pool_.oldest_closed()
             if connection != NULL:
                 if self.pool_.forget(connection, self._forget_before()):
@@ -183,7 +183,7 @@ cdef class Engine(Server):
                 if connection == NULL:
                     break
                 key = connection.key
-                user_code = user_code or (connection.has & SERVED) not in (0, COUNTED)
+                user_code = (connection.has & SERVED) not in (0, COUNTED)
                 self._evict(connection)
             self.counts[reason] += 1
             if self.tells_evictions or self.debug:

@@ -123,26 +123,27 @@ cdef class Flusher(Engine):
         qsort(picked, count, sizeof(listed_s), by_age)
         return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
 
-    # False: no memory.
+    # The first time it looks at all, and begins to keep their order. False: no memory.
     cdef bint _pick_idle(self, int64_t idle_ns, listed_s **picked, size_t *count, size_t room) noexcept nogil:
-        cdef connection_s *connection
+        cdef bint in_order = self.pool_.is_seen_kept
+        cdef connection_s *connection = self.pool_.take_idle(idle_ns) if in_order else self.pool_.open.oldest
         cdef listed_s *grown
-        if not self.pool_.keep_seen():
-            return False
-        while True:
-            connection = self.pool_.take_idle(idle_ns)
-            if connection == NULL:
-                break
+        while connection != NULL:
             if count[0] == room:
                 room *= 2
                 grown = <listed_s *>PyMem_RawRealloc(picked[0], room * sizeof(listed_s))
                 if grown == NULL:
                     return False
                 picked[0] = grown
-            picked[0][count[0]].connection = connection
-            picked[0][count[0]].serial = connection.serial
-            picked[0][count[0]].oldest_ns = TAKEN_OUT
-            count[0] += 1
+            if connection.last_seen_ns < idle_ns:
+                picked[0][count[0]].connection = connection
+                picked[0][count[0]].serial = connection.serial
+                picked[0][count[0]].oldest_ns = TAKEN_OUT
+                count[0] += 1
+            self.pool_.looked_at += not in_order
+            connection = self.pool_.take_idle(idle_ns) if in_order else connection.newer
+        if not in_order and not self.pool_.keep_seen(idle_ns):
+            return False
         self.pool_.seen_bound = self.pool_.by_seen.seen_ns if self.pool_.seen_count else ALWAYS_NS
         return True
 

@@ -524,7 +524,8 @@ cdef class StreamPoolBase:
             connection = connection.newer
         return connection
 
-    # Each connection is passed once in its life, since none becomes half-open later on; but where user code runs for one that may be it then.
+    # Each connection is passed once in its life, since none becomes half-open later on; but where user code runs for one that may be it
+    # then.
     cdef connection_s *oldest_half_open(self) noexcept nogil:
         cdef connection_s *connection = self.maybe_half_open
         cdef bint passes = True
@@ -546,7 +547,7 @@ cdef class StreamPoolBase:
         cdef connection_s *aside[PUT_ASIDE]
         cdef connection_s *connection = NULL
         cdef int count = 0
-        if not self.keep_seen():
+        if not self.is_seen_kept and not self.keep_seen(-UNKNOWN_BOUND):
             connection = self.open.oldest
             while connection != NULL and owner_of(connection) != 0:
                 connection = connection.newer
@@ -584,6 +585,7 @@ cdef class StreamPoolBase:
         return NULL
 
     cdef void note_seen(self, connection_s *connection) noexcept nogil:
+        self.seen_bound = min(self.seen_bound, connection.last_seen_ns)
         if not self.is_seen_kept:
             return
         if self.seen_count == self.seen_room:
@@ -592,25 +594,23 @@ cdef class StreamPoolBase:
             push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, self._number_of(connection), connection.serial)
             self.seen_count += 1
 
-    cdef bint keep_seen(self) noexcept nogil:
+    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil:
         cdef size_t room = max(<size_t>64, <size_t>self.open.count * 2)
         cdef seen_s *grown
-        if self.is_seen_kept:
-            return True
         if self.seen_room < room:
             grown = <seen_s *>PyMem_RawRealloc(self.by_seen, room * sizeof(seen_s))
             if grown == NULL:
                 return False
             self.by_seen, self.seen_room = grown, room
         self.is_seen_kept = True
-        self._list_seen()
+        self._list_seen(since_ns)
         return True
 
     # There is room for one more; or no order is kept any more, until it is asked for again.
     cdef void _grow_seen(self) noexcept nogil:
         cdef seen_s *grown
         if self.seen_count > <size_t>self.open.count * 2:  # the rest is no longer open
-            self._list_seen()
+            self._list_seen(-UNKNOWN_BOUND)
             return
         grown = <seen_s *>PyMem_RawRealloc(self.by_seen, self.seen_room * 2 * sizeof(seen_s))
         if grown == NULL:
@@ -619,13 +619,13 @@ cdef class StreamPoolBase:
         self.by_seen, self.seen_room = grown, self.seen_room * 2
 
     # As they lie in memory: along the list each would be waited for.
-    cdef void _list_seen(self) noexcept nogil:
+    cdef void _list_seen(self, int64_t since_ns) noexcept nogil:
         cdef connection_s *connection
         cdef uint32_t number
         self.seen_count = 0
         for number in range(1, self.table.made + 1):
             connection = connection_at(&self.table, number)
-            if connection.state == OPEN:
+            if connection.state == OPEN and connection.last_seen_ns >= since_ns:
                 push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, number, connection.serial)
                 self.seen_count += 1
 
