@@ -118,6 +118,9 @@ class Assembler(core.AssemblerBase):
             hole_timeout_ns=_wait_ns(options.hole_timeout),
             idle_timeout_ns=_wait_ns(options.idle_timeout),
             closed_timeout_ns=_wait_ns(options.closed_timeout),
+            max_connections=options.max_connections,
+            opens_on_data=options.open_on == "data",
+            on_evict=options.on_evict,
         )
 
     def assemble_capture(

@@ -1,6 +1,7 @@
 """`AssemblerStats`: what an Assembler has done so far, as numbers.
 
-Lives here: the names. The cores count; `Assembler.stats` takes the picture. DROP_REASONS and COUNTERS are the cores' contract.
+Lives here: the names. The cores count; `Assembler.stats` takes the picture. COUNTERS, DROP_REASONS and EVICTION_REASONS are the
+cores' contract.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import MappingProxyType
 
 from .verdict import Verdict
 
-__all__ = ["COUNTERS", "DROP_REASONS", "AssemblerStats"]
+__all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "AssemblerStats"]
 
 DROP_REASONS = (
     "retransmitted",  # delivered before, or given up as missing
@@ -27,6 +28,13 @@ DROP_REASONS = (
 )
 """Why captured payload was not delivered."""
 
+EVICTION_REASONS = (
+    "closed",  # it had ended, and was only remembered
+    "half_open",  # nothing but its SYN had come
+    "idle",  # its last packet lay back furthest
+)
+"""Why a connection, rather than another, made room for a new one."""
+
 COUNTERS = (
     "segments",
     "bytes_captured",
@@ -40,7 +48,7 @@ COUNTERS = (
     "streams_opened",
     "streams_closed",
 )
-"""Plain counters, in this order; then one of bytes for each of DROP_REASONS."""
+"""Plain counters, in this order; then one of bytes for each of DROP_REASONS, and one of connections for each of EVICTION_REASONS."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +84,11 @@ class AssemblerStats:
         syn_remembered: SYN segments with another initial sequence number on an open connection, remembered.
         streams_opened: streams that the factory has made.
         streams_closed: calls of reassembly_complete.
+        connections_evicted: connections (directions) that made room for new ones at max_connections, by reason; only reasons that
+            occurred. The keys:
+            "closed": it had ended, and was only remembered;
+            "half_open": nothing but its SYN had come;
+            "idle": of all connections, its last packet lay back furthest.
         connections: open connections (directions) of the pool now.
         pages_used: pages that hold something now.
         pages_allocated: pages that are allocated now, used or free.
@@ -98,6 +111,7 @@ class AssemblerStats:
     syn_remembered: int
     streams_opened: int
     streams_closed: int
+    connections_evicted: Mapping[str, int]
     connections: int
     pages_used: int
     pages_allocated: int
@@ -110,13 +124,15 @@ class AssemblerStats:
 
 
 def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], **now: int) -> AssemblerStats:
-    """From a core's numbers: counters as COUNTERS + DROP_REASONS, frames by verdict number."""
+    """From a core's numbers: counters as COUNTERS + DROP_REASONS + EVICTION_REASONS, frames by verdict number."""
     plain = dict(zip(COUNTERS, counters))
     drops = counters[len(COUNTERS) :]
+    evictions = counters[len(COUNTERS) + len(DROP_REASONS) :]
     return AssemblerStats(
         frames=sum(verdicts),
         verdicts=MappingProxyType({Verdict(number): count for number, count in enumerate(verdicts) if count}),
         dropped=MappingProxyType({reason: count for reason, count in zip(DROP_REASONS, drops) if count}),
+        connections_evicted=MappingProxyType({reason: count for reason, count in zip(EVICTION_REASONS, evictions) if count}),
         **plain,
         **now,
     )

@@ -162,6 +162,13 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("hole_timeout", "1", TypeError),
         ("idle_timeout", float("nan"), ValueError),
         ("closed_timeout", None, TypeError),
+        ("max_connections", None, TypeError),
+        ("max_connections", True, TypeError),
+        ("max_connections", -1, ValueError),
+        ("max_connections", 2**31, ValueError),
+        ("open_on", "ack", ValueError),
+        ("open_on", None, ValueError),
+        ("on_evict", "print", TypeError),
     ],
 )
 def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: Any, error: type[Exception]) -> None:
@@ -173,6 +180,7 @@ def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: An
 def test_options_at_the_ends_of_their_ranges(tcpreasm: ModuleType) -> None:
     for pages in (0, 2**31 - 1):
         rig = Rig(tcpreasm, max_buffered_pages_total=pages, max_buffered_pages_per_connection=pages, hole_timeout=np.float32(0.5))
+        assert tcpreasm.AssemblerOptions(max_connections=pages).max_connections == pages
         rig.segment(1000, syn=True)
         assert rig.segment(1005, b"held") == []
 

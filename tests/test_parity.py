@@ -234,6 +234,8 @@ OPTIONS = st.fixed_dictionaries(
         "idle_timeout": st.sampled_from([None, 0, 10.0, 1e9]),
         "closed_timeout": st.sampled_from([0, 1.0, 1e9]),
         "verify_checksums": st.booleans(),
+        "max_connections": st.sampled_from([1, 2]),
+        "open_on": st.just("data"),
     },
 )
 LIMIT_NS = 2**62

@@ -37,6 +37,7 @@ __all__ = ["AssemblerBase"]
 
 cdef int64_t LENGTH_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
+cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFF  # of connections
 
 cdef object ETHERNET = 1          # the link type of nearly every frame, as the compiler's and the interpreter's small int
 
@@ -67,6 +68,9 @@ cdef class AssemblerBase(Flusher):
         hole_timeout_ns,
         idle_timeout_ns,
         closed_timeout_ns,
+        max_connections,
+        opens_on_data,
+        on_evict,
     ):
         """Numbers only; -1 stands for: never, no limit."""
         self.cache = PageCache()
@@ -79,6 +83,10 @@ cdef class AssemblerBase(Flusher):
         self.hole_timeout_ns = hole_timeout_ns
         self.idle_timeout_ns = idle_timeout_ns
         self.closed_timeout_ns = closed_timeout_ns
+        self.limit_connections = max_connections or NO_LIMIT
+        self.opens_on_data = opens_on_data
+        self.on_evict = on_evict
+        self.tells_evictions = on_evict is not None
         self.debug = _log.is_on()
         pool.lock()
         try:
@@ -294,7 +302,10 @@ cdef class AssemblerBase(Flusher):
         cdef Py_ssize_t flushed = 0, closed = 0
         self._enter()
         try:
-            self._walk_all(before, before if close_all else NEVER_NS, NEVER_NS, &flushed, &closed)
+            if close_all and before == ALWAYS_NS:
+                self._walk_all(&flushed, &closed)
+            else:
+                self._walk_due(before, before if close_all else NEVER_NS, NEVER_NS, &flushed, &closed)
             return flushed, closed
         finally:
             self.cache.shrink_now()
@@ -334,7 +345,7 @@ cdef class AssemblerBase(Flusher):
         try:
             with nogil:
                 try:
-                    self._walk_all(ALWAYS_NS, ALWAYS_NS, NEVER_NS, &flushed, closed)
+                    self._walk_all(&flushed, closed)
                 finally:
                     self._drop_gil()
         finally:
@@ -371,7 +382,7 @@ cdef class AssemblerBase(Flusher):
         self._leave()
 
     def share_limit(self, list assemblers not None):
-        """The limit of pages in all is one for these together, of which this is one."""
+        """The limit of pages in all is one for these together, of which this is one. Of that of connections each gets its part."""
         cdef int i
         self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
         PyMem_RawFree(self.sharers)
@@ -382,6 +393,8 @@ cdef class AssemblerBase(Flusher):
         for i in range(len(self.limit_with)):
             self.sharers[i] = &(<PageCache>self.limit_with[i]).state
         self.sharer_count = <int>len(self.limit_with)
+        if self.limit_connections != NO_LIMIT:
+            self.limit_connections = max(<uint64_t>1, self.limit_connections // <uint64_t>len(assemblers))
 
     def occupy(self):
         """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
@@ -404,7 +417,7 @@ cdef class AssemblerBase(Flusher):
         self.clock = other.clock
 
     def counters(self):
-        """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
+        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, and what is so now."""
         cdef int number
         cdef page_counts_s pages
         if self.pool_ is None:

@@ -98,7 +98,7 @@ cdef struct connection_s:
     successor_s *successor        # or NULL
     connection_s *older           # neighbours on the list that state tells
     connection_s *newer           # FREE: links the stack
-    int64_t end_ns                # OPEN: capture time of the FIN; CLOSED: believed capture time of the closing
+    int64_t end_ns                # OPEN: capture time of the FIN, before that of the last SYN; CLOSED: believed capture time of closing
     int64_t created_ns            # capture time of the first segment
     int64_t skipped               # COUNTED: missing bytes so far, as far as known
     uint32_t first_seq            # sequence number of the stream's first byte
@@ -136,6 +136,23 @@ cdef inline bint ended(connection_s *connection) noexcept nogil:
 cdef inline bint is_ahead(connection_s *connection, uint32_t seq) noexcept nogil:
     return not connection.has & HAS_START or difference(connection.next_seq, seq) >= 0
 
+# COUNTED from now on; it had no stream.
+cdef inline void begin_tally(connection_s *connection) noexcept nogil:
+    connection.has |= COUNTED
+    connection.stream.tally.length = 0
+    connection.stream.tally.first_seen_ns = 0x7FFFFFFFFFFFFFFF
+    connection.stream.tally.last_seen_ns = -0x7FFFFFFFFFFFFFFF
+
+# A SYN, sent again perhaps, is all that has come. (An ACK leaves its time only: one no later than the SYN goes unnoticed.)
+cdef inline bint is_half_open(const connection_s *connection) noexcept nogil:
+    return (
+        (connection.has & (HAS_START | HAS_ISN | HAS_END)) == (HAS_START | HAS_ISN)
+        and connection.last_seen_ns == connection.end_ns
+        and connection.next_seq == connection.isn + 1
+        and connection.cut_end == connection.next_seq
+        and connection.pages.count == 0
+    )
+
 # User code runs for it in a thread: which; 0: in none.
 cdef inline unsigned long owner_of(connection_s *connection) noexcept nogil:
     return 0 if (connection.has & SERVED) == COUNTED else connection.stream.served.owner
@@ -154,6 +171,8 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil
 cdef object net_flow_of(const key_s *key)
 cdef object transport_flow_of(const key_s *key)
 cdef object key_object(const key_s *key)
+# The opposite of packed source and destination address, source and destination port.
+cdef key_s raw_key(object key) except *
 
 
 cdef class Connection:            # a handle on one connection of its own, for callers and tests

@@ -9,7 +9,7 @@ from .pages cimport PageCache, cache_s, page_list_s, page_s
 from .serving cimport Server
 
 
-# Positions in counts: stats.COUNTERS, then stats.DROP_REASONS, in their order.
+# Positions in counts: stats.COUNTERS, stats.DROP_REASONS, stats.EVICTION_REASONS, in their order.
 cdef enum:
     SEGMENTS
     BYTES_CAPTURED
@@ -32,6 +32,9 @@ cdef enum:
     RST_TEXT
     UNCONFIRMED_SYN
     FACTORY_ERROR
+    EVICTED_CLOSED
+    EVICTED_HALF_OPEN
+    EVICTED_IDLE
     COUNTS
 
 cdef enum:
@@ -56,6 +59,10 @@ cdef class Engine(Server):
     # options, as numbers; -1: never; 0 for a page limit: none
     cdef int64_t limit_total
     cdef int64_t limit_connection
+    cdef uint64_t limit_connections  # open ones and those remembered; the highest number: none
+    cdef object on_evict          # or None
+    cdef bint tells_evictions     # it is not None
+    cdef bint opens_on_data       # a stream is made for text or a FIN only, not for a SYN
     cdef list limit_with          # page caches of the others that limit_total is shared with,
     cdef cache_s **sharers        # and what they have
     cdef int sharer_count
@@ -76,7 +83,12 @@ cdef class Engine(Server):
 
     # One segment, from the look-up of its connection to the calls of its stream.
     cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil
+    # There is room for a new one, unless user code runs for all there are. True: user code has run, without the lock: look again.
+    cdef bint _make_room(self) except -1 nogil
+    cdef int _evict(self, connection_s *connection) except -1 nogil
+    cdef int _tell_eviction(self, const key_s *key, int reason) except -1
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
+    cdef int _open_if_due(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil
     cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1
     cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil

@@ -11,7 +11,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from .clock cimport NEVER_NS, clock_s
+from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
 from .connection cimport (
     CLOSED,
     COUNTED,
@@ -20,12 +20,16 @@ from .connection cimport (
     HAS_ISN,
     HAS_START,
     NATIVE,
+    OPEN,
     PAST_START,
+    PYTHON,
     SERVED,
     begin_at,
+    begin_tally,
     connection_s,
     ended,
     first_held,
+    is_half_open,
     key_object,
     key_s,
     net_flow_of,
@@ -65,7 +69,7 @@ from .streams cimport NativeStream
 
 from .._log import Log
 from ..errors import no_stream
-from ..stats import COUNTERS, DROP_REASONS
+from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 
 cdef extern from *:
     const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
@@ -84,7 +88,7 @@ cdef enum:
 
 cdef const uint8_t *NOTHING = b""
 
-assert len(COUNTERS) + len(DROP_REASONS) == COUNTS
+assert len(COUNTERS) + len(DROP_REASONS) + len(EVICTION_REASONS) == COUNTS
 
 _log = Log("tcpreasm.assembly")
 
@@ -148,12 +152,79 @@ cdef class Engine(Server):
                 connection = NULL
                 break
             self.pool_.forget_closed_before(self._forget_before(), FORGET_AT_ONCE)
+            if self.pool_.table.filled >= self.limit_connections and self._make_room():
+                connection = find(&self.pool_.table, key, hash)
+                continue
             if not self.pool_.is_ready():
                 self.pool_.make_ready()
             connection = self.pool_.take(key, hash, seen_ns)
-            self.counts[STREAMS_OPENED] += self.pool_.counts  # whose streams need no opening
+            if self.pool_.counts and not self.opens_on_data:
+                self._open_stream(connection, 0)
             break
         found[0] = connection
+        return 0
+
+    cdef bint _make_room(self) except -1 nogil:
+        cdef connection_s *connection
+        cdef bint user_code = False
+        cdef int reason
+        cdef key_s key
+        while not user_code and self.pool_.table.filled >= self.limit_connections:
+            connection = self.pool_.oldest_closed()
+            if connection != NULL:
+                if self.pool_.forget(connection, self._forget_before()):
+                    continue
+                reason, key = EVICTED_CLOSED, connection.key
+                self.pool_.forget(connection, ALWAYS_NS)
+            else:
+                reason, connection = EVICTED_HALF_OPEN, self.pool_.oldest_half_open()
+                if connection == NULL:
+                    reason, connection = EVICTED_IDLE, self.pool_.idlest()
+                if connection == NULL:
+                    break
+                key = connection.key
+                user_code = (connection.has & SERVED) not in (0, COUNTED)
+                self._evict(connection)
+            self.counts[reason] += 1
+            if self.tells_evictions or self.debug:
+                user_code = True
+                self._take_gil()
+                with gil:
+                    self._tell_eviction(&key, reason)
+        return user_code
+
+    # As `_close`. What a stream raises is raised once the segment at hand is taken in.
+    cdef int _evict(self, connection_s *connection) except -1 nogil:
+        cdef uint8_t how = connection.has & SERVED
+        if how == 0 or how == COUNTED:
+            return self._close(connection)
+        self._take_gil()
+        try:
+            with gil:
+                try:
+                    self._close(connection)
+                except BaseException as raised:
+                    if connection.state == OPEN:  # no memory
+                        self.pool_.is_seen_kept = False
+                        raise
+                    self._keep_error(raised)
+        finally:
+            if self.out_count:
+                self._drop_pieces()
+        return 0
+
+    cdef int _tell_eviction(self, const key_s *key, int reason) except -1:
+        why = EVICTION_REASONS[reason - EVICTED_CLOSED]
+        if self.debug:
+            _log.debug("%s: evicted, %s", key_object(key), why)
+        if self.tells_evictions:
+            self.pool_.unlock()
+            try:
+                self.on_evict(net_flow_of(key), transport_flow_of(key), why)
+            except BaseException as raised:
+                self._keep_error(raised)
+            finally:
+                self.pool_.lock()
         return 0
 
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
@@ -162,8 +233,10 @@ cdef class Engine(Server):
                 self.counts[AFTER_CLOSE] += text.size
                 return 0
             self._restart(connection, connection.successor, text.size, text.seen_ns)
-        elif not connection.has & SERVED:
-            self._open_stream(connection, text.size)
+        if not connection.has & SERVED:
+            self._open_if_due(connection, flags, text)
+        if flags & SYN and is_half_open(connection):
+            connection.end_ns = max(connection.last_seen_ns, text.seen_ns)
         connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
         if not flags & (SYN | RST):
             if text.wire or flags & FIN:
@@ -174,8 +247,20 @@ cdef class Engine(Server):
             self._syn(connection, flags, text)
         return self._serve(connection)
 
+    # Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and that is
+    # waited for.
+    cdef int _open_if_due(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
+        if self.opens_on_data and (flags & RST or not (text.wire or flags & FIN)):
+            return 0
+        self._open_stream(connection, text.size)
+        if connection.has & HAS_START:
+            self._emit(connection, NOTHING, 0, connection.created_ns, -1, True)
+        return 0
+
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
-        if not self.pool_.counts:
+        if self.pool_.counts:
+            begin_tally(connection)
+        else:
             self._take_gil()
             make_stream(<void *>self, connection, at_stake)
         self.counts[STREAMS_OPENED] += 1
@@ -230,10 +315,14 @@ cdef class Engine(Server):
         if not connection.has & HAS_START:
             if waits(connection) and not 0 <= difference(text.seq, first_held(connection)) <= SYN_REACH:
                 self._begin_anew(connection, NULL, text.size, text.seen_ns)
+                if not connection.has & SERVED:
+                    self._open_if_due(connection, flags, text)
             if self.debug:
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
             start_at(connection, isn)
+            if not connection.has & HAS_END:
+                connection.end_ns = connection.last_seen_ns
             return self._text(connection, flags, text, True)
         if is_own_syn(connection, isn):
             if not connection.has & HAS_ISN:
@@ -294,7 +383,7 @@ cdef class Engine(Server):
                 try:
                     self._end_stream(connection, KEPT)
                 except BaseException as raised:
-                    self.late_error, self.has_late_error = raised, True  # raised once the segment at hand is taken in
+                    self._keep_error(raised)
         return self._restart(connection, successor, at_stake, seen_ns)
 
     # A new stream under the same key, from the SYN that was remembered, or from the one at hand. Frees the successor.
@@ -306,7 +395,8 @@ cdef class Engine(Server):
             connection.pages = successor.pages
             isn, syn_seen_ns = successor.isn, successor.seen_ns
             PyMem_RawFree(successor)
-        self._open_stream(connection, at_stake)
+        if successor != NULL or not self.opens_on_data:
+            self._open_stream(connection, at_stake)
         if successor != NULL:
             start_at(connection, isn)
             self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
@@ -477,7 +567,7 @@ cdef class Engine(Server):
         self.counts[BYTES_DELIVERED] += size
         if (connection.has & SERVED) == COUNTED:
             tally_piece(connection, size, seen_ns)
-        else:
+        elif connection.has & SERVED:  # else it is empty, and there is no stream that it could be told
             piece = self._new_piece()
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
@@ -648,7 +738,7 @@ cdef class Engine(Server):
         self._drop(&connection.pages, AFTER_END)
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
-        self.counts[STREAMS_CLOSED] += 1
+        self.counts[STREAMS_CLOSED] += (connection.has & SERVED) != 0
         if self.debug:
             with gil:
                 _log.debug("%s: ended", key_object(&connection.key))
@@ -670,7 +760,7 @@ cdef class Engine(Server):
         if at_end and self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
         self._drop_successor(connection)
-        self.counts[STREAMS_CLOSED] += 1
+        self.counts[STREAMS_CLOSED] += (connection.has & SERVED) != 0
         return 0
 
     # `out` goes to the stream, and it is told that this was all. State is changed before, as `after` says.
@@ -682,7 +772,7 @@ cdef class Engine(Server):
         elif after == FORGOTTEN:
             self.pool_.remove(connection)
         try:
-            if how != COUNTED:
+            if how == NATIVE or how == PYTHON:
                 self._finish_stream(connection, &served, how == NATIVE)
         finally:
             if after == FORGOTTEN:

@@ -16,9 +16,10 @@ cdef class Flusher(Engine):
     cdef int _tick(self) except -1 nogil
     cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
 
-    # All connections.
-    cdef int _walk_all(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
-    cdef int _walk_listed(self, int64_t held_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
+    # All connections; and those that are due.
+    cdef int _walk_all(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
+    cdef int _walk_due(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil
+    cdef bint _pick_idle(self, int64_t idle_ns, listed_s **picked, size_t *count, size_t room) noexcept nogil
     cdef int _walk(
         self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1 nogil

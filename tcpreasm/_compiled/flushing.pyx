@@ -1,10 +1,10 @@
 """`Flusher`: what time does to connections: what waits too long goes out, what is idle too long ends.
 
-Looks once a second of capture time, and only at what waits for something; at all connections where one may be idle for too long, and in
-a flush that the user asks for.
+Looks once a second of capture time, and in a flush that the user asks for; and only at what waits for something, and at what was idle for
+too long when it was last looked at. A flush of everything looks at everything.
 """
 
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport qsort
 
@@ -19,6 +19,8 @@ cdef enum:
 
 cdef extern from *:
     const int64_t EXPIRE_EVERY_NS "TCPREASM_SECONDS"  # capture time between two looks at what waits
+
+cdef int64_t TAKEN_OUT = ALWAYS_NS  # as the oldest_ns of one that was picked: it is no longer in the order of last packets
 
 
 cdef class Flusher(Engine):
@@ -39,17 +41,13 @@ cdef class Flusher(Engine):
             self._expire(&flushed, &closed)
         return 0
 
-    # Looks at the connections that wait for something; at all of them only where one may be idle for too long.
     cdef int _expire(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
         cdef int64_t held_ns = self._expiry(self.hole_timeout_ns)
         cdef int64_t idle_ns = self._expiry(self.idle_timeout_ns)
         cdef int64_t start_ns = self._expiry(self.start_wait_ns)
         try:
             self.pool_.forget_closed_before(self._forget_before(), ENDLESS)
-            if self.pool_.seen_bound < idle_ns:
-                self._walk_all(held_ns, idle_ns, start_ns, flushed, closed)
-            else:
-                self._walk_listed(held_ns, start_ns, flushed, closed)
+            self._walk_due(held_ns, idle_ns, start_ns, flushed, closed)
         finally:
             with gil:
                 self.cache.shrink_now()
@@ -57,9 +55,8 @@ cdef class Flusher(Engine):
 
     # -- all connections --------------------------------------------------------------------------------------------
 
-    # Of every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
-    # before start_ns, close what has seen nothing since idle_ns.
-    cdef int _walk_all(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+    # Of every open connection, oldest first: give out everything, and close it.
+    cdef int _walk_all(self, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
         cdef connection_s *connection = self.pool_.open.oldest
         cdef listed_s *picked
         cdef size_t count = 0
@@ -71,33 +68,35 @@ cdef class Flusher(Engine):
                 raise MemoryError()
         self.pool_.seen_bound = ALWAYS_NS
         while connection != NULL:
-            if waits(connection) or connection.last_seen_ns < idle_ns:
-                picked[count].connection = connection
-                picked[count].serial = connection.serial
-                count += 1
-            if connection.last_seen_ns >= idle_ns:
-                self.pool_.seen_bound = min(self.pool_.seen_bound, connection.last_seen_ns)
+            picked[count].connection = connection
+            picked[count].serial = connection.serial
+            picked[count].oldest_ns = NEVER_NS
+            count += 1
             connection = connection.newer
-        return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+        self.pool_.looked_at += count
+        return self._walk(picked, count, ALWAYS_NS, ALWAYS_NS, NEVER_NS, flushed, closed)
 
-    # The same, where none is idle: only those that wait are looked at, and of those only what may be due.
-    cdef int _walk_listed(self, int64_t held_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
+    # Of every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since before
+    # start_ns, close what has seen nothing since idle_ns. Looks at those only for which one of these may be so.
+    cdef int _walk_due(self, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed) except -1 nogil:
         cdef connection_s *connection
         cdef listed_s *entry
         cdef listed_s *picked
-        cdef size_t count = 0, kept = 0, i
+        cdef size_t count = 0, kept = 0, room, i
         cdef uint32_t target
         cdef bint late = self.pool_.late_ns < held_ns
         picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, self.pool_.listed_count) * sizeof(listed_s))
         if picked == NULL:
             with gil:
                 raise MemoryError()
+        room = max(<size_t>1, self.pool_.listed_count)
         if late:
             self.pool_.late_ns = ALWAYS_NS
         for i in range(self.pool_.listed_count):
             entry = &self.pool_.listed[i]
             if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late:
                 connection = entry.connection
+                self.pool_.looked_at += 1
                 if connection.serial != entry.serial or connection.state != OPEN:
                     continue
                 if not waits(connection):
@@ -105,6 +104,7 @@ cdef class Flusher(Engine):
                     continue
                 if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
                     picked[count] = entry[0]
+                    picked[count].oldest_ns = NEVER_NS
                     count += 1
                 if connection.has & HAS_START:
                     entry.oldest_ns = oldest_held(connection)
@@ -112,17 +112,47 @@ cdef class Flusher(Engine):
             self.pool_.listed[kept] = entry[0]
             kept += 1
         self.pool_.listed_count = kept
+        if self.pool_.seen_bound < idle_ns and not self._pick_idle(idle_ns, &picked, &count, room):
+            self.pool_.is_seen_kept = False
+            PyMem_RawFree(picked)
+            with gil:
+                raise MemoryError()
         if count == 0:
             PyMem_RawFree(picked)
             return 0
         qsort(picked, count, sizeof(listed_s), by_age)
-        return self._walk(picked, count, held_ns, NEVER_NS, start_ns, flushed, closed)
+        return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+
+    # The first time it looks at all, and begins to keep their order. False: no memory.
+    cdef bint _pick_idle(self, int64_t idle_ns, listed_s **picked, size_t *count, size_t room) noexcept nogil:
+        cdef bint in_order = self.pool_.is_seen_kept
+        cdef connection_s *connection = self.pool_.take_idle(idle_ns) if in_order else self.pool_.open.oldest
+        cdef listed_s *grown
+        while connection != NULL:
+            if count[0] == room:
+                room *= 2
+                grown = <listed_s *>PyMem_RawRealloc(picked[0], room * sizeof(listed_s))
+                if grown == NULL:
+                    return False
+                picked[0] = grown
+            if connection.last_seen_ns < idle_ns:
+                picked[0][count[0]].connection = connection
+                picked[0][count[0]].serial = connection.serial
+                picked[0][count[0]].oldest_ns = TAKEN_OUT
+                count[0] += 1
+            self.pool_.looked_at += not in_order
+            connection = self.pool_.take_idle(idle_ns) if in_order else connection.newer
+        if not in_order and not self.pool_.keep_seen(idle_ns):
+            return False
+        self.pool_.seen_bound = self.pool_.by_seen.seen_ns if self.pool_.seen_count else ALWAYS_NS
+        return True
 
     # Those that were picked, while no user code could change the lists. Frees `picked`.
     cdef int _walk(
         self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1 nogil:
         cdef size_t i
+        cdef bint whole = False
         try:
             if self.pool_.counts:
                 for i in range(count):
@@ -137,7 +167,10 @@ cdef class Flusher(Engine):
                 self._take_gil()
                 with gil:
                     self._walk_collecting(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
+            whole = True
         finally:
+            if not whole:
+                self.pool_.is_seen_kept = False  # some may have been taken out, and stay
             PyMem_RawFree(picked)
         return 0
 
@@ -164,9 +197,9 @@ cdef class Flusher(Engine):
     ) except -1 nogil:
         cdef connection_s *connection = picked.connection
         cdef bint gave_out, idle
-        if not self._acquire_open(picked):
-            return 0
         try:
+            if not self._acquire_open(picked):
+                return 0
             gave_out = self._give_out(connection, held_ns, start_ns)
             idle = connection.last_seen_ns < idle_ns and not ended(connection)
             flushed[0] += gave_out or idle
@@ -178,6 +211,8 @@ cdef class Flusher(Engine):
         finally:
             if self.out_count:
                 self._drop_pieces()
+            if picked.oldest_ns == TAKEN_OUT and connection.serial == picked.serial and connection.state == OPEN:
+                self.pool_.note_seen(connection)
         return 0
 
     cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil:

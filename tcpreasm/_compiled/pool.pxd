@@ -36,6 +36,12 @@ cdef struct listed_s:             # a connection that waited for something when 
     int64_t oldest_ns             # nothing that it held when it was looked at was seen before this; the lowest number: look each time
 
 
+cdef struct seen_s:               # an open connection, in the order of their last packets
+    int64_t seen_ns               # when it was last looked at, this was its last packet
+    uint32_t number
+    uint32_t serial
+
+
 # What the pool's list `served` has of a stream, one after the other: where its slot is n, from n * PER_STREAM on.
 cdef enum:
     STREAM = 0                    # the stream
@@ -172,6 +178,7 @@ cdef class StreamPoolBase:
     cdef uint32_t serial          # of the connection made last
     cdef connection_s *free       # stack of those that are free again; `older` keeps their number
     cdef list_s open              # in order of creation
+    cdef connection_s *maybe_half_open  # on that list: none before this one is half-open; NULL: none at all
     cdef list_s closed            # in order of closing
     cdef bint has_forgotten       # those that were closed up to
     cdef uint32_t forgotten       # this serial number are forgotten, though some may still lie there
@@ -181,6 +188,13 @@ cdef class StreamPoolBase:
     cdef int64_t listed_high      # the highest oldest_ns noted there
     cdef int64_t late_ns          # capture time of the oldest thing that was held since, and seen before listed_high
     cdef int64_t seen_bound       # no open connection was last seen before this, as far as is known without looking
+    # The open ones in the order of their last packets: a heap, made when that is first asked for, and kept from then on (is_seen_kept). An
+    # entry changes only when it comes to the top: what has been seen since goes down again. Some are no longer open.
+    cdef seen_s *by_seen
+    cdef size_t seen_count
+    cdef size_t seen_room
+    cdef bint is_seen_kept
+    cdef uint64_t looked_at       # connections that flushes have looked at so far
     cdef list served              # PER_STREAM entries for each stream, which lie side by side; None in free slots
     cdef uint32_t *free_slots     # a stack; there is room for all slots
     cdef uint32_t free_slot_count
@@ -232,6 +246,16 @@ cdef class StreamPoolBase:
     # All of them but those that are being served. They count as forgotten at once, and are erased by and by.
     cdef void forget_all_closed(self) noexcept nogil
     cdef bint _is_forgotten(self, const connection_s *connection) noexcept nogil
+    # Who makes room for a new one: nobody that user code runs for. The oldest of the closed ones, the oldest of those that are half-open,
+    # the one whose last packet lies back furthest; or NULL. The last one is no longer in the order of last packets.
+    cdef connection_s *oldest_closed(self) noexcept nogil
+    cdef connection_s *oldest_half_open(self) noexcept nogil
+    cdef connection_s *idlest(self) noexcept nogil
+    # The order of last packets. The next one that has seen nothing since before_ns, or NULL; it is taken out. The opposite. From now on
+    # kept, for all that have seen something since then: False where there is no memory.
+    cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil
+    cdef void note_seen(self, connection_s *connection) noexcept nogil
+    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil
     # The clock was set back: nothing was closed later than now.
     cdef void set_back(self, int64_t now_ns) noexcept nogil
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
@@ -244,5 +268,9 @@ cdef class StreamPoolBase:
     cdef void _open(self, connection_s *connection, int64_t seen_ns) noexcept nogil
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil
+    cdef void _grow_seen(self) noexcept nogil
+    cdef void _list_seen(self, int64_t since_ns) noexcept nogil
+    cdef uint32_t _number_of(self, const connection_s *connection) noexcept nogil
+    cdef void _leave_open(self, connection_s *connection) noexcept nogil
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil
     cdef uint32_t _erase(self, connection_s *connection) noexcept nogil

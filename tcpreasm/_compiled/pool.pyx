@@ -12,8 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from .connection cimport (
     CLOSED,
-    COUNTED,
     FREE,
+    HAS_START,
     LISTED,
     NATIVE,
     OPEN,
@@ -21,9 +21,11 @@ from .connection cimport (
     REMOVED,
     SERVED,
     connection_s,
+    is_half_open,
     key_object,
     key_s,
     owner_of,
+    raw_key,
     reset,
     served_s,
     waits,
@@ -58,6 +60,8 @@ cdef extern from "pthread.h" nogil:
 
 cdef enum:
     INITIAL_SLOTS = 2048
+    STEPS_PAST_OWNED = 64         # connections that are looked at behind one that user code runs for, when a half-open one is wanted
+    PUT_ASIDE = 16                # connections that user code runs for, which `idlest` passes over
 
 cdef int64_t UNKNOWN_BOUND = 0x7FFFFFFFFFFFFFFF
 
@@ -152,6 +156,7 @@ cdef class StreamPoolBase:
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)
         PyMem_RawFree(self.listed)
+        PyMem_RawFree(self.by_seen)
         PyMem_RawFree(self.free_slots)
         if self.table.slots != NULL:
             free_big(self.table.slots, (self.table.mask + 1) * sizeof(slot_s))
@@ -289,13 +294,19 @@ cdef class StreamPoolBase:
     # -- making -----------------------------------------------------------------------------------------------------
 
     cdef bint is_ready(self) noexcept nogil:
-        return (self.free != NULL or self.table.made < self.table.room) and (self.table.filled + 1) * 4 <= (self.table.mask + 1) * 3
+        return (
+            (self.free != NULL or self.table.made < self.table.room)
+            and (self.table.filled + 1) * 4 <= (self.table.mask + 1) * 3
+            and (not self.is_seen_kept or self.seen_count < self.seen_room)
+        )
 
     cdef int make_ready(self) except -1 nogil:
         if self.free == NULL and self.table.made == self.table.room:
             self._grow()
         if (self.table.filled + 1) * 4 > (self.table.mask + 1) * 3:
             self._grow_table()
+        if self.is_seen_kept and self.seen_count == self.seen_room:
+            self._grow_seen()
         return 0
 
     cdef connection_s *take(self, const key_s *key, uint32_t hash, int64_t seen_ns) noexcept nogil:
@@ -318,6 +329,9 @@ cdef class StreamPoolBase:
         self._insert(number, hash)
         self.table.filled += 1
         self._open(connection, seen_ns)
+        if self.is_seen_kept:
+            push_seen(self.by_seen, self.seen_count, seen_ns, number, connection.serial)
+            self.seen_count += 1
         return connection
 
     cdef int _grow(self) except -1 nogil:
@@ -343,15 +357,16 @@ cdef class StreamPoolBase:
         self.serial += 1
         connection.serial = self.serial
         connection.state = OPEN
-        if self.counts:
-            connection.has = COUNTED
-            connection.stream.tally.length = 0
-            connection.stream.tally.first_seen_ns = UNKNOWN_BOUND
-            connection.stream.tally.last_seen_ns = -UNKNOWN_BOUND
-        else:
-            leave_stream(connection)
+        leave_stream(connection)
         self.seen_bound = min(self.seen_bound, seen_ns)
         append(&self.open, connection)
+        if self.maybe_half_open == NULL:
+            self.maybe_half_open = connection
+
+    cdef void _leave_open(self, connection_s *connection) noexcept nogil:
+        if self.maybe_half_open == connection:
+            self.maybe_half_open = connection.newer
+        unlink(&self.open, connection)
 
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1:
         cdef bint native = isinstance(stream, NativeStream) and serves_natively(reassembled) and is_method_of(stream, reassembled)
@@ -441,12 +456,16 @@ cdef class StreamPoolBase:
 
     cdef void reopen(self, connection_s *connection, int64_t seen_ns) noexcept nogil:
         cdef key_s key = connection.key
-        unlink(&self.closed if connection.state == CLOSED else &self.open, connection)
+        if connection.state == CLOSED:
+            unlink(&self.closed, connection)
+        else:
+            self._leave_open(connection)
         reset(connection, &key, seen_ns)
         self._open(connection, seen_ns)
+        self.note_seen(connection)
 
     cdef void close(self, connection_s *connection, int64_t now_ns) noexcept nogil:
-        unlink(&self.open, connection)
+        self._leave_open(connection)
         leave_stream(connection)
         connection.state = CLOSED
         self.serial += 1
@@ -455,7 +474,7 @@ cdef class StreamPoolBase:
         append(&self.closed, connection)
 
     cdef void remove(self, connection_s *connection) noexcept nogil:
-        unlink(&self.open, connection)
+        self._leave_open(connection)
         leave_stream(connection)
         connection.older = <connection_s *><uintptr_t>self._erase(connection)
         connection.state = REMOVED
@@ -497,6 +516,125 @@ cdef class StreamPoolBase:
         self.free_removed(connection)
         return True
 
+    # -- who makes room for a new one -------------------------------------------------------------------------------
+
+    cdef connection_s *oldest_closed(self) noexcept nogil:
+        cdef connection_s *connection = self.closed.oldest
+        while connection != NULL and owner_of(connection) != 0:
+            connection = connection.newer
+        return connection
+
+    # Each connection is passed once in its life, since none becomes half-open later on; but where user code runs for one that may be it
+    # then.
+    cdef connection_s *oldest_half_open(self) noexcept nogil:
+        cdef connection_s *connection = self.maybe_half_open
+        cdef bint passes = True
+        cdef int steps = STEPS_PAST_OWNED
+        while connection != NULL and steps:
+            if owner_of(connection) == 0:
+                if is_half_open(connection):
+                    break
+            elif is_half_open(connection) or not connection.has & HAS_START:
+                passes = False
+            connection = connection.newer
+            if passes:
+                self.maybe_half_open = connection
+            else:
+                steps -= 1
+        return connection if steps else NULL
+
+    cdef connection_s *idlest(self) noexcept nogil:
+        cdef connection_s *aside[PUT_ASIDE]
+        cdef connection_s *connection = NULL
+        cdef int count = 0
+        if not self.is_seen_kept and not self.keep_seen(-UNKNOWN_BOUND):
+            connection = self.open.oldest
+            while connection != NULL and owner_of(connection) != 0:
+                connection = connection.newer
+            return connection
+        while count < PUT_ASIDE:
+            connection = self.take_idle(UNKNOWN_BOUND)
+            if connection == NULL or owner_of(connection) == 0:
+                break
+            aside[count] = connection
+            connection = NULL
+            count += 1
+        while count:
+            count -= 1
+            self.note_seen(aside[count])
+        return connection
+
+    cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil:
+        cdef seen_s *top = self.by_seen
+        cdef connection_s *connection
+        while self.seen_count and top.seen_ns < before_ns:
+            connection = connection_at(&self.table, top.number)
+            self.looked_at += 1
+            if connection.serial == top.serial and connection.state == OPEN:
+                if connection.last_seen_ns != top.seen_ns:
+                    top.seen_ns = connection.last_seen_ns
+                    sift_down(self.by_seen, self.seen_count)
+                    continue
+            else:
+                connection = NULL
+            self.seen_count -= 1
+            top[0] = self.by_seen[self.seen_count]
+            sift_down(self.by_seen, self.seen_count)
+            if connection != NULL:
+                return connection
+        return NULL
+
+    cdef void note_seen(self, connection_s *connection) noexcept nogil:
+        self.seen_bound = min(self.seen_bound, connection.last_seen_ns)
+        if not self.is_seen_kept:
+            return
+        if self.seen_count == self.seen_room:
+            self._grow_seen()
+        if self.is_seen_kept:
+            push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, self._number_of(connection), connection.serial)
+            self.seen_count += 1
+
+    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil:
+        cdef size_t room = max(<size_t>64, <size_t>self.open.count * 2)
+        cdef seen_s *grown
+        if self.seen_room < room:
+            grown = <seen_s *>PyMem_RawRealloc(self.by_seen, room * sizeof(seen_s))
+            if grown == NULL:
+                return False
+            self.by_seen, self.seen_room = grown, room
+        self.is_seen_kept = True
+        self._list_seen(since_ns)
+        return True
+
+    # There is room for one more; or no order is kept any more, until it is asked for again.
+    cdef void _grow_seen(self) noexcept nogil:
+        cdef seen_s *grown
+        if self.seen_count > <size_t>self.open.count * 2:  # the rest is no longer open
+            self._list_seen(-UNKNOWN_BOUND)
+            return
+        grown = <seen_s *>PyMem_RawRealloc(self.by_seen, self.seen_room * 2 * sizeof(seen_s))
+        if grown == NULL:
+            self.is_seen_kept = False
+            return
+        self.by_seen, self.seen_room = grown, self.seen_room * 2
+
+    # As they lie in memory: along the list each would be waited for.
+    cdef void _list_seen(self, int64_t since_ns) noexcept nogil:
+        cdef connection_s *connection
+        cdef uint32_t number
+        self.seen_count = 0
+        for number in range(1, self.table.made + 1):
+            connection = connection_at(&self.table, number)
+            if connection.state == OPEN and connection.last_seen_ns >= since_ns:
+                push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, number, connection.serial)
+                self.seen_count += 1
+
+    cdef uint32_t _number_of(self, const connection_s *connection) noexcept nogil:
+        cdef uint64_t place = hash_of(&self.table, &connection.key) & self.table.mask
+        while connection_at(&self.table, self.table.slots[place].number) != connection:
+            place = (place + 1) & self.table.mask
+        return self.table.slots[place].number
+
     cdef void prefetch_streams(self, connection_s **connections, int count) noexcept nogil:
         cdef PyObject **served = (<PyListObject *>self.served).ob_item  # changes under the lock only
         cdef const served_s *of
@@ -533,6 +671,33 @@ cdef class StreamPoolBase:
         self.forget_closed_before(before_ns, ENDLESS)
         self.unlock()
 
+    # -- for tests --------------------------------------------------------------------------------------------------
+
+    def _hash_of(self, key):
+        """Where the table begins to look for packed source and destination address, source and destination port; before the mask."""
+        cdef key_s raw = raw_key(key)
+        return hash_of(&self.table, &raw)
+
+    def _table(self):
+        """Slots of the table, those that are filled, and the longest way from where a connection is looked for to where it is found."""
+        cdef uint64_t place, longest = 0
+        self.lock()
+        try:
+            for place in range(self.table.mask + 1):
+                if self.table.slots[place].number != 0:
+                    longest = max(longest, (place - self.table.slots[place].hash) & self.table.mask)
+            return self.table.mask + 1, self.table.filled, longest
+        finally:
+            self.unlock()
+
+    def _connections_made(self):
+        """So many connections there was ever room for at a time, open, closed, or free again."""
+        return self.table.made
+
+    def _looked_at(self):
+        """Connections that flushes have looked at so far."""
+        return self.looked_at
+
 
 cdef bint is_method_of(object stream, object method):
     return PyMethod_Check(method) and PyMethod_GET_SELF(method) == <PyObject *>stream
@@ -547,6 +712,38 @@ cdef void leave_stream(connection_s *connection) noexcept nogil:
     connection.stream.served.stream = NULL
     connection.stream.served.owner = 0
     connection.stream.served.gatherer = 0
+
+
+cdef bint seen_before(const seen_s *one, const seen_s *other) noexcept nogil:
+    return one.seen_ns < other.seen_ns or (one.seen_ns == other.seen_ns and difference(one.serial, other.serial) > 0)
+
+
+# Behind the last of `count` entries of a heap.
+cdef void push_seen(seen_s *heap, size_t count, int64_t seen_ns, uint32_t number, uint32_t serial) noexcept nogil:
+    cdef seen_s entry
+    cdef size_t at = count
+    entry.seen_ns, entry.number, entry.serial = seen_ns, number, serial
+    while at and seen_before(&entry, &heap[(at - 1) // 2]):
+        heap[at] = heap[(at - 1) // 2]
+        at = (at - 1) // 2
+    heap[at] = entry
+
+
+# The top one goes to where it belongs.
+cdef void sift_down(seen_s *heap, size_t count) noexcept nogil:
+    cdef seen_s entry
+    cdef size_t at = 0, below = 1
+    if count == 0:
+        return
+    entry = heap[0]
+    while below < count:
+        if below + 1 < count and seen_before(&heap[below + 1], &heap[below]):
+            below += 1
+        if not seen_before(&heap[below], &entry):
+            break
+        heap[at] = heap[below]
+        at, below = below, 2 * below + 1
+    heap[at] = entry
 
 
 cdef void append(list_s *connections, connection_s *connection) noexcept nogil:

@@ -30,6 +30,9 @@ cdef class Server:
     cdef object late_error        # an exception of a stream that ended while the segment still had to be taken in, or None
     cdef bint has_late_error
 
+    # What user code raised, to be raised later; the first of several.
+    cdef void _keep_error(self, object raised) noexcept
+
     cdef piece_s *_new_piece(self) except NULL nogil
     cdef void _drop_pieces(self) noexcept nogil
     cdef list _piece_objects(self)

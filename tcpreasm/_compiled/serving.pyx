@@ -110,6 +110,10 @@ cdef class Server:
         self.out_count = 0
         return pieces
 
+    cdef void _keep_error(self, object raised) noexcept:
+        if not self.has_late_error:
+            self.late_error, self.has_late_error = raised, True
+
     # -- the GIL ----------------------------------------------------------------------------------------------------
 
     cdef void _take_gil(self) noexcept nogil:

@@ -6,7 +6,7 @@ Called once a packet.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, SupportsIndex
 
@@ -15,7 +15,7 @@ from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import Timestamp, to_ns
 from ..flow import Flow
 from ..segment import ACK, FIN, RST, SYN, TCPSegment
-from ..stats import COUNTERS, DROP_REASONS
+from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 from ..verdict import Verdict
 from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import RawKey, key_object
@@ -47,6 +47,9 @@ class AssemblerBase(Flusher):
         hole_timeout_ns: int,
         idle_timeout_ns: int,
         closed_timeout_ns: int,
+        max_connections: int,
+        opens_on_data: bool,
+        on_evict: Callable[[Flow, Flow, str], object] | None,
     ) -> None:
         """Numbers only; -1 stands for: never, no limit."""
         self._pool = pool
@@ -61,7 +64,10 @@ class AssemblerBase(Flusher):
         self._hole_timeout_ns = hole_timeout_ns
         self._idle_timeout_ns = idle_timeout_ns
         self._closed_timeout_ns = closed_timeout_ns
-        self._counts = dict.fromkeys(COUNTERS + DROP_REASONS, 0)
+        self._limit_connections = max_connections
+        self._opens_on_data = opens_on_data
+        self._on_evict = on_evict
+        self._counts = dict.fromkeys((*COUNTERS, *DROP_REASONS, *("evicted_" + reason for reason in EVICTION_REASONS)), 0)
         self._verdicts = [0] * len(Verdict)
         self._out = []
         self._text_offset = -1
@@ -273,8 +279,10 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
-        """The limit of pages in all is one for these together, of which this is one."""
+        """The limit of pages in all is one for these together, of which this is one. Of that of connections each gets its part."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
+        if self._limit_connections:
+            self._limit_connections = max(1, self._limit_connections // len(assemblers))
 
     def occupy(self) -> None:
         """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
@@ -295,7 +303,7 @@ class AssemblerBase(Flusher):
         self._clock = other._clock
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
-        """For AssemblerStats: COUNTERS and DROP_REASONS, frames by verdict, and what is so now."""
+        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, and what is so now."""
         return (
             tuple(self._counts.values()),
             tuple(self._verdicts),
@@ -370,6 +378,8 @@ class AssemblerBase(Flusher):
         self._text_offset = offset
         opens = bool(flags & SYN or wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
+        if opens and not no_ack:
+            self._make_room(key)
         try:
             connection = None if no_ack else self._pool.acquire(key, opens, seen_ns, self._forget_before())
         except RuntimeError:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..flow import ConnectionKey, Flow
 from .pages import PageList
 from .reassembly import Reassembly
-from .sequence import difference
+from .sequence import add, difference
 
 __all__ = ["Connection", "RawKey", "Successor", "key_object"]
 
@@ -53,6 +53,7 @@ class Connection:
         "gatherer",
         "isn",
         "last_seen_ns",
+        "last_syn_ns",
         "lock",
         "next_seq",
         "owner",
@@ -92,6 +93,7 @@ class Connection:
         self.early_segments = 0  # segments since the connection was made that wait for its start
         self.created_ns = seen_ns
         self.last_seen_ns = seen_ns
+        self.last_syn_ns: int | None = None  # capture time of the last SYN, as long as nothing else has come
         self.successor: Successor | None = None
         self.stream: Any = None
         self.reassembled: Any = None  # the stream's methods, looked up once
@@ -125,6 +127,16 @@ class Connection:
         """To be called whenever next_seq has moved over a multiple of 2**30."""
         if self.next_seq is not None and not 0 <= difference(self.first_seq, self.next_seq) <= 1 << 30:
             self.past_start = True
+
+    def is_half_open(self) -> bool:
+        """A SYN, sent again perhaps, is all that has come. (An ACK leaves its time only: one no later than the SYN goes unnoticed.)"""
+        return (
+            self.last_syn_ns == self.last_seen_ns
+            and self.isn is not None
+            and self.next_seq == self.cut_end == add(self.isn, 1)
+            and self.end_seq is None
+            and not self.pages.count
+        )
 
     def ended(self) -> bool:
         """The stream has reached its FIN or RST."""

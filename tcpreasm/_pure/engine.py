@@ -8,11 +8,14 @@ The way of a segment, top to bottom: _take_in, _text, then _deliver (in order) o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .._log import Log
 from ..errors import no_stream
+from ..flow import Flow
 from ..segment import FIN, RST, SYN
 from .clock import NEVER_NS, Clock
-from .connection import Connection, Successor
+from .connection import Connection, RawKey, Successor, key_object
 from .pages import PAGE_BYTES, Page, PageCache, PageList
 from .reassembly import Reassembly
 from .sequence import add, difference
@@ -40,6 +43,9 @@ class Engine(Server):
     _hole_timeout_ns: int
     _idle_timeout_ns: int
     _closed_timeout_ns: int
+    _limit_connections: int
+    _opens_on_data: bool  # a stream is made for text or a FIN only, not for a SYN
+    _on_evict: Callable[[Flow, Flow, str], object] | None
     _counts: dict[str, int]
     _clock: Clock
     _clock_before: Clock  # of the packet at hand
@@ -61,14 +67,39 @@ class Engine(Server):
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
+    def _make_room(self, key: RawKey) -> None:
+        """There is room for a new connection, unless all there are are being served. What user code raises is raised once the segment at
+        hand is taken in."""
+        while self._limit_connections and (evicted := self._pool.evict(key, self._limit_connections, self._forget_before())):
+            old_key, connection, reason = evicted
+            self._counts["evicted_" + reason] += 1
+            try:
+                if connection is not None:
+                    self._close(connection)
+            except BaseException as raised:
+                self._late_error = self._late_error or raised
+            finally:
+                self._out = []
+                if connection is not None:
+                    self._pool.release(connection)
+            if self._debug:
+                _log.debug("%s: evicted, %s", key_object(old_key), reason)
+            try:
+                if self._on_evict is not None:
+                    self._on_evict(*key_object(old_key), reason)
+            except BaseException as raised:
+                self._late_error = self._late_error or raised
+
     def _take_in(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
         if connection.closed:
             if not self._reopens(connection, seq, flags, wire):
                 self._counts["after_close"] += len(payload)
                 return
             self._restart(connection, connection.successor, len(payload), seen_ns)
-        elif connection.stream is None:
-            self._open_stream(connection, len(payload))
+        if connection.stream is None:
+            self._open_if_due(connection, flags, len(payload), wire)
+        if flags & SYN and connection.is_half_open():
+            connection.last_syn_ns = max(connection.last_seen_ns, seen_ns)
         connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
         if flags & RST:
             self._reset(connection, seq, len(payload), seen_ns)
@@ -77,6 +108,15 @@ class Engine(Server):
         elif wire or flags & FIN:
             self._continue(connection, seq, flags, payload, wire, seen_ns)
         self._serve(connection)
+
+    def _open_if_due(self, connection: Connection, flags: int, size: int, wire: int) -> None:
+        """Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and
+        that is waited for."""
+        if self._opens_on_data and (flags & RST or not (wire or flags & FIN)):
+            return
+        self._open_stream(connection, size)
+        if connection.next_seq is not None:
+            self._emit(connection, b"", connection.created_ns, True)
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
         net_flow, transport_flow = connection.key
@@ -118,9 +158,12 @@ class Engine(Server):
         if connection.next_seq is None:
             if connection.waits() and not 0 <= difference(text_seq, connection.first_held()) <= SYN_REACH:
                 self._begin_anew(connection, None, len(payload), seen_ns)
+                if connection.stream is None:
+                    self._open_if_due(connection, flags, len(payload), wire)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
             self._start(connection, isn)
+            connection.last_syn_ns = connection.last_seen_ns
             self._text(connection, text_seq, flags, payload, wire, seen_ns, True)
         elif self._is_own_syn(connection, isn):
             if connection.isn is None:
@@ -177,7 +220,7 @@ class Engine(Server):
         try:
             self._call(connection, reassembled, complete, pieces)
         except BaseException as raised:
-            self._late_error = raised  # raised once the segment at hand is taken in
+            self._late_error = self._late_error or raised  # raised once the segment at hand is taken in
         self._restart(connection, successor, at_stake, seen_ns)
 
     def _restart(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
@@ -185,7 +228,8 @@ class Engine(Server):
         self._pool.reopen(connection, seen_ns)
         if successor is not None:
             connection.pages = successor.pages
-        self._open_stream(connection, at_stake)
+        if successor is not None or not self._opens_on_data:
+            self._open_stream(connection, at_stake)
         if successor is not None:
             self._start(connection, successor.isn)
             self._emit(connection, b"", successor.seen_ns, True)
@@ -361,7 +405,8 @@ class Engine(Server):
         return -1 if self._text_offset < 0 else self._text_offset + position
 
     def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int = -1) -> None:
-        self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
+        if connection.stream is not None:  # else it is empty, and there is no stream that it could be told
+            self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
         self._counts["bytes_delivered"] += len(data)
         connection.skip = 0
 
@@ -485,11 +530,12 @@ class Engine(Server):
             complete = connection.reassembly_complete
             if connection.skip or not self._out:
                 self._emit(connection, b"", connection.end_seen_ns, False)
-            self._out[-1].end = True
+            if self._out:
+                self._out[-1].end = True
             self._drop(connection.pages, "after_end")
             if connection.successor is not None:
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
-            self._counts["streams_closed"] += 1
+            self._counts["streams_closed"] += connection.stream is not None
             now = self._clock.now_ns
             self._pool.close(connection, connection.last_seen_ns if now is None else now)
             if self._debug:
@@ -510,7 +556,7 @@ class Engine(Server):
         ended = connection.ended()
         if connection.skip or (ended and not self._out):
             self._emit(connection, b"", connection.end_seen_ns if ended else connection.last_seen_ns, False)
-        if ended:
+        if ended and self._out:
             self._out[-1].end = True
         self._drop_successor(connection)
-        self._counts["streams_closed"] += 1
+        self._counts["streams_closed"] += connection.stream is not None

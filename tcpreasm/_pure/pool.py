@@ -11,6 +11,7 @@ from typing import Any
 
 from .._log import Log
 from ..flow import ConnectionKey
+from .clock import ALWAYS_NS
 from .connection import Connection, RawKey, key_object
 
 __all__ = ["StreamPoolBase"]
@@ -81,6 +82,30 @@ class StreamPoolBase:
                     continue
             if self._lock_found(connection, key, me):
                 return connection
+
+    def evict(self, key: RawKey, most: int, forget_ns: int) -> tuple[RawKey, Connection | None, str] | None:
+        """Who makes room for a new connection of that key: which one and why; locked, if it is open, else forgotten already and None here.
+
+        None where there is room, where the key has a connection, or where all are being served.
+        """
+        with self._lock:
+            if key in self._open or not self._forget(key, forget_ns):
+                return None
+            self._forget_closed(forget_ns)
+            if len(self._open) + len(self._closed) < most:
+                return None
+            for closed in self._closed:
+                if self._forget(closed, ALWAYS_NS):
+                    return closed, None, "closed"
+            for reason, connections in (
+                ("half_open", [one for one in self._open.values() if one.is_half_open()]),
+                ("idle", sorted(self._open.values(), key=lambda one: one.last_seen_ns)),
+            ):
+                for connection in connections:
+                    if connection.lock.acquire(blocking=False):
+                        connection.owner = threading.get_ident()
+                        return connection._key, connection, reason
+            return None
 
     def acquire_open(self, connection: Connection, key: RawKey) -> bool:
         """Lock a connection met in a walk; False if it is no longer open under that key, or served by this very thread."""
