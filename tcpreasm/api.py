@@ -5,6 +5,7 @@ Lives here: constructors, options, seconds, whole captures, with-blocks. Everyth
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
-CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Capture | Iterable[Any]
+CaptureSource = str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview | mmap.mmap | Capture | Iterable[Any]
 """What `assemble_capture` and `follow` read: see `Assembler.assemble_capture`."""
 
 Progress = Callable[[Capture], None]

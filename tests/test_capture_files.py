@@ -6,6 +6,7 @@ import bz2
 import gc
 import gzip
 import io
+import mmap
 import os
 import random
 import struct
@@ -491,7 +492,11 @@ def test_every_kind_of_source(make: Callable[[], tuple[bytes, list[Any]]], tmp_p
     expected = [frame for _, _, frame in places if frame is not None]
     path = tmp_path / "a.capture"
     path.write_bytes(data)
-    with open(path, "rb") as file, open(path, "rb", buffering=0) as raw:
+    with (
+        open(path, "rb") as file,
+        open(path, "rb", buffering=0) as raw,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+    ):
         sources = [
             (str(path), str(path), len(data)),
             (path, str(path), len(data)),
@@ -499,6 +504,7 @@ def test_every_kind_of_source(make: Callable[[], tuple[bytes, list[Any]]], tmp_p
             (bytearray(data), f"<{len(data)} bytes in memory>", len(data)),
             (memoryview(b"no" + data)[2:], f"<{len(data)} bytes in memory>", len(data)),
             (memoryview(bytes(b for byte in data for b in (byte, 0)))[::2], f"<{len(data)} bytes in memory>", len(data)),
+            (mapped, f"<{len(data)} bytes mapped>", len(data)),
             (file, str(path), len(data)),
             (raw, str(path), len(data)),
             (io.BytesIO(data), "<BytesIO>", len(data)),

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import mmap
 import os
 import random
 import subprocess
@@ -108,6 +109,11 @@ def in_parts(folder: Path, frames: list[Captured]) -> list[Any]:
     return [written(folder / "first", first), second, written(folder / "third", third)]
 
 
+def mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 SOURCES: dict[str, Callable[[Path, list[Captured]], Any]] = {
     "path": lambda folder, frames: written(folder / "capture", capture_of(frames)),
     "bytes": lambda folder, frames: capture_of(frames),
@@ -116,6 +122,7 @@ SOURCES: dict[str, Callable[[Path, list[Captured]], Any]] = {
     "gzip": lambda folder, frames: written(folder / "capture.gz", gzip.compress(capture_of(frames), 1)),
     "pcapng": lambda folder, frames: written(folder / "capture", pcapng_of(frames)),
     "pcapng in memory": lambda folder, frames: pcapng_of(frames),
+    "mapped": lambda folder, frames: mapped(written(folder / "capture", capture_of(frames))),
     "several": in_parts,
 }
 
@@ -353,7 +360,7 @@ def by_key(told: list[Any]) -> list[Any]:
     return sorted((one[0].rsplit(" ", 1)[0], *one[1:]) for one in told)
 
 
-@pytest.mark.parametrize("source", ["path", "bytes", "gzip", "several"])
+@pytest.mark.parametrize("source", ["path", "bytes", "mapped", "gzip", "several"])
 @pytest.mark.parametrize("kind", ["counted", "mixed", "SpanStream", "BytesStream"])
 def test_threads_give_the_same(tmp_path: Path, folder: Path, kind: str, source: str) -> None:
     told, state = expected(kind, 1, True, folder)

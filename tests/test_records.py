@@ -45,7 +45,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
-BLOCK, SLACK, HOLD = 256 << 10, 64 << 10, 1 << 20  # of the compiled reader; an unknown block that is not held
+BLOCK, SLACK, HOLD = 512 << 10, 64 << 10, 1 << 20  # of the compiled reader; an unknown block that is not held
 Both = tuple[ModuleType, ModuleType]
 Make = Callable[[], Any]
 
@@ -481,7 +481,7 @@ def many(count: int) -> bytes:
 
 
 def test_a_block_that_somebody_holds_is_left_alone(tmp_path: Path) -> None:
-    data = many(2000)
+    data = many(4000)
     path = tmp_path / "capture"
     path.write_bytes(data)
     for source in (path, Odd(data, [90_000, 7, 300_000])):

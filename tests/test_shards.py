@@ -34,7 +34,7 @@ from test_bench import captures as bench_captures
 from test_threads import together
 
 THREADS = (2, 3, 5)
-HEAD, BLOCK = 1 << 20, 256 << 10  # what the compiled core reads of a file: first what the format is told by, then this at once
+HEAD, BLOCK = 1 << 20, 512 << 10  # what the compiled core reads of a file: first what the format is told by, then this at once
 ALL = {"start_wait": None, "start_wait_segments": None, "hole_timeout": None, "idle_timeout": None}
 
 Source = Callable[[], Any]
@@ -414,7 +414,7 @@ def test_what_expires_with_one_thread_expires_with_several(tcpreasm: ModuleType,
     """
     skipped = 0
     for seed, options in enumerate(TIMES):
-        frames = traffic(kind, seed, directions=60, size=30_000)
+        frames = traffic(kind, seed, directions=100, size=30_000)
         frames = [Captured(START_NS + (seen_ns - START_NS) // pace, data, wire) for seen_ns, data, wire in frames]
         content = capture_of(frames)
         assert len(content) > 2 * BLOCK
@@ -447,7 +447,7 @@ def test_one_limit_of_pages_for_all(tcpreasm: ModuleType, path: Path) -> None:
     early = [frame(11, b"late", ends=number(which)) for which in range(connections)]
     filling = [frame(1, b"0123456789", ends=number(which)) for which in range(connections)]
     # No thread is further ahead of another than some blocks (the compiled core), or some thousands of frames (the pure one).
-    pause = [bytes(65_000)] * 90 + [bytes(60)] * 2100
+    pause = [bytes(65_000)] * 180 + [bytes(60)] * 2100
     frames = pause * 2 + first + pause + early + pause + filling
     path.write_bytes(pcap((START_NS + nth, data) for nth, data in enumerate(frames)))
     for threads in (2, 3, 5):

@@ -256,6 +256,7 @@ def _gopacket(package: str, suffixes: Iterable[str]) -> list[Peer]:
 _OURS = {
     "": ("count", "", "ByteCountStream, from the file, one thread"),
     "-threads": ("count-threads", ", two threads", "ByteCountStream, from the file, two threads"),
+    "-mapped": ("count-mapped", ", mapped", "ByteCountStream, from the file, which the caller has mapped; one thread"),
     "-memory": ("count-memory", ", in memory", "ByteCountStream, the capture as bytes"),
     "-python": ("python", ", Python stream", "a stream in plain Python, called once a packet, from the file, one thread"),
 }

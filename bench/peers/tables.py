@@ -20,6 +20,7 @@ __all__ = ["chart", "in_words", "write_json"]
 RATIOS = (
     ("counting stream, file, one thread", "tcpreasm", "gopacket tcpassembly"),
     ("the same, two threads", "tcpreasm, two threads", "gopacket tcpassembly, two goroutines"),
+    ("the same, the file mapped", "tcpreasm, mapped", "gopacket tcpassembly"),
     ("counting stream, in memory", "tcpreasm, in memory", "gopacket tcpassembly, in memory"),
     ("Python stream, file, one thread", "tcpreasm, Python stream", "gopacket tcpassembly"),
     ("extract, against tcpflow", "tcpreasm extract", "tcpflow"),

@@ -16,7 +16,7 @@ cdef struct origin_s:
 
 
 # NULL where some captures are kept already, or the system has no more memory or file descriptors: then bytes are copied.
-cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_offset)
+cdef origin_s *origin_of_bytes(object owner, const uint8_t *first, int64_t first_offset)
 cdef origin_s *origin_of_file(int fd, int64_t base) noexcept
 
 cdef void keep_origin(origin_s *origin) noexcept nogil

@@ -37,7 +37,7 @@ cdef void free_origin(origin_s *origin, int64_t *of_kind) noexcept nogil:
     add(of_kind, -1, ACQ_REL)
 
 
-cdef origin_s *origin_of_bytes(bytes owner, const uint8_t *first, int64_t first_offset):
+cdef origin_s *origin_of_bytes(object owner, const uint8_t *first, int64_t first_offset):
     cdef origin_s *origin = new_origin(<int64_t>first - first_offset, &memories, MOST_MEMORIES)
     if origin != NULL:
         Py_INCREF(owner)

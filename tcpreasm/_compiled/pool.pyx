@@ -138,19 +138,16 @@ cdef class StreamPoolBase:
 
     def __dealloc__(self):
         cdef connection_s *connection
-        cdef list_s lists[2]
+        cdef uint32_t number
         cdef size_t i
-        lists[0], lists[1] = self.open, self.closed
-        for i in range(2):
-            connection = lists[i].oldest
-            while connection != NULL:
-                while connection.pages.count:
-                    give_back_page(pop_first(&connection.pages))
-                if connection.successor != NULL:
-                    while connection.successor.pages.count:
-                        give_back_page(pop_first(&connection.successor.pages))
-                    PyMem_RawFree(connection.successor)
-                connection = connection.newer
+        for number in range(1, self.table.made + 1):  # as they lie in memory: along the lists each would be waited for
+            connection = connection_at(&self.table, number)
+            while connection.pages.count:
+                give_back_page(pop_first(&connection.pages))
+            if connection.successor != NULL:
+                while connection.successor.pages.count:
+                    give_back_page(pop_first(&connection.successor.pages))
+                PyMem_RawFree(connection.successor)
         for i in range(self.cache_count):
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)

@@ -2,7 +2,7 @@
 
 Lives here: pcap and pcapng, the blocks of bytes that frames lie in, the judgement where a file is damaged. Not here: opening and
 decompressing (capture.source). `parse` is called once for some dozens of frames and needs no GIL; `refill` is called once a block
-(256 KiB), with the GIL.
+(512 KiB), with the GIL.
 
 How a caller walks through a capture:
 
@@ -21,7 +21,7 @@ from .origin cimport origin_s
 
 
 cdef enum:
-    BLOCK_BYTES = 256 << 10     # read at once: it stays in the second-level cache until it is parsed and decoded
+    BLOCK_BYTES = 512 << 10     # read at once: it stays in the second-level cache until it is parsed and decoded
     DENSE_BYTES = 256           # records shorter than that on average: most of the cache lines are needed, and streaming them is faster
     UNREAD_MAX = 64             # frames that may be given back
     SLACK_BYTES = 64 << 10      # room before them, for the cut record that the last block ended with
@@ -44,9 +44,9 @@ cdef class Block:
     cdef size_t begin
     cdef size_t end
     cdef int64_t offset         # of data[0] in the (decompressed) file; below 0 where the slack at the file's beginning is empty
-    cdef uint8_t *memory        # its own memory, == data, `capacity` bytes; NULL where data lies in the caller's bytes object
+    cdef uint8_t *memory        # its own memory, == data, `capacity` bytes; NULL where data lies in the caller's
     cdef size_t capacity
-    cdef bytes owner            # that bytes object, or None
+    cdef object owner           # that bytes object or memoryview, or None
 
     # Room for `capacity` bytes in all, keeping what lies before `end`. For blocks with memory of their own.
     # -1: out of memory, nothing changed.

@@ -1,6 +1,6 @@
 """`Shards`: one capture, taken in by several assemblers at once, a thread for each. The hot work is theirs; this hands blocks around.
 
-Called a few times for each block (256 KiB of a file, or some thousands of frames).
+Called a few times for each block (512 KiB of a file, or some thousands of frames).
 """
 
 from cpython.exc cimport PyErr_CheckSignals

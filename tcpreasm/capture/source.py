@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import mmap
 import os
 import stat
 import sys
@@ -19,6 +20,9 @@ from ..errors import CaptureError
 __all__ = ["BLOCK_BYTES", "BinaryReader", "CaptureSource", "Compressed", "Source", "compression_of", "open_source"]
 
 BLOCK_BYTES = 1 << 20
+WINDOW_BYTES = 4 << 20
+WINDOWS = 4  # so many of a mapped capture stay: threads may still be at work behind what was read last
+_MADV_POPULATE_READ = 22  # <linux/mman.h>, since 5.14; the module has no name for it
 
 
 class BinaryReader(Protocol):
@@ -27,7 +31,7 @@ class BinaryReader(Protocol):
     def read(self, size: int, /) -> bytes | None: ...
 
 
-CaptureSource = str | os.PathLike[str] | os.PathLike[bytes] | BinaryReader | bytes | bytearray | memoryview
+CaptureSource = str | os.PathLike[str] | os.PathLike[bytes] | BinaryReader | bytes | bytearray | memoryview | mmap.mmap
 
 
 class Source:
@@ -42,8 +46,8 @@ class Source:
     What `read` does is enough for every reader of captures; where more is there, they may save themselves the copy.
     """
 
-    data: bytes | None = None
-    """All of it, where it lies in memory anyhow: see `advance`."""
+    data: bytes | memoryview | None = None
+    """All of it, where it lies in memory anyhow, and nobody has closed this: see `advance`."""
     is_plain = False
     """A regular file from its beginning: `readinto` and `fileno` are there, and its bytes are the capture's."""
 
@@ -98,18 +102,53 @@ class Source:
 
 
 class _InMemory(Source):
-    """A capture that is a bytes object."""
+    """A capture that lies in memory, and a file object that reads it."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), f"<{len(data)} bytes in memory>", len(data), True)
+    def __init__(self, data: bytes | memoryview, file: Any, kind: str, owned: bool) -> None:
+        super().__init__(file, f"<{len(data)} bytes {kind}>", len(data), owned)
         self.data = data
 
     def advance(self) -> int:
         """Count the next piece as read, for a reader that finds it in `data`. Returns its length, 0 at the end."""
-        end = self._file.seek(min(self._position + BLOCK_BYTES, len(self.data or b"")))
-        length: int = end - self._position
-        self._position = end
+        length = min(BLOCK_BYTES, len(self.data or b"") - self._position)
+        self._file.seek(self._position + length)
+        self._position += length
         return length
+
+
+class _Mapped(_InMemory):
+    """A capture that the caller has mapped into memory. However long it is, a few windows of it are there at a time.
+
+    Each comes whole and before it is needed, for two reasons: where the kernel keeps the file in huge pages it maps them as such, at a
+    tenth of the cost; and what is asked for beforehand comes only where it is mapped.
+    """
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        mapped.seek(0)
+        super().__init__(memoryview(mapped).toreadonly(), mapped, "mapped", False)
+        self._slides = True
+        self._end = 0
+        """Of what was asked for."""
+
+    def advance(self) -> int:
+        if self.data is None:
+            raise ValueError(f"{self.name} was closed")
+        if self._slides and self._end < len(self.data) and self._end <= self._position + BLOCK_BYTES:
+            self._slide(self._file, len(self.data))
+        return super().advance()
+
+    def _slide(self, mapped: mmap.mmap, size: int) -> None:
+        behind = self._end - WINDOWS * WINDOW_BYTES
+        try:
+            mapped.madvise(_MADV_POPULATE_READ, self._end, min(WINDOW_BYTES, size - self._end))
+            if behind >= 0:
+                mapped.madvise(mmap.MADV_DONTNEED, behind, WINDOW_BYTES)
+            self._end += WINDOW_BYTES
+        except (AttributeError, OSError):  # another system, or an older kernel: each page comes when it is touched
+            self._slides = False
+
+    def close(self) -> None:
+        self.data = None  # else the caller could not close what is his
 
 
 class _Plain(Source):
@@ -286,8 +325,10 @@ def _rest_of(file: Any) -> int | None:
 def open_source(source: CaptureSource) -> Source:
     """Open what `open_capture` was given. TypeError for what is none of it, OSError where opening fails."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        data = source if isinstance(source, bytes) else bytes(source)
-        return _InMemory(data)
+        data = source if type(source) is bytes else bytes(source)
+        return _InMemory(data, io.BytesIO(data), "in memory", True)
+    if isinstance(source, mmap.mmap):
+        return _Mapped(source)
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         if path == "-" and isinstance(source, str):
@@ -301,6 +342,6 @@ def open_source(source: CaptureSource) -> Source:
     if isinstance(other, io.TextIOBase):
         raise TypeError(f"a capture is read from a binary file; open it with mode 'rb': {source!r}")
     if not callable(getattr(other, "read", None)):
-        raise TypeError(f"a capture is a path, '-', a binary file object or bytes, not {type(source).__name__}: {source!r}"[:500])
+        raise TypeError(f"a capture is a path, '-', a binary file object, bytes or an mmap, not {type(source).__name__}: {source!r}"[:500])
     name = getattr(other, "name", None)
     return Source(other, name if isinstance(name, str) else f"<{type(source).__name__}>", _rest_of(source), False)
