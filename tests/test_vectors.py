@@ -30,12 +30,12 @@ KEYWORDS = {
     "syn_data": "syn_data",
     "urgent": "urgent",
     "paws": "paws",
-    "max_islands": "max_islands",
     "after_rst": None,  # "drop": nothing is delivered behind a reset
     "async_oneside": None,  # a connection is one direction
 }
-# Its value, where that has another name here. Vista keeps the bytes that it has, always: the rule is that of "first".
-VALUES = {("checksum", "verify"): True, ("midstream", True): 1, ("overlap", "vista"): "first"}
+# Its value, where that has another name here. Vista keeps the bytes that it has, always: the rule is that of "first". What a server
+# accepted of a SYN's data shows in what the client sends next.
+VALUES = {("checksum", "verify"): True, ("midstream", True): 1, ("overlap", "vista"): "first", ("syn_data", "tfo"): "acked"}
 
 IDS = (
     "suri-inline-01",
@@ -130,6 +130,7 @@ IDS = (
     "ins-overlap-inorder-partial",
 )
 LEFT_OUT = {
+    "smol-too-many-holes": "refuses what would make one island too many; here a limit gives up the lowest hole instead",
     "sv-exact-overlap-old-linux": "only what was acknowledged is final: needs the other direction's acknowledgements",
     "zeek-missing-syn": "no SYN was captured, the start is known from the acknowledgement in the other direction's SYN",
     "ins-data-right-of-window": "the window that the other direction advertised decides, not a limit of the reader's",

@@ -31,6 +31,7 @@ class Successor(NamedTuple):
     next_seq: int  # behind the SYN and its data
     seen_ns: int
     pages: PageList  # that data
+    tsval: int | None  # its timestamp, where one is looked for
 
 
 class Connection:
@@ -64,6 +65,8 @@ class Connection:
         "state",
         "stream",
         "successor",
+        "syn_data",
+        "tsval",
     )
 
     FREE, OPEN, CLOSED, REMOVED = range(4)
@@ -93,6 +96,8 @@ class Connection:
         self.created_ns = seen_ns
         self.last_seen_ns = seen_ns
         self.successor: Successor | None = None
+        self.syn_data = False  # what is held is the SYN's text, and nothing has shown yet that it was accepted
+        self.tsval: int | None = None  # timestamp of what came in order last, where timestamps are looked at
         self.stream: Any = None
         self.reassembled: Any = None  # the stream's methods, looked up once
         self.reassembly_complete: Any = None
