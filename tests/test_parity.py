@@ -24,7 +24,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorder import ACK, NS, Ends, RecordedStream, Recorder, frame, segment
+from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, key_of, segment, timestamps
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
 START_NS = 1_700_000_000 * NS
@@ -219,7 +219,9 @@ PLACE = st.one_of(
 )
 SIZE = st.one_of(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.sampled_from([1899, 1900, 1901, 3800, 3801, 6000]))
 CUT = st.sampled_from([0] * 12 + [1, 5, 20, 3000, 1 << 20, 2**31 - 6001])
-FLAGS = st.sampled_from([ACK] * 14 + [ACK | URG] * 2 + [ACK | 1] * 3 + [2] * 3 + [2 | ACK, 2 | 1, 4, 4 | ACK, 4 | ACK, 0, 1, 2 | 4, 7, 3 | ACK])
+FLAGS = st.sampled_from(
+    [ACK] * 14 + [ACK | URG] * 2 + [ACK | 1] * 3 + [2] * 3 + [2 | ACK, 2 | 1, 4, 4 | ACK, 4 | ACK, 0, 1, 2 | 4, 7, 3 | ACK]
+)
 STEP = st.sampled_from(
     [0] * 8 + [1, 1, 400_000_000, NS, 5 * NS, -5 * NS, 59 * NS, 61 * NS, -61 * NS, 200 * NS, 4000 * NS, -4000 * NS, 3 << 60]
 )
@@ -395,8 +397,12 @@ LINKS = {
     9: b"\0\x21",
 }
 WHOLE_FRAME = st.tuples(
-    st.sampled_from([0, 0, 1, 2]), st.integers(-2, 40), st.integers(0, 12), st.sampled_from([ACK] * 8 + [ACK | 1, 2, 20, 0, 0xC2])
+    st.sampled_from([0, 0, 1, 2]),
+    st.integers(-2, 40),
+    st.integers(0, 12),
+    st.sampled_from([ACK] * 7 + [ACK | URG, ACK | 1, 2, 20, 0, 0xC2]),
 )
+OPTION_BYTES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 10, 99]), min_size=12, max_size=12).map(bytes)
 
 
 @st.composite
@@ -404,7 +410,19 @@ def frames(draw: st.DrawFn) -> tuple[Any, ...]:
     """A frame as captured: whole, cut, padded, with bytes changed, or nothing but noise."""
     which, place, size, flags = draw(WHOLE_FRAME)
     linktype = draw(st.sampled_from([1] * 12 + list(LINKS) + list(LINKTYPES)))
-    data = bytearray(frame(1001 + place, content(which, place, size, 0), flags, ends=CONNECTIONS[which], link=LINKS.get(linktype)))
+    header = draw(st.one_of(st.just(b""), st.just(b""), st.sampled_from([1, 2, 3, 2**31, 2**32 - 1]).map(timestamps), OPTION_BYTES))
+    urgent = draw(st.integers(0, 13)) if flags & URG else 0
+    data = bytearray(
+        frame(
+            1001 + place,
+            content(which, place, size, 0),
+            flags,
+            ends=CONNECTIONS[which],
+            link=LINKS.get(linktype),
+            options=header,
+            urgent=urgent,
+        )
+    )
     how = draw(st.sampled_from(["whole", "whole", "whole", "cut", "cut", "padded", "changed", "changed", "changed", "noise"]))
     wire = None
     if how == "cut":
