@@ -20,7 +20,7 @@ from weakref import WeakSet
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
 from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
-from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions, check_bool
+from .options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, URGENT, AssemblerOptions, FlushOptions, check_bool
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
@@ -111,6 +111,11 @@ class Assembler(core.AssemblerBase):
             pool,
             max_buffered_pages_total=options.max_buffered_pages_total,
             max_buffered_pages_per_connection=options.max_buffered_pages_per_connection,
+            overlap=OVERLAP[options.overlap],
+            on_conflict=options.on_conflict,
+            urgent=URGENT[options.urgent],
+            paws=options.paws,
+            syn_data=SYN_DATA[options.syn_data],
             verify_checksums=options.verify_checksums,
             start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
             start_wait_ns=_wait_ns(options.start_wait),

@@ -36,3 +36,5 @@ class Segment(NamedTuple):
     """Bytes of payload that were captured."""
     wire_payload_length: int
     """Bytes of payload that the segment had on the wire; more than `payload_length` where the capture cut it."""
+    header_length: int
+    """Bytes of the TCP header, options included; it ends where the payload starts."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .clock import Timestamp, is_seconds, to_ns
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_ASSEMBLER_OPTIONS", "DEFAULT_MAX_OPEN_FILES", "AssemblerOptions", "FlushOptions", "check_bool", "check_number"]
 
 DEFAULT_MAX_OPEN_FILES = 256
+
+# What the names stand for, as numbers for the cores.
+OVERLAP = {"first": 0, "last": 1, "bsd": 2, "windows": 2, "linux": 3, "solaris": 4, "old-linux": 5}
+URGENT = {"inline": 0, "oob": 1, "oob-linux": 2}
+SYN_DATA = {"deliver": 0, "acked": 1}
+_NAMES = {"overlap": OVERLAP, "urgent": URGENT, "syn_data": SYN_DATA}
 
 
 def check_number(name: str, value: object, unit: str) -> None:
@@ -46,7 +52,30 @@ class AssemblerOptions:
             2**31 - 1; at so many the connection at hand stops waiting. 0: no limit. Default 131,072.
         max_buffered_pages_per_connection: pages that one direction of a connection may hold, 0 to 2**31 - 1; at so many its lowest hole
             is skipped. 0: no limit. Default 16,384.
-        overlap: whose bytes win where held segments differ. "first", the only value: those captured first, byte by byte.
+        overlap: whose bytes stay where a segment covers bytes that are held. What was delivered is never revised. "first" (the
+            default): those captured first, byte by byte. "last": those captured last. The others decide as the receiver of that
+            name does, once for each pair of segments, by where the two began and ended as they came (Novak and Sturges, "Target-based
+            TCP Stream Reassembly", 2007). The new one wins, of those that begin at n and h and end before N and H: "bsd", "windows":
+            n < h. "linux": n < h, or n == h and N > H. "old-linux": n < h, or n == h and N >= H. "solaris": n <= h and N >= H, or
+            n > h and N > H. Where the capture cut a segment short, its end is that on the wire; with a FIN, at most the FIN.
+        on_conflict: called where a segment brings other bytes than those held: on_conflict(net_flow, transport_flow, seq, held, new,
+            wins), once for each run of differing bytes, seq being the sequence number of the first one, held and new the two copies,
+            wins "held" or "new". Called after the segment's stream was, in the thread that takes the segment in; what it returns is
+            ignored, and an exception passes through as a stream's does. What was delivered is not kept, and so not compared. None
+            (default): nobody is told, differences are counted only.
+        urgent: what becomes of urgent data (RFC 9293 3.8.5). "inline" (the default): it is part of the stream, as RFC 6093 3 asks for.
+            "oob": the byte before the one that the urgent pointer of a segment with URG points to (RFC 6093 2.1) is out of band: it
+            takes up its sequence number, is not delivered and is no gap. "oob-linux": likewise, and a pointer of 0 means the byte at
+            the segment's sequence number, as Linux has it. Pointers beyond the segment are ignored; of a byte that the capture cut off
+            nothing is known.
+        paws: leave out segments whose timestamp is older than that of one that came before in order, text and FIN (RFC 7323 5.3); not
+            SYN and RST, none without the option, and none after 24 days of silence (5.5). Frames have timestamps, a TCPSegment has
+            none. Default False.
+        syn_data: when text of a SYN goes out (RFC 9293 3.5, RFC 7413). "deliver" (the default): with the SYN. "acked": it is held until
+            a segment of the same direction with ACK shows what became of it. One that begins behind the SYN's first byte of text shows
+            that the text before it was accepted: that goes out, the rest of the SYN's is dropped. One with text, or a FIN, at that
+            first byte shows that nothing was: its own bytes are what counts. A SYN that comes after such segments is delivered as with
+            "deliver"; flushes, time-outs and limits of pages give out what is held.
         verify_checksums: refuse segments whose TCP checksum is wrong. Default False.
         start_wait_segments: a stream whose SYN was not captured starts after so many segments, 1 or more. None: their number does not
             start it. Default 16.
@@ -77,6 +106,10 @@ class AssemblerOptions:
     max_buffered_pages_total: int = 131_072
     max_buffered_pages_per_connection: int = 16_384
     overlap: str = "first"
+    on_conflict: Callable[[Any, Any, int, bytes, bytes, str], object] | None = None
+    urgent: str = "inline"
+    paws: bool = False
+    syn_data: str = "deliver"
     verify_checksums: bool = False
     start_wait_segments: int | None = 16
     start_wait: float | None = 1.0
@@ -110,8 +143,15 @@ class AssemblerOptions:
                 raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}: {value!r}")
             if not 0 <= value <= 1e9:
                 raise ValueError(f"{name} is from 0 to 1e9 seconds, not {value!r}")
-        if self.overlap != "first":
-            raise ValueError(f"overlap is 'first', not {self.overlap!r}")
+        for name, values in _NAMES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} is a str, not {type(value).__name__}: {value!r}")
+            if value not in values:
+                raise ValueError(f"{name} is one of {', '.join(map(repr, values))}, not {value!r}")
+        if self.on_conflict is not None and not callable(self.on_conflict):
+            raise TypeError(f"on_conflict is a function or None, not {type(self.on_conflict).__name__}: {self.on_conflict!r}")
+        check_bool("paws", self.paws)
         check_bool("verify_checksums", self.verify_checksums)
         if self.open_on not in ("syn", "data"):
             raise ValueError(f"open_on is 'syn' or 'data', not {self.open_on!r}")

@@ -16,15 +16,17 @@ __all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "AssemblerStats"]
 
 DROP_REASONS = (
     "retransmitted",  # delivered before, or given up as missing
-    "overlapping",  # a copy of held bytes; the copy captured first stays
+    "overlapping",  # a copy of held bytes that had to give way, as the option `overlap` tells
     "before_start",  # below the first byte of a stream that started without its SYN
     "out_of_window",  # further ahead than max_gap
     "after_end",  # beyond the FIN or the RST
     "after_close",  # for a connection that was closed a short while ago
     "no_ack_flag",  # data without the ACK flag (RFC 9293 3.10.7.4, fifth check)
     "rst_text",  # the text of a RST (RFC 9293 3.5.3, SHLD-2)
-    "unconfirmed_syn",  # data of a SYN that nothing followed, on a connection that was open
+    "unconfirmed_syn",  # data of a SYN that nothing followed, or that was not accepted
     "factory_error",  # the stream factory raised, or made no stream
+    "urgent",  # taken out of the stream by the option `urgent`
+    "paws",  # with a timestamp older than one that came before, where the option `paws` asks for that
 )
 """Why captured payload was not delivered."""
 
@@ -45,6 +47,7 @@ COUNTERS = (
     "fin_ignored",
     "late_syn",
     "syn_remembered",
+    "urgent_segments",
     "streams_opened",
     "streams_closed",
 )
@@ -68,20 +71,24 @@ class AssemblerStats:
         bytes_skipped: bytes of the streams that were never captured: the sum of all positive `skip`.
         dropped: captured payload bytes that were not delivered, by reason; only reasons that occurred. The keys:
             "retransmitted": delivered before, or given up as missing;
-            "overlapping": a copy of held bytes; the copy captured first stays;
+            "overlapping": a copy of held bytes that had to give way: as the option `overlap` tells, the later one or the one held;
             "before_start": below the first byte of a stream that started without its SYN;
             "out_of_window": further ahead than max_gap;
             "after_end": beyond the FIN or the RST;
             "after_close": for a connection that was closed a short while ago;
             "no_ack_flag": data without the ACK flag;
             "rst_text": the text of a RST;
-            "unconfirmed_syn": data of a SYN that nothing followed, on a connection that was open;
-            "factory_error": the stream factory raised, or made no stream.
-        conflicting: dropped bytes whose held copy had another value.
+            "unconfirmed_syn": data of a SYN that nothing followed, on a connection that was open; or that the receiver did not accept
+                (option `syn_data`);
+            "factory_error": the stream factory raised, or made no stream;
+            "urgent": out of band (option `urgent`);
+            "paws": in a segment whose timestamp is older than one that came before (option `paws`).
+        conflicting: bytes among the "overlapping" ones that differ from the copy that stayed.
         rst_ignored: RST segments not at the expected sequence number (RFC 5961 3.2).
         fin_ignored: FIN segments out of place: below what was delivered, or contradicting an earlier one.
         late_syn: SYN segments that came after their stream had started without them.
         syn_remembered: SYN segments with another initial sequence number on an open connection, remembered.
+        urgent_segments: segments with the URG flag, whatever the option `urgent` says.
         streams_opened: streams that the factory has made.
         streams_closed: calls of reassembly_complete.
         connections_evicted: connections (directions) that made room for new ones at max_connections, by reason; only reasons that
@@ -109,6 +116,7 @@ class AssemblerStats:
     fin_ignored: int
     late_syn: int
     syn_remembered: int
+    urgent_segments: int
     streams_opened: int
     streams_closed: int
     connections_evicted: Mapping[str, int]

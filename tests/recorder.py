@@ -263,15 +263,31 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def timestamps(value: int) -> bytes:
+    """A timestamp option (RFC 7323 3.2), padded."""
+    return struct.pack("!BBBBII", 1, 1, 8, 10, value & 0xFFFFFFFF, 0)
+
+
 def frame(
-    seq: int, payload: bytes = b"", flags: int = ACK, *, ends: Ends = ENDS, ack: int = 1, link: bytes | None = None, padding: bytes = b""
+    seq: int,
+    payload: bytes = b"",
+    flags: int = ACK,
+    *,
+    ends: Ends = ENDS,
+    ack: int = 1,
+    link: bytes | None = None,
+    padding: bytes = b"",
+    options: bytes = b"",
+    urgent: int = 0,
 ) -> bytes:
     """An Ethernet frame with one TCP segment over IPv4 or IPv6, its checksums right; seq is taken modulo 2**32.
 
-    link: what stands before the IP header instead of an Ethernet header. padding: what follows the IP packet.
+    link: what stands before the IP header instead of an Ethernet header. padding: what follows the IP packet. options: of the TCP header,
+    whole words; urgent: its urgent pointer.
     """
     src, dst = ipaddress.ip_address(ends[0]), ipaddress.ip_address(ends[2])
-    tcp = bytearray(struct.pack("!HHIIBBHHH", ends[1], ends[3], seq & 0xFFFFFFFF, ack, 5 << 4, flags, 65535, 0, 0) + payload)
+    tcp = bytearray(struct.pack("!HHIIBBHHH", ends[1], ends[3], seq & 0xFFFFFFFF, ack, 5 + len(options) // 4 << 4, flags, 65535, 0, urgent))
+    tcp += options + payload
     pseudo = src.packed + dst.packed + struct.pack("!II", len(tcp), 6)
     struct.pack_into("!H", tcp, 16, checksum(pseudo + bytes(tcp)))
     if src.version == 4:

@@ -24,7 +24,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorder import ACK, NS, Ends, RecordedStream, Recorder, frame, segment
+from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, key_of, segment, timestamps
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
 START_NS = 1_700_000_000 * NS
@@ -82,7 +82,17 @@ class Side:
         self.isns = isns
         self.recorder = Keeper(keep)
         self.pool = package.StreamPool(self.recorder)
-        self.assemblers = [package.Assembler(self.pool, package.AssemblerOptions(**options)) for _ in range(2)]
+        self.assemblers = []
+        options = dict(options)
+        if options.pop("tells", False):
+            options["on_conflict"] = self.tell
+        for overlap in options.pop("overlaps", ("first", "first")):
+            self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, **options)))
+
+    def tell(self, net_flow: Any, transport_flow: Any, *conflict: Any) -> None:
+        key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
+        self.recorder.calls.append(("conflict", key, *conflict))
+        self.recorder.raise_planned("conflict")
 
     def do(self, act: Callable[[Side], Any]) -> tuple[Any, ...]:
         """What came back or was raised, and what was called."""
@@ -129,6 +139,12 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
+            if kind == "conflict":
+                _, held, new, wins = rest
+                assert len(held) == len(new) > 0
+                assert all(a != b for a, b in zip(held, new))
+                assert wins in ("held", "new")
+                continue
             is_open, begun = self.streams.get(key, (False, False))
             if kind == "new":
                 is_open = begun = False
@@ -175,6 +191,8 @@ def send(which: int, assembler: int, place: int, size: int, cut: int, flags: int
     ends = CONNECTIONS[which]
     named = {name: bool(flags & bit) for bit, name in ((1, "fin"), (2, "syn"), (4, "rst"), (16, "ack_flag"))}
     payload = content(which, place, size, variant)
+    if flags & URG:
+        named |= {"urg": True, "urgent": (place * 7 + variant) % (size + 2)}
 
     def act(side: Side) -> Any:
         tcp = segment(side.package, side.isns[which] + 1 + place, payload, ends=ends, wire=size + cut, **named)
@@ -201,7 +219,9 @@ PLACE = st.one_of(
 )
 SIZE = st.one_of(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.sampled_from([1899, 1900, 1901, 3800, 3801, 6000]))
 CUT = st.sampled_from([0] * 12 + [1, 5, 20, 3000, 1 << 20, 2**31 - 6001])
-FLAGS = st.sampled_from([ACK] * 16 + [ACK | 1] * 3 + [2] * 3 + [2 | ACK, 2 | 1, 4, 4 | ACK, 4 | ACK, 0, 1, 2 | 4, 7, 3 | ACK])
+FLAGS = st.sampled_from(
+    [ACK] * 14 + [ACK | URG] * 2 + [ACK | 1] * 3 + [2] * 3 + [2 | ACK, 2 | 1, 4, 4 | ACK, 4 | ACK, 0, 1, 2 | 4, 7, 3 | ACK]
+)
 STEP = st.sampled_from(
     [0] * 8 + [1, 1, 400_000_000, NS, 5 * NS, -5 * NS, 59 * NS, 61 * NS, -61 * NS, 200 * NS, 4000 * NS, -4000 * NS, 3 << 60]
 )
@@ -218,10 +238,11 @@ FLUSH = st.one_of(
 )
 RAISE = st.tuples(
     st.just("raise"),
-    st.sampled_from(["new", "reassembled", "reassembled", "complete"]),
+    st.sampled_from(["new", "reassembled", "reassembled", "complete", "conflict"]),
     st.sampled_from([ValueError, KeyError, KeyboardInterrupt]),
 )
 ACTION = st.one_of(*[SEGMENT] * 12, FLUSH, FLUSH, RAISE)
+POLICY = st.sampled_from(["first", "last", "bsd", "linux", "windows", "solaris", "old-linux"])
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
@@ -236,6 +257,11 @@ OPTIONS = st.fixed_dictionaries(
         "verify_checksums": st.booleans(),
         "max_connections": st.sampled_from([1, 2]),
         "open_on": st.just("data"),
+        "overlaps": st.one_of(POLICY.map(lambda policy: (policy, policy)), st.tuples(POLICY, POLICY)),
+        "tells": st.booleans(),
+        "urgent": st.sampled_from(["inline", "oob", "oob-linux"]),
+        "paws": st.booleans(),
+        "syn_data": st.sampled_from(["deliver", "acked"]),
     },
 )
 LIMIT_NS = 2**62
@@ -373,8 +399,12 @@ LINKS = {
     9: b"\0\x21",
 }
 WHOLE_FRAME = st.tuples(
-    st.sampled_from([0, 0, 1, 2]), st.integers(-2, 40), st.integers(0, 12), st.sampled_from([ACK] * 8 + [ACK | 1, 2, 20, 0, 0xC2])
+    st.sampled_from([0, 0, 1, 2]),
+    st.integers(-2, 40),
+    st.integers(0, 12),
+    st.sampled_from([ACK] * 7 + [ACK | URG, ACK | 1, 2, 20, 0, 0xC2]),
 )
+OPTION_BYTES = st.lists(st.sampled_from([0, 1, 2, 3, 8, 10, 99]), min_size=12, max_size=12).map(bytes)
 
 
 @st.composite
@@ -382,7 +412,19 @@ def frames(draw: st.DrawFn) -> tuple[Any, ...]:
     """A frame as captured: whole, cut, padded, with bytes changed, or nothing but noise."""
     which, place, size, flags = draw(WHOLE_FRAME)
     linktype = draw(st.sampled_from([1] * 12 + list(LINKS) + list(LINKTYPES)))
-    data = bytearray(frame(1001 + place, content(which, place, size, 0), flags, ends=CONNECTIONS[which], link=LINKS.get(linktype)))
+    header = draw(st.one_of(st.just(b""), st.just(b""), st.sampled_from([1, 2, 3, 2**31, 2**32 - 1]).map(timestamps), OPTION_BYTES))
+    urgent = draw(st.integers(0, 13)) if flags & URG else 0
+    data = bytearray(
+        frame(
+            1001 + place,
+            content(which, place, size, 0),
+            flags,
+            ends=CONNECTIONS[which],
+            link=LINKS.get(linktype),
+            options=header,
+            urgent=urgent,
+        )
+    )
     how = draw(st.sampled_from(["whole", "whole", "whole", "cut", "cut", "padded", "changed", "changed", "changed", "noise"]))
     wire = None
     if how == "cut":

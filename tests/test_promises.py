@@ -67,7 +67,8 @@ def test_2_without_flags_and_payload_nothing_changes(tcpreasm: ModuleType, flags
         assert rig.segment(seq, ends=BACK, **flags) == []
     after = rig.assembler.stats
     assert after.segments == before.segments + 16
-    for name in set(type(after).__slots__) - {"segments"}:
+    assert after.urgent_segments == before.urgent_segments + 16 * ("urg" in flags)
+    for name in set(type(after).__slots__) - {"segments", "urgent_segments"}:
         assert getattr(after, name) == getattr(before, name), name
     assert rig.segment(1000, b"0123456789") == [got(piece(b"0123456789"), piece(b"held"))]
 

@@ -80,4 +80,4 @@ cdef class AssemblerBase(Flusher):
     cdef void _set_clock(self, const int64_t *now_ns, int at) noexcept nogil
     cdef void _count_in_order(self, uint64_t segments, uint64_t size, uint64_t frames) noexcept nogil
 
-    cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil
+    cdef int _segment(self, const key_s *key, uint32_t hash, uint32_t flags, text_s *text, bint from_frame) except -1 nogil

@@ -16,7 +16,24 @@ from libc.string cimport memcpy, memset
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
 from .connection cimport COUNTED, HAS_END, HAS_START, LISTED, OPEN, SERVED, connection_s, key_object, key_s, note_past_start, tally_s, waits
 from .decode cimport decode, segment_s
-from .engine cimport ACK, BYTES_CAPTURED, BYTES_DELIVERED, COUNTS, FIN, NO_ACK_FLAG, RST, RST_IGNORED, RST_TEXT, SEGMENTS, SYN, text_s
+from .engine cimport (
+    ACK,
+    BYTES_CAPTURED,
+    BYTES_DELIVERED,
+    COUNTS,
+    FIN,
+    LAST,
+    LONG_WAY,
+    NO_ACK_FLAG,
+    RST,
+    RST_IGNORED,
+    RST_TEXT,
+    SEGMENTS,
+    SYN,
+    URG,
+    URGENT_SEGMENTS,
+    text_s,
+)
 from .flushing cimport Flusher
 from .origin cimport keep_origin, let_go_of_origin, origin_s
 from .pages cimport PageCache, cache_s, page_counts_s
@@ -61,6 +78,11 @@ cdef class AssemblerBase(Flusher):
         *,
         max_buffered_pages_total,
         max_buffered_pages_per_connection,
+        overlap,
+        on_conflict,
+        urgent,
+        paws,
+        syn_data,
         verify_checksums,
         start_wait_segments,
         start_wait_ns,
@@ -76,6 +98,13 @@ cdef class AssemblerBase(Flusher):
         self.cache = PageCache()
         self.limit_total = max_buffered_pages_total
         self.limit_connection = max_buffered_pages_per_connection
+        self.overlap = overlap
+        self.cache.state.keeps_came = self.overlap > LAST
+        self.on_conflict, self.tells_conflicts, self.conflicts = on_conflict, on_conflict is not None, []
+        self.urgent = urgent
+        self.paws = paws
+        self.syn_data_waits = syn_data
+        self.long_way = LONG_WAY if paws or syn_data else 0
         self.verify = verify_checksums
         self.start_wait_segments = -1 if start_wait_segments is None else min(start_wait_segments, ALWAYS_NS)
         self.start_wait_ns = start_wait_ns
@@ -125,16 +154,17 @@ cdef class AssemblerBase(Flusher):
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
         text.seq, text.wire, text.offset = tcp.seq, tcp.wire_payload_length, -1
+        text.urgent, text.header = tcp.urgent, 0
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))
         key.src_port, key.dst_port, key.is_ipv6 = tcp.src_port, tcp.dst_port, PyBytes_GET_SIZE(src) == 16
-        cdef uint8_t flags = tcp.flags
+        cdef uint32_t flags = tcp.flags
         self._enter()
         try:
             self.packet = payload
             self._observe(text.seen_ns)
-            self._segment(&key, hash_of(&self.pool_.table, &key), flags, &text, False)
+            self._segment(&key, hash_of(&self.pool_.table, &key), flags | self.long_way, &text, False)
         except BaseException as raised:
             join_late_error(self, raised)
             raise
@@ -180,7 +210,9 @@ cdef class AssemblerBase(Flusher):
             else:
                 self.packet = data
                 text_of(&segment, &text, -1)
-                self._segment(<const key_s *>&segment, hash_of(&self.pool_.table, <const key_s *>&segment), segment.flags, &text, True)
+                self._segment(
+                    <const key_s *>&segment, hash_of(&self.pool_.table, <const key_s *>&segment), segment.flags | self.long_way, &text, True
+                )
             return VERDICT_OF[verdict]
         except BaseException as raised:
             join_late_error(self, raised)
@@ -519,7 +551,7 @@ cdef class AssemblerBase(Flusher):
         cdef int64_t now_ns[GROUP]
         cdef clock_s clock = self.clock
         decode_frames(frames, count, self.verify, &self.pool_.table, decoded, 1)
-        if tell_time(&clock, frames, count, now_ns):
+        if tell_time(&clock, frames, count, now_ns) and not self.long_way:
             return self._walk_plain(frames, decoded, now_ns, count, IN_ORDER, count, ticks, done)
         return self._walk_anyhow(frames, decoded, count, 0, ticks, done)
 
@@ -651,11 +683,11 @@ cdef class AssemblerBase(Flusher):
             return 0
         text.seen_ns = frame.seen_ns
         text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
-        return self._segment(<const key_s *>segment, decoded.hash, segment.flags, &text, True)
+        return self._segment(<const key_s *>segment, decoded.hash, segment.flags | self.long_way, &text, True)
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    cdef int _segment(self, const key_s *key, uint32_t hash, uint8_t flags, text_s *text, bint from_frame) except -1 nogil:
+    cdef int _segment(self, const key_s *key, uint32_t hash, uint32_t flags, text_s *text, bint from_frame) except -1 nogil:
         cdef connection_s *connection = find(&self.pool_.table, key, hash)
         cdef bint opens, no_ack
         if connection != NULL and take_in_order(
@@ -670,6 +702,7 @@ cdef class AssemblerBase(Flusher):
         self.verdicts[0] += from_frame
         self.counts[SEGMENTS] += 1
         self.counts[BYTES_CAPTURED] += text.size
+        self.counts[URGENT_SEGMENTS] += (flags & URG) != 0
         if no_ack:
             self.counts[NO_ACK_FLAG] += text.size
             return 0
@@ -682,12 +715,16 @@ cdef class AssemblerBase(Flusher):
                     _log.debug("%s: nothing to open a stream with", key_object(key))
             return 0
         try:
-            self._take_in(connection, flags, text)
+            self._look_closer(<uint8_t>flags, text)
+            self._take_in(connection, <uint8_t>flags, text)
         finally:
             if self.out_count:
                 self._drop_pieces()
             if connection.state == OPEN and not connection.has & LISTED and waits(connection):
                 self.pool_.list_waiting(connection)
+            if self.has_conflicts:
+                with gil:
+                    self._tell_conflicts(key)
         if self.has_late_error:
             with gil:
                 raise_late_error(self)
@@ -697,7 +734,7 @@ cdef class AssemblerBase(Flusher):
 # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
 # is something else, or the connection has an owner, and nothing was done. data's address plus `offset` is its offset in the capture.
 cdef inline bint take_in_order(
-    AssemblerBase self, connection_s *connection, uint8_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
+    AssemblerBase self, connection_s *connection, uint32_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
     int64_t seen_ns, int64_t offset
 ) noexcept nogil:
     cdef tally_s *tally = &connection.stream.tally
@@ -707,7 +744,7 @@ cdef inline bint take_in_order(
     if (
         connection.state != OPEN
         or how == 0
-        or (flags & (FIN | SYN | RST | ACK)) != ACK
+        or (flags & (FIN | SYN | RST | ACK | URG | LONG_WAY)) != ACK
         or (how != COUNTED and connection.stream.served.owner != 0)
     ):
         return False
@@ -798,6 +835,8 @@ cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexce
     text.size = segment.payload_length
     text.wire = segment.wire_payload_length
     text.offset = offset
+    text.urgent = segment.urgent
+    text.header = segment.header
 
 
 # Copies of a batch's arguments, where they are int64 arrays already: user code could change them. None where one is something else.

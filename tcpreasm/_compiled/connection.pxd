@@ -29,6 +29,10 @@ cdef enum:
     LISTED = 128                  # stands on the pool's list of those that wait for something
 
 cdef enum:
+    SYN_TEXT_HELD = 1             # in key.more: what is held is the SYN's text, and nothing has shown yet that it was accepted
+    HAS_TSVAL = 2                 # since.tsval means something
+
+cdef enum:
     KEY_BYTES = 37                # src .. is_ipv6, without a hole
 
 
@@ -39,6 +43,7 @@ cdef struct key_s:
     uint16_t src_port
     uint16_t dst_port
     uint8_t is_ipv6
+    uint8_t more                  # no part of the key. In a connection: SYN_TEXT_HELD, HAS_TSVAL
 
 
 # A SYN with another initial sequence number, seen while the connection is open: its next stream, if packets continue from it.
@@ -47,6 +52,8 @@ cdef struct successor_s:
     uint32_t next_seq             # behind the SYN and its data
     int64_t seen_ns               # its capture time
     page_list_s pages             # that data
+    uint32_t tsval                # its timestamp,
+    bint has_tsval                # where there is one, and it is looked for
 
 
 # COUNTED: what a ByteCountStream would have counted; with connection_s.skipped and phase.after.gap_count.
@@ -80,6 +87,10 @@ cdef union phase_u:
     before_start_s before
     after_start_s after
 
+cdef union since_u:
+    int64_t created_ns            # capture time of the first segment; as long as it waits for its start
+    uint32_t tsval                # timestamp of what came in order last; from the start on
+
 
 cdef struct connection_s:
     key_s key
@@ -99,7 +110,7 @@ cdef struct connection_s:
     connection_s *older           # neighbours on the list that state tells
     connection_s *newer           # FREE: links the stack
     int64_t end_ns                # OPEN: capture time of the FIN, before that of the last SYN; CLOSED: believed capture time of closing
-    int64_t created_ns            # capture time of the first segment
+    since_u since
     int64_t skipped               # COUNTED: missing bytes so far, as far as known
     uint32_t first_seq            # sequence number of the stream's first byte
     uint32_t end_seq              # sequence number at which the FIN stands

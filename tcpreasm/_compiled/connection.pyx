@@ -35,13 +35,14 @@ cdef Py_ssize_t RAW_DST = (<PyMemberDescrObject *>Flow.raw_dst).d_member.offset
 
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil:
     connection.key = key[0]
+    connection.key.more = 0
     connection.has = 0
     connection.next_seq = connection.first_seq = connection.cut_end = 0
     connection.isn = connection.end_seq = 0
     connection.end_ns = -0x7FFFFFFFFFFFFFFF
     connection.skip = connection.skipped = 0
     connection.phase.before.early_end = connection.phase.before.early_segments = 0
-    connection.created_ns = connection.last_seen_ns = seen_ns
+    connection.since.created_ns = connection.last_seen_ns = seen_ns
     connection.successor = NULL
 
 
@@ -147,7 +148,7 @@ cdef class Connection:
 
     @property
     def created_ns(self):
-        return self.connection.created_ns
+        return self.connection.since.created_ns
 
     @property
     def last_seen_ns(self):

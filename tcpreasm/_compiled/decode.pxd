@@ -19,6 +19,7 @@ cdef struct segment_s:
     uint16_t dst_port
     uint8_t is_ipv6               # 0 or 1
     uint8_t flags                 # FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128
+    uint8_t header                # bytes of the TCP header, options included; it lies right before the payload
     uint16_t window               # as in the header, not scaled
     uint16_t urgent               # urgent pointer, whether URG is set or not
     uint32_t seq                  # of the first byte, or of the SYN
@@ -41,3 +42,6 @@ cdef struct segment_s:
 cdef int decode(
     const uint8_t *frame, size_t length, size_t wire_length, int linktype, bint verify_checksums, segment_s *out
 ) noexcept nogil
+
+# The TSval of a timestamp option (RFC 7323 3.2) among a header's options. False: there is none, or what stands before it is broken.
+cdef bint timestamp_value(const uint8_t *options, int size, uint32_t *tsval) noexcept nogil

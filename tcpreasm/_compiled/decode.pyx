@@ -94,6 +94,7 @@ cdef inline int _tcp(
     out.seq = be32(tcp + 4)
     out.ack = be32(tcp + 8)
     out.flags = tcp[13]
+    out.header = <uint8_t>header
     out.window = <uint16_t>be16(tcp + 14)
     out.urgent = <uint16_t>be16(tcp + 18)
     out.payload = tcp + header
@@ -105,6 +106,21 @@ cdef inline int _tcp(
     if verify_checksums and captured == on_wire and not _checksum_is_right(tcp, on_wire, out):
         return BAD_CHECKSUM
     return SEGMENT
+
+
+cdef bint timestamp_value(const uint8_t *options, int size, uint32_t *tsval) noexcept nogil:
+    cdef int at = 0
+    while at < size and options[at] != 0:  # RFC 9293 3.2: 0 ends the list, 1 is padding, others have a length
+        if options[at] == 1:
+            at += 1
+            continue
+        if size - at < 2 or not 2 <= options[at + 1] <= size - at:
+            return False
+        if options[at] == 8 and options[at + 1] == 10:
+            tsval[0] = be32(options + at + 2)
+            return True
+        at += options[at + 1]
+    return False
 
 
 cdef inline void _ipv4_addresses(const uint8_t *ip, segment_s *out) noexcept nogil:
@@ -452,6 +468,7 @@ def decode_frame(frame, linktype, wire_length=None, verify_checksums=False):
         return _VERDICTS[SEGMENT], Segment(
             (<char *>segment.src)[:size], (<char *>segment.dst)[:size], segment.src_port, segment.dst_port, segment.seq, segment.ack,
             segment.flags, segment.window, segment.urgent, segment.payload - start, segment.payload_length, segment.wire_payload_length,
+            segment.header,
         )
     finally:
         PyBuffer_Release(&view)

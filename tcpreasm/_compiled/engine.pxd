@@ -1,6 +1,6 @@
 """Brings the segments of a connection into order: the C contract. Called once for each segment that is not simply the next one."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .clock cimport clock_s
 from .connection cimport connection_s, key_s, successor_s
@@ -20,6 +20,7 @@ cdef enum:
     FIN_IGNORED
     LATE_SYN
     SYN_REMEMBERED
+    URGENT_SEGMENTS
     STREAMS_OPENED
     STREAMS_CLOSED
     RETRANSMITTED
@@ -32,6 +33,8 @@ cdef enum:
     RST_TEXT
     UNCONFIRMED_SYN
     FACTORY_ERROR
+    OUT_OF_BAND
+    PAWS
     EVICTED_CLOSED
     EVICTED_HALF_OPEN
     EVICTED_IDLE
@@ -42,6 +45,22 @@ cdef enum:
     SYN = 2
     RST = 4
     ACK = 16
+    URG = 32
+    LONG_WAY = 256                # no flag of the header: the segment is to be looked at closely, even if it is simply the next one
+
+# Options, as numbers.
+cdef enum:
+    FIRST = 0                     # overlap
+    LAST = 1
+    BSD = 2
+    LINUX = 3
+    SOLARIS = 4
+    OLD_LINUX = 5
+
+cdef enum:
+    URGENT_INLINE = 0
+    URGENT_OOB = 1
+    URGENT_OOB_LINUX = 2
 
 
 # The text of the segment at hand. `data` lies in what `Server.packet` names.
@@ -52,6 +71,13 @@ cdef struct text_s:
     uint32_t wire                 # bytes that it had on the wire, at least size
     int64_t seen_ns
     int64_t offset                # of its first byte in the capture file; -1: unknown
+    uint16_t urgent               # urgent pointer
+    uint8_t header                # bytes of the header, which lies right before data; 0: it is not at hand
+    # By Engine._look_closer, before anything else of the engine.
+    bint has_apart                # one byte is out of band:
+    uint32_t apart                # its sequence number
+    bint has_tsval                # it has a timestamp, and that is looked for
+    uint32_t tsval
 
 
 cdef class Engine(Server):
@@ -72,6 +98,15 @@ cdef class Engine(Server):
     cdef int64_t hole_timeout_ns
     cdef int64_t idle_timeout_ns
     cdef int64_t closed_timeout_ns
+    cdef uint8_t overlap
+    cdef uint8_t urgent
+    cdef bint paws
+    cdef bint syn_data_waits
+    cdef uint32_t long_way        # LONG_WAY where an option asks for a look at every segment, else 0
+    cdef bint tells_conflicts
+    cdef object on_conflict
+    cdef list conflicts           # found in the segment at hand, for on_conflict: (seq, held, new, wins)
+    cdef bint has_conflicts
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef clock_s clock_before     # of the packet at hand
@@ -81,6 +116,7 @@ cdef class Engine(Server):
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil
     cdef int64_t _forget_before(self) noexcept nogil
 
+    cdef void _look_closer(self, uint8_t flags, text_s *text) noexcept nogil
     # One segment, from the look-up of its connection to the calls of its stream.
     cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil
     # There is room for a new one, unless user code runs for all there are. True: user code has run, without the lock: look again.
@@ -98,6 +134,9 @@ cdef class Engine(Server):
     cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
     cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
     cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil
+
+    cdef bint _is_old(self, connection_s *connection, const text_s *text, int64_t size) noexcept nogil
+    cdef bint _settle_syn_data(self, connection_s *connection, uint32_t seq, int64_t size) except -1 nogil
 
     # Text and FIN.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil
@@ -121,7 +160,15 @@ cdef class Engine(Server):
     cdef page_s *_push(
         self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
     ) except NULL nogil
-    cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
+    cdef int _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) except -1 nogil
+    cdef int _count_conflicts(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil
+    cdef int _note_conflict(self, uint32_t seq, bytes held, bytes new, str wins) except -1
+    cdef int _tell_conflicts(self, const key_s *key) except -1
+
+    # Whose bytes stay, under other policies than "first".
+    cdef bint _wins(self, const text_s *text, page_s *page) noexcept nogil
+    cdef int64_t _make_room(self, page_list_s *pages, page_s *page, uint32_t near, text_s *text) except -1 nogil
+    cdef int _take_out(self, page_list_s *pages, page_s *page, uint32_t begin, uint32_t end) except -1 nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
     cdef int64_t _pages_used(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil

@@ -7,8 +7,9 @@ everything consistent.
 The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in order) or _hold_in (early), _serve.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
@@ -19,11 +20,13 @@ from .connection cimport (
     HAS_FAR,
     HAS_ISN,
     HAS_START,
+    HAS_TSVAL,
     NATIVE,
     OPEN,
     PAST_START,
     PYTHON,
     SERVED,
+    SYN_TEXT_HELD,
     begin_at,
     begin_tally,
     connection_s,
@@ -41,13 +44,17 @@ from .connection cimport (
     transport_flow_of,
     waits,
 )
+from .decode cimport timestamp_value
 from .origin cimport origin_s
 from .pages cimport (
     PAGE_SIZE,
+    came_of,
+    came_s,
     find_place,
     give_back_page,
     bytes_held,
     bytes_in_memory,
+    cut_front,
     cut_page,
     hold_bytes,
     lend_page,
@@ -58,6 +65,7 @@ from .pages cimport (
     pop_first,
     pop_last,
     push_between,
+    remove_page,
     take_mark,
     take_page,
 )
@@ -73,6 +81,7 @@ from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 
 cdef extern from *:
     const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
+    const int64_t TSVAL_IDLE_NS "(24 * 86400 * INT64_C(1000000000))"  # a timestamp says nothing after so long a silence (RFC 7323 5.5)
 
 cdef enum:
     KEPT = 0                      # what becomes of a connection whose stream ends: it begins anew at once;
@@ -226,6 +235,11 @@ cdef class Engine(Server):
             finally:
                 self.pool_.lock()
         return 0
+    # What options ask for beyond sequence numbers and bytes.
+    cdef void _look_closer(self, uint8_t flags, text_s *text) noexcept nogil:
+        text.has_apart = flags & URG and self.urgent != URGENT_INLINE and (text.urgent or self.urgent == URGENT_OOB_LINUX)
+        text.apart = text.seq + max(0, <int>text.urgent - 1)
+        text.has_tsval = self.paws and text.header > 20 and timestamp_value(text.data - text.header + 20, text.header - 20, &text.tsval)
 
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
@@ -237,10 +251,14 @@ cdef class Engine(Server):
             self._open_if_due(connection, flags, text)
         if flags & SYN and is_half_open(connection):
             connection.end_ns = max(connection.last_seen_ns, text.seen_ns)
+        if connection.last_seen_ns < text.seen_ns - TSVAL_IDLE_NS:
+            connection.key.more &= ~HAS_TSVAL
         connection.last_seen_ns = max(connection.last_seen_ns, text.seen_ns)
         if not flags & (SYN | RST):
             if text.wire or flags & FIN:
                 self._continue(connection, flags, text)
+            elif flags & ACK and not self._is_old(connection, text, 0) and connection.key.more & SYN_TEXT_HELD:
+                self._settle_syn_data(connection, text.seq, 0)
         elif flags & RST:
             self._reset(connection, text)
         else:
@@ -254,7 +272,7 @@ cdef class Engine(Server):
             return 0
         self._open_stream(connection, text.size)
         if connection.has & HAS_START:
-            self._emit(connection, NOTHING, 0, connection.created_ns, -1, True)
+            self._emit(connection, NOTHING, 0, connection.end_ns, -1, True)
         return 0
 
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
@@ -294,6 +312,8 @@ cdef class Engine(Server):
     cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil:
         cdef bint exact
         self.counts[RST_TEXT] += text.size
+        if connection.key.more & SYN_TEXT_HELD and text.seq == page_end(connection.pages.last) + connection.pages.last.missing:
+            self._advance(connection)  # it was accepted
         if connection.has & HAS_START:
             exact = text.seq == connection.next_seq
         else:
@@ -311,6 +331,7 @@ cdef class Engine(Server):
 
     cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef uint32_t isn = text.seq
+        cdef bint waits_for_ack
         text.seq += 1
         if not connection.has & HAS_START:
             if waits(connection) and not 0 <= difference(text.seq, first_held(connection)) <= SYN_REACH:
@@ -320,10 +341,15 @@ cdef class Engine(Server):
             if self.debug:
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
+            waits_for_ack = self.syn_data_waits and text.wire > 0 and not waits(connection)
             start_at(connection, isn)
             if not connection.has & HAS_END:
                 connection.end_ns = connection.last_seen_ns
-            return self._text(connection, flags, text, True)
+            note_tsval(connection, text.has_tsval, text.tsval)
+            if waits_for_ack:
+                connection.key.more |= SYN_TEXT_HELD
+                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+            return self._text(connection, flags, text, not waits_for_ack)
         if is_own_syn(connection, isn):
             if not connection.has & HAS_ISN:
                 connection.has |= HAS_ISN
@@ -344,6 +370,7 @@ cdef class Engine(Server):
         successor.isn = text.seq - 1
         successor.next_seq = text.seq + text.wire
         successor.seen_ns = text.seen_ns
+        successor.has_tsval, successor.tsval = text.has_tsval, text.tsval
         connection.successor = successor
         if text.wire:
             self._hold_in(&successor.pages, text, False, NULL)
@@ -353,10 +380,47 @@ cdef class Engine(Server):
 
     cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor = connection.successor
+        cdef int64_t size = <int64_t>text.wire + (flags & FIN)
         if successor != NULL and confirms(connection, successor, text.seq):
             connection.successor = NULL
             self._begin_anew(connection, successor, text.size, text.seen_ns)
+        if self._is_old(connection, text, size):
+            self.counts[PAWS] += text.size
+            return 0
+        if connection.key.more & SYN_TEXT_HELD and not self._settle_syn_data(connection, text.seq, size):
+            self.counts[RETRANSMITTED] += text.size
+            self.counts[FIN_IGNORED] += flags & FIN
+            return 0
         return self._text(connection, flags, text, False)
+
+    # PAWS (RFC 7323 5.3): its timestamp is older than the last one of a segment in order. One that is in order sets that.
+    #
+    # Behind a hole none is set: what fills the hole may have been sent before. Nor by what is old altogether: RFC 9293 3.10.7.4 has it
+    # refused before.
+    cdef bint _is_old(self, connection_s *connection, const text_s *text, int64_t size) noexcept nogil:
+        cdef int64_t ahead
+        if not text.has_tsval or not connection.has & HAS_START:
+            return False
+        if connection.key.more & HAS_TSVAL and difference(connection.since.tsval, text.tsval) < 0:
+            return True
+        ahead = difference(connection.next_seq, text.seq)
+        if ahead <= 0 and (ahead + size > 0 or (ahead == 0 and size == 0)):
+            note_tsval(connection, True, text.tsval)
+        return False
+
+    # What becomes of a SYN's text, with the next segment of its direction: RFC 7413 4.2.2 has the sender go on behind what was
+    # acknowledged, and send the rest again. False where this one does not tell: it lies before that text.
+    cdef bint _settle_syn_data(self, connection_s *connection, uint32_t seq, int64_t size) except -1 nogil:
+        cdef int64_t ahead = difference(connection.first_seq, seq)
+        if ahead <= 0 and ahead + size <= 0:
+            return False
+        if ahead > 0:
+            cut_pages(&connection.pages, seq, &self.counts[UNCONFIRMED_SYN])
+            self._advance(connection)
+        else:
+            self._drop(&connection.pages, UNCONFIRMED_SYN)
+        connection.key.more &= ~SYN_TEXT_HELD
+        return True
 
     # Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
     # continues from one that came before the close.
@@ -390,17 +454,24 @@ cdef class Engine(Server):
     cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
         cdef uint32_t isn = 0
         cdef int64_t syn_seen_ns = 0
+        cdef uint32_t tsval = 0
+        cdef bint has_tsval = False
         self.pool_.reopen(connection, seen_ns)
         if successor != NULL:
             connection.pages = successor.pages
             isn, syn_seen_ns = successor.isn, successor.seen_ns
+            has_tsval, tsval = successor.has_tsval, successor.tsval
             PyMem_RawFree(successor)
         if successor != NULL or not self.opens_on_data:
             self._open_stream(connection, at_stake)
         if successor != NULL:
             start_at(connection, isn)
+            note_tsval(connection, has_tsval, tsval)
             self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
-            self._advance(connection)
+            if self.syn_data_waits and connection.pages.count:
+                connection.key.more |= SYN_TEXT_HELD
+            else:
+                self._advance(connection)
         return 0
 
     # Text and FIN of one segment.
@@ -424,6 +495,12 @@ cdef class Engine(Server):
         ahead = difference(connection.next_seq, text.seq)
         if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
             self.counts[OUT_OF_WINDOW] += text.size
+            return 0
+        if connection.key.more & SYN_TEXT_HELD:
+            if text.wire:
+                self.pool_.note_held(text.seen_ns)
+                self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
+                self._keep_limits(connection)
             return 0
         if ahead <= 0:
             return self._deliver(connection, text, start)
@@ -460,7 +537,7 @@ cdef class Engine(Server):
             connection.has |= HAS_END
             connection.end_seq, connection.end_ns = end_seq, seen_ns
             self.pool_.note_held(seen_ns)
-            cut_pages(connection, self.counts)
+            cut_pages(&connection.pages, end_seq, &self.counts[AFTER_END])
         return 0
 
     cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil:
@@ -482,7 +559,7 @@ cdef class Engine(Server):
             return 0
         connection.phase.before.early_segments += 1
         if 0 <= self.start_wait_segments <= connection.phase.before.early_segments or (
-            0 <= self.start_wait_ns <= text.seen_ns - connection.created_ns
+            0 <= self.start_wait_ns <= text.seen_ns - connection.since.created_ns
         ):
             self._skip(connection)
         return self._keep_limits(connection)
@@ -495,7 +572,7 @@ cdef class Engine(Server):
         cdef uint32_t before = connection.next_seq
         cdef int64_t done = difference(text.seq, before)
         cdef int64_t position = min(done, size)
-        cdef int64_t at, early
+        cdef int64_t at, early, missing = <int64_t>text.wire - size
         cdef page_s *page = connection.pages.first
         if position:
             early = 0
@@ -504,7 +581,10 @@ cdef class Engine(Server):
             self.counts[BEFORE_START] += early
             self.counts[RETRANSMITTED] += position - early
         if page != NULL:
-            if start and page.seq == text.seq:
+            if self.overlap != FIRST:
+                missing = self._make_room(&connection.pages, page, before, text)
+                page = connection.pages.first
+            if start and page != NULL and page.seq == text.seq:
                 self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
                 start = False
             while page != NULL and position < size:
@@ -523,8 +603,8 @@ cdef class Engine(Server):
             self._emit_text(connection, text, position, size, start)
         if difference(connection.next_seq, text.seq + text.size) > 0:
             connection.next_seq = text.seq + text.size
-        if text.wire > text.size:
-            note_cut(connection, text.seq + text.wire)
+        if missing:
+            note_cut(connection, <uint32_t>(text.seq + size + missing))
         self._advance(connection)
         if (before ^ connection.next_seq) >> 30:
             note_past_start(connection)
@@ -534,6 +614,7 @@ cdef class Engine(Server):
     cdef int _advance(self, connection_s *connection) except -1 nogil:
         cdef page_s *page
         cdef int64_t cut
+        connection.key.more &= ~SYN_TEXT_HELD
         while True:
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
@@ -555,9 +636,19 @@ cdef class Engine(Server):
             connection.skip += missing
             self.counts[BYTES_SKIPPED] += missing
 
-    # The bytes of the text from position to end.
+    # The bytes of the text from position to end, without what is out of band.
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
-        cdef int64_t offset = -1 if text.offset < 0 or position == end else text.offset + position
+        cdef int64_t apart = difference(text.seq, text.apart) if text.has_apart else -1
+        cdef int64_t offset
+        if position <= apart < end:
+            self.counts[OUT_OF_BAND] += 1
+            if position < apart or start:
+                self._emit_text(connection, text, position, apart, start)
+                start = False
+            position = apart + 1
+            if position == end:
+                return 0
+        offset = -1 if text.offset < 0 or position == end else text.offset + position
         return self._emit(connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start)
 
     cdef int _emit(
@@ -581,7 +672,8 @@ cdef class Engine(Server):
         connection.next_seq = page_end(page)
         if page.missing:
             note_cut(connection, page_end(page) + page.missing)
-        if page.length == 0:
+        if page.length == 0 or page.urgent:
+            self.counts[OUT_OF_BAND] += page.urgent
             give_back_page(page)
             return 0
         self._emit(connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False)
@@ -598,19 +690,23 @@ cdef class Engine(Server):
     # must be copied.
     cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil:
         cdef uint8_t how = connection.has & SERVED
-        if self.origin == NULL or text.offset < 0:
+        if self.origin == NULL or text.offset < 0 or self.overlap > LAST:  # a mark has no room for a came_s
             return NULL
         if how == COUNTED or (how == NATIVE and (self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream))):
             return self.origin
         return NULL
 
-    # Copy into pages what they do not hold yet, or mark it: the bytes captured first win, one by one. Where it is not sure that they are
-    # the right ones, nothing is marked.
+    # Copy into pages what they do not hold yet, or mark it, one byte after the other; before that they lose what the policy says. Where
+    # it is not sure that the bytes are the right ones, nothing is marked.
     cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure, origin_s *origin) except -1 nogil:
         cdef int64_t size = text.size
-        cdef int64_t position = 0, at, held
+        cdef int64_t position = 0, at, held, missing = <int64_t>text.wire - size
         cdef page_s *prev = find_place(pages, text.seq)
         cdef page_s *next_ = pages.first if prev == NULL else prev.next
+        if self.overlap != FIRST and pages.count:
+            missing = self._make_room(pages, next_ if prev == NULL else prev, text.seq, text)
+            prev = find_place(pages, text.seq)
+            next_ = pages.first if prev == NULL else prev.next
         if prev != NULL:
             held = difference(text.seq, page_end(prev))
             if held > 0:
@@ -625,11 +721,11 @@ cdef class Engine(Server):
             position = min(size, at + next_.length)
             self._compare(next_, 0, text, at, position, unsure)
             prev, next_ = next_, next_.next
-        if text.wire > text.size:
+        if missing:
             # Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one.
             if prev == NULL or (not size and difference(page_end(prev), text.seq) > 0):
                 prev = self._push(pages, prev, next_, text, 0, 0, NULL)
-            prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), text.seq + text.wire))
+            prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), <uint32_t>(text.seq + size + missing)))
         return 0
 
     # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
@@ -640,22 +736,28 @@ cdef class Engine(Server):
         cdef page_s *last = NULL
         cdef page_s *page
         cdef uint32_t size
+        cdef int64_t apart = difference(text.seq, text.apart) if text.has_apart else -1
         cdef bint whole = False
         try:
             while not whole:
                 size = <uint32_t>min(end - position, <int64_t>PAGE_SIZE)
+                if position <= apart < position + size:
+                    size = <uint32_t>max(1, apart - position)
                 if origin != NULL and size >= MARKED_FROM:
                     page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
                 else:
                     page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
                     hold_bytes(page, text.data + position, size)
                 page.seq = text.seq + <uint32_t>position
+                page.urgent = position == apart and size != 0
+                if self.overlap > LAST:
+                    came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
                 if last == NULL:
                     first = page
                 else:
                     last.next, page.prev = page, last
                 last = page
-                position += PAGE_SIZE
+                position += size
                 whole = position >= end
         finally:
             while not whole and first != NULL:  # no memory for the next one
@@ -665,20 +767,142 @@ cdef class Engine(Server):
         return last
 
     # Count the text's bytes from position to end as a copy of those that a page holds, and those of them that differ.
-    cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil:
+    cdef int _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) except -1 nogil:
         cdef uint8_t buffer[PAGE_SIZE]
         cdef const uint8_t *copy = text.data + position
         cdef const uint8_t *held = bytes_held(page, buffer)
-        cdef uint32_t size = <uint32_t>(end - position), i
+        cdef uint32_t size = <uint32_t>(end - position)
+        cdef bint gives_way
         self.counts[OVERLAPPING] += size
         if held == NULL or memcmp(held + offset, copy, size) == 0:
-            return
-        for i in range(size):
-            self.counts[CONFLICTING] += held[offset + i] != copy[i]
-        if unsure and page.length == 1 and page.prev == NULL:
-            # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+            return 0
+        # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+        gives_way = unsure and page.length == 1 and page.prev == NULL
+        self._count_conflicts(page.seq + offset, held + offset, copy, size, gives_way)
+        if gives_way:
             hold_bytes(page, copy, 1)
             page.offset = -1 if text.offset < 0 else text.offset + position
+            page.urgent = text.has_apart and text.apart == page.seq
+        return 0
+
+    # Two copies of the bytes from seq on; on_conflict will be told of each run of bytes that differ.
+    cdef int _count_conflicts(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil:
+        cdef uint32_t at, begin, count = 0
+        for at in range(size):
+            count += held[at] != new[at]
+        self.counts[CONFLICTING] += count
+        if not self.tells_conflicts:
+            return 0
+        at = 0
+        while count:
+            while held[at] == new[at]:
+                at += 1
+            begin = at
+            while at < size and held[at] != new[at]:
+                at += 1
+            count -= at - begin
+            with gil:
+                self._note_conflict(
+                    seq + begin, PyBytes_FromStringAndSize(<const char *>held + begin, at - begin),
+                    PyBytes_FromStringAndSize(<const char *>new + begin, at - begin), "new" if new_wins else "held"
+                )
+        return 0
+
+    # A run of differing bytes. Where pages meet, it goes on from the last one.
+    cdef int _note_conflict(self, uint32_t seq, bytes held, bytes new, str wins) except -1:
+        cdef Py_ssize_t last = len(self.conflicts) - 1
+        if last >= 0:
+            first, held_before, new_before, winner = self.conflicts[last]
+            if winner == wins and (first + len(held_before)) & 0xFFFFFFFF == seq:
+                self.conflicts[last] = (first, held_before + held, new_before + new, wins)
+                return 0
+        self.conflicts.append((seq, held, new, wins))
+        self.has_conflicts = True
+        return 0
+
+    # To whoever asked for them, without the lock. An exception leaves the others untold.
+    cdef int _tell_conflicts(self, const key_s *key) except -1:
+        conflicts, self.conflicts, self.has_conflicts = self.conflicts, [], False
+        net_flow, transport_flow = net_flow_of(key), transport_flow_of(key)
+        self.pool_.unlock()
+        try:
+            for seq, held, new, wins in conflicts:
+                self.on_conflict(net_flow, transport_flow, seq, held, new, wins)
+        finally:
+            self.pool_.lock()
+        return 0
+
+    # -- whose bytes stay -------------------------------------------------------------------------------------------
+
+    # A segment wins over the one that a page's bytes came with. Both cover some byte, and so lie close to each other.
+    cdef bint _wins(self, const text_s *text, page_s *page) noexcept nogil:
+        cdef came_s came
+        cdef int32_t first, last
+        if self.overlap == LAST:
+            return True
+        came = brought_by(page)
+        first = difference(came.begin, text.seq)  # above 0: it begins behind the held one
+        last = difference(came.behind, text.seq + text.wire)
+        if self.overlap == SOLARIS:
+            return last >= 0 if first <= 0 else last > 0
+        if first == 0:
+            return (self.overlap == LINUX and last > 0) or (self.overlap == OLD_LINUX and last >= 0)
+        return first < 0
+
+    # Pages from this one on lose the bytes over which the text at hand wins. `near` lies within 2**31 of the text and of them.
+    #
+    # Returns how many bytes right behind the text were cut off, as far as is known now: what a page knew of that is not lost with it.
+    cdef int64_t _make_room(self, page_list_s *pages, page_s *page, uint32_t near, text_s *text) except -1 nogil:
+        cdef uint8_t buffer[PAGE_SIZE]
+        cdef const uint8_t *held
+        cdef int64_t size = text.size, missing = <int64_t>text.wire - text.size
+        cdef int64_t done = difference(text.seq, near)
+        cdef int64_t at, first, end
+        cdef page_s *next_
+        while page != NULL:
+            at = done + difference(near, page.seq)
+            if at >= size:
+                break
+            next_ = page.next
+            first, end = max(0, at), min(size, at + page.length)
+            if first < end and self._wins(text, page):
+                self.counts[OVERLAPPING] += end - first
+                held = bytes_held(page, buffer)
+                if held != NULL and memcmp(held + (first - at), text.data + first, end - first) != 0:
+                    self._count_conflicts(
+                        text.seq + <uint32_t>first, held + (first - at), text.data + first, <uint32_t>(end - first), True
+                    )
+                if end == at + page.length and page.missing:
+                    missing = max(missing, end + page.missing - size)
+                self._take_out(pages, page, <uint32_t>(first - at), <uint32_t>(end - at))
+            page = next_
+        return missing
+
+    # Some of a page's bytes go. What is left behind them stands in a page of its own, where some are left before them too.
+    cdef int _take_out(self, page_list_s *pages, page_s *page, uint32_t begin, uint32_t end) except -1 nogil:
+        cdef uint32_t behind = page.length - end
+        cdef int64_t offset = -1 if page.offset < 0 else page.offset + end
+        cdef page_s *tail
+        if begin and behind:
+            if page.cache.has_marks:
+                tail = take_mark(&self.cache.state, page.seen_ns, <origin_s *>page.bytes, offset, behind)
+            else:
+                tail = take_page(&self.cache.state, page.seen_ns, offset)
+                hold_bytes(tail, page.bytes + end, behind)
+                if self.overlap > LAST:
+                    came_of(tail)[0] = brought_by(page)
+            tail.seq = page.seq + end
+            tail.missing = page.missing
+            push_between(pages, page, page.next, tail, tail)
+        if begin:
+            cut_page(page, begin)
+            page.missing = 0
+        elif behind:
+            cut_front(pages, page, end)
+        else:
+            remove_page(pages, page)
+            give_back_page(page)
+        return 0
 
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
         return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
@@ -797,6 +1021,21 @@ cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) 
         connection.phase.after.gap_count += 1
 
 
+# The segment that a page's bytes came with; where an assembler with another policy brought it, nothing is known but the page.
+cdef came_s brought_by(page_s *page) noexcept nogil:
+    cdef came_s came
+    if page.cache.keeps_came:
+        return came_of(page)[0]
+    came.begin, came.behind = page.seq, page_end(page)
+    return came
+
+
+cdef void note_tsval(connection_s *connection, bint has, uint32_t tsval) noexcept nogil:
+    if has:
+        connection.key.more |= HAS_TSVAL
+        connection.since.tsval = tsval
+
+
 # This SYN began the connection: the same again, or late where it was missed.
 cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept nogil:
     if connection.has & HAS_ISN:
@@ -829,20 +1068,19 @@ cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept nogil:
         connection.cut_end = cut_end
 
 
-# Nothing is held beyond the end.
-cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept nogil:
-    cdef page_list_s *pages = &connection.pages
+# Nothing is held from there on; counts what was.
+cdef void cut_pages(page_list_s *pages, uint32_t end_seq, uint64_t *dropped) noexcept nogil:
     cdef page_s *page
     cdef int64_t room
     while pages.count:
         page = pages.last
-        room = difference(page.seq, connection.end_seq)
+        room = difference(page.seq, end_seq)
         page.missing = <uint32_t>max(0, min(<int64_t>page.missing, room - <int64_t>page.length))
         if room >= page.length and (page.length or page.missing):
             break
         if room > 0:
-            counts[AFTER_END] += page.length - room
+            dropped[0] += page.length - room
             cut_page(page, <uint32_t>room)
             break
-        counts[AFTER_END] += page.length
+        dropped[0] += page.length
         give_back_page(pop_last(pages))

@@ -229,7 +229,7 @@ cdef class Flusher(Engine):
 
 # It holds something, and its start has not come since that time.
 cdef bint waits_for_start_since(connection_s *connection, int64_t start_ns) noexcept nogil:
-    return not connection.has & HAS_START and connection.created_ns < start_ns and waits(connection)
+    return not connection.has & HAS_START and connection.since.created_ns < start_ns and waits(connection)
 
 
 # In order of creation. Serials are compared as sequence numbers are: they wrap around.

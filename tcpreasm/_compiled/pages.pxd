@@ -21,7 +21,7 @@ Pages are taken and given back under the lock of the pool that their lists belon
 any moment, from any thread that holds the GIL: they go onto a stack of their own, by atomic operations.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .origin cimport origin_s
 
@@ -47,6 +47,7 @@ cdef struct cache_s:
     void *owner                   # the PageCache
     cache_s *marks                # another one, for marks; NULL as long as there are none
     bint has_marks                # it is that one
+    bint keeps_came               # behind the bytes of each page there is a came_s
     chunk_s *chunks               # oldest first
     uint32_t chunk_count
     uint32_t current              # the next page is taken from there; those before it have none
@@ -67,7 +68,17 @@ cdef struct page_s:               # a cache line, and aligned to one
     uint32_t seq                  # sequence number of the first byte
     uint32_t length               # bytes held, 0 to PAGE_SIZE
     uint32_t missing              # bytes right behind these that the capture cut off: no use waiting for them
-    uint32_t chunk                # which of the cache's chunks it lies in
+    uint16_t chunk                # which of the cache's chunks it lies in
+    uint8_t urgent                # one byte, out of band
+
+
+# The segment that brought a page's bytes, as it came. Lies behind them, where the policy asks for it: cache_s.keeps_came.
+cdef struct came_s:
+    uint32_t begin                # its first sequence number
+    uint32_t behind               # and the one behind its last
+
+cdef inline came_s *came_of(const page_s *page) noexcept nogil:
+    return <came_s *>(page.bytes + PAGE_STRIDE - sizeof(came_s))
 
 
 cdef struct page_list_s:          # all zero: an empty list
@@ -122,8 +133,9 @@ cdef void lend_page(page_s *page) noexcept nogil
 cdef void return_page(page_s *page) noexcept nogil
 # used -> free: the opposite of take_page.
 cdef void give_back_page(page_s *page) noexcept nogil
-# Shorten it.
+# Shorten it; or take so many bytes off the front of one that is in the list.
 cdef void cut_page(page_s *page, uint32_t length) noexcept nogil
+cdef void cut_front(page_list_s *pages, page_s *page, uint32_t count) noexcept nogil
 # A mark on `length` bytes at that offset.
 cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_t offset, uint32_t length) except NULL nogil
 # The bytes that a page holds, which may be read into `buffer`, PAGE_SIZE bytes. NULL: a mark on a file that cannot be read there any more.
@@ -146,6 +158,8 @@ cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *
 # Unlink the first or last page; the list is not empty.
 cdef page_s *pop_first(page_list_s *pages) noexcept nogil
 cdef page_s *pop_last(page_list_s *pages) noexcept nogil
+# Unlink any page of the list.
+cdef void remove_page(page_list_s *pages, page_s *page) noexcept nogil
 
 
 cdef class Page:                  # a handle for callers and tests; the core works on page_s

@@ -6,7 +6,7 @@ Runs for packets that are out of order only. The functions work on page_s; the c
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove
 
@@ -233,13 +233,13 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
         page = chunk.pages + chunk.made
         page.bytes = NULL if chunk.bytes == NULL else chunk.bytes + <size_t>chunk.made * PAGE_STRIDE
         page.cache = cache
-        page.chunk = cache.current
+        page.chunk = <uint16_t>cache.current
         chunk.made += 1
     chunk.out += 1
     page.prev = page.next = NULL
     page.seen_ns = seen_ns
     page.offset = offset
-    page.seq = page.length = page.missing = 0
+    page.seq = page.length = page.missing = page.urgent = 0
     cache.used += 1
     cache.requests += 1
     if not cache.requests & 0xFFFF:
@@ -367,6 +367,33 @@ cdef page_s *pop_last(page_list_s *pages) noexcept nogil:
     page.prev = NULL
     pages.count -= 1
     return page
+
+
+cdef void remove_page(page_list_s *pages, page_s *page) noexcept nogil:
+    if pages.index != NULL:
+        forget(pages, page)
+    if page.prev == NULL:
+        pages.first = page.next
+    else:
+        page.prev.next = page.next
+    if page.next == NULL:
+        pages.last = page.prev
+    else:
+        page.next.prev = page.prev
+    page.prev = page.next = NULL
+    pages.count -= 1
+
+
+cdef void cut_front(page_list_s *pages, page_s *page, uint32_t count) noexcept nogil:
+    if pages.index != NULL:
+        renumber(pages, page, page.seq + count)
+    page.seq += count
+    if page.offset >= 0:
+        page.offset += count
+    if page.cache.has_marks:
+        cut_page(page, page.length - count)
+    else:
+        hold_bytes(page, page.bytes + count, page.length - count)
 
 
 # -- index ------------------------------------------------------------------------------------------------------------------
@@ -557,6 +584,38 @@ cdef void forget_last(page_list_s *pages) noexcept nogil:
     leaf.end -= 1
     if leaf.begin == leaf.end:
         remove_leaf(pages, at)
+
+
+# Any page. It is in the list still.
+cdef void forget(page_list_s *pages, page_s *page) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef leaf_s *leaf
+    cdef uint32_t at, entry
+    if not find_page(pages, page):
+        drop_index(pages)
+        return
+    at, entry = index.at_leaf, index.at_entry
+    leaf = index.leaves[at]
+    memmove(leaf.seqs + entry, leaf.seqs + entry + 1, (leaf.end - entry - 1) * sizeof(uint32_t))
+    memmove(leaf.pages + entry, leaf.pages + entry + 1, (leaf.end - entry - 1) * sizeof(page_s *))
+    leaf.end -= 1
+    if leaf.begin == leaf.end:
+        remove_leaf(pages, at)
+    elif entry == leaf.begin:
+        index.firsts[at] = leaf.seqs[entry]
+
+
+# A page's number becomes a higher one, below that of the next page.
+cdef void renumber(page_list_s *pages, page_s *page, uint32_t seq) noexcept nogil:
+    cdef index_s *index = pages.index
+    cdef leaf_s *leaf
+    if not find_page(pages, page):
+        drop_index(pages)
+        return
+    leaf = index.leaves[index.at_leaf]
+    leaf.seqs[index.at_entry] = seq
+    if index.at_entry == leaf.begin:
+        index.firsts[index.at_leaf] = seq
 
 
 # -- for callers and tests --------------------------------------------------------------------------------------------------

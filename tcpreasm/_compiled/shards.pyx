@@ -369,7 +369,7 @@ cdef class Shards:
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block
-        if entry.plain:
+        if entry.plain and not (<AssemblerBase>assembler).long_way:
             first = entry.first[shard]
             (<AssemblerBase>assembler)._walk_plain(
                 entry.frames, entry.decoded, entry.now_ns, entry.count, entry.order + first, entry.first[shard + 1] - first, True, &done

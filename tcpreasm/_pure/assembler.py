@@ -14,15 +14,17 @@ from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import Timestamp, to_ns
 from ..flow import Flow
-from ..segment import ACK, FIN, RST, SYN, TCPSegment
+from ..segment import ACK, FIN, RST, SYN, URG, TCPSegment
 from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 from ..verdict import Verdict
 from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import RawKey, key_object
-from .decode import decode_frame
+from .decode import decode_frame, timestamp_value
+from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX
 from .flushing import Flusher
 from .pages import PageCache
 from .pool import StreamPoolBase
+from .sequence import add
 
 __all__ = ["AssemblerBase"]
 
@@ -40,6 +42,11 @@ class AssemblerBase(Flusher):
         *,
         max_buffered_pages_total: int,
         max_buffered_pages_per_connection: int,
+        overlap: int,
+        on_conflict: Any,
+        urgent: int,
+        paws: bool,
+        syn_data: int,
         verify_checksums: bool,
         start_wait_segments: int,
         start_wait_ns: int,
@@ -57,6 +64,12 @@ class AssemblerBase(Flusher):
         self._limit_with = []
         self._limit_total = max_buffered_pages_total
         self._limit_connection = max_buffered_pages_per_connection
+        self._overlap = overlap
+        self._on_conflict = on_conflict
+        self._conflicts = []
+        self._urgent = urgent
+        self._paws = paws
+        self._syn_data_waits = syn_data == SYN_DATA_ACKED
         self._verify = verify_checksums
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
@@ -71,6 +84,8 @@ class AssemblerBase(Flusher):
         self._verdicts = [0] * len(Verdict)
         self._out = []
         self._text_offset = -1
+        self._out_of_band = None
+        self._tsval = None
         self._gathers = False
         self._gathered = []
         self._late_error = None
@@ -109,7 +124,7 @@ class AssemblerBase(Flusher):
         self._enter()
         try:
             self._observe(seen_ns)
-            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, -1, False)
+            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, tcp.urgent, None, -1, False)
         finally:
             self._busy.release()
 
@@ -357,6 +372,7 @@ class AssemblerBase(Flusher):
             self._verdicts[verdict] += 1
         else:
             text = segment.payload_offset
+            options = data[text - segment.header_length + 20 : text] if self._paws else b""
             self._segment(
                 (segment.src, segment.dst, segment.src_port, segment.dst_port),
                 segment.seq,
@@ -364,6 +380,8 @@ class AssemblerBase(Flusher):
                 memoryview(data)[text : text + segment.payload_length],
                 segment.wire_payload_length,
                 seen_ns,
+                segment.urgent,
+                timestamp_value(options),
                 -1 if offset < 0 else offset + text,
                 True,
             )
@@ -372,10 +390,24 @@ class AssemblerBase(Flusher):
     # -- one segment ------------------------------------------------------------------------------------------------
 
     def _segment(
-        self, key: RawKey, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, offset: int, from_frame: bool
+        self,
+        key: RawKey,
+        seq: int,
+        flags: int,
+        payload: bytes | memoryview,
+        wire: int,
+        seen_ns: int,
+        urgent: int,
+        tsval: int | None,
+        offset: int,
+        from_frame: bool,
     ) -> None:
         counts = self._counts
         self._text_offset = offset
+        self._tsval = tsval
+        self._out_of_band = None
+        if flags & URG and (urgent if self._urgent == URGENT_OOB else self._urgent == URGENT_OOB_LINUX):
+            self._out_of_band = add(seq, max(0, urgent - 1))
         opens = bool(flags & SYN or wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
         if opens and not no_ack:
@@ -387,6 +419,7 @@ class AssemblerBase(Flusher):
             raise
         self._verdicts[Verdict.SEGMENT] += from_frame
         counts["segments"] += 1
+        counts["urgent_segments"] += bool(flags & URG)
         counts["bytes_captured"] += len(payload)
         if no_ack:
             counts["no_ack_flag"] += len(payload)
@@ -410,3 +443,12 @@ class AssemblerBase(Flusher):
             self._late_error = None
             self._out = []
             self._pool.release(connection)
+            if self._conflicts:
+                self._tell_conflicts(key)
+
+    def _tell_conflicts(self, key: RawKey) -> None:
+        """To whoever asked for them. An exception leaves the others untold."""
+        conflicts, self._conflicts = self._conflicts, []
+        net_flow, transport_flow = key_object(key)
+        for seq, held, new, wins in conflicts:
+            self._on_conflict(net_flow, transport_flow, seq, held, new, wins)

@@ -31,6 +31,7 @@ class Successor(NamedTuple):
     next_seq: int  # behind the SYN and its data
     seen_ns: int
     pages: PageList  # that data
+    tsval: int | None  # its timestamp, where one is looked for
 
 
 class Connection:
@@ -65,6 +66,8 @@ class Connection:
         "state",
         "stream",
         "successor",
+        "syn_data",
+        "tsval",
     )
 
     FREE, OPEN, CLOSED, REMOVED = range(4)
@@ -95,6 +98,8 @@ class Connection:
         self.last_seen_ns = seen_ns
         self.last_syn_ns: int | None = None  # capture time of the last SYN, as long as nothing else has come
         self.successor: Successor | None = None
+        self.syn_data = False  # what is held is the SYN's text, and nothing has shown yet that it was accepted
+        self.tsval: int | None = None  # timestamp of what came in order last, where timestamps are looked at
         self.stream: Any = None
         self.reassembled: Any = None  # the stream's methods, looked up once
         self.reassembly_complete: Any = None

@@ -80,8 +80,23 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src:
         return _BAD_CHECKSUM
     on_wire = max(captured, min(on_wire, room))
     return _SEGMENT, Segment(
-        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header
+        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header, header
     )  # fmt: skip
+
+
+def timestamp_value(options: bytes) -> int | None:
+    """TSval of a timestamp option (RFC 7323 3.2) among a header's options; None where there is none, or what stands before it is broken."""
+    at = 0
+    while at < len(options) and options[at] != 0:  # RFC 9293 3.2: 0 ends the list, 1 is padding, others have a length
+        if options[at] == 1:
+            at += 1
+            continue
+        if len(options) - at < 2 or not 2 <= options[at + 1] <= len(options) - at:
+            return None
+        if options[at] == 8 and options[at + 1] == 10:
+            return int.from_bytes(options[at + 2 : at + 6], "big")
+        at += options[at + 1]
+    return None
 
 
 def _offloaded(frame: bytes, offset: int, wire: int) -> int:
@@ -419,7 +434,8 @@ def decode_frame(
             and header >= 20 and total >= 20 + header and length >= 14 + total
         ):  # fmt: skip
             size = total - 20 - header
-            return _SEGMENT, _new(Segment, (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size))
+            fields = (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size, header)
+            return _SEGMENT, _new(Segment, fields)
     link = _LINKTYPES.get(linktype)
     if link is None:
         return _UNKNOWN_LINKTYPE

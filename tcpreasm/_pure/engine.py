@@ -9,11 +9,12 @@ The way of a segment, top to bottom: _take_in, _text, then _deliver (in order) o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .._log import Log
 from ..errors import no_stream
 from ..flow import Flow
-from ..segment import FIN, RST, SYN
+from ..segment import ACK, FIN, RST, SYN
 from .clock import NEVER_NS, Clock
 from .connection import Connection, RawKey, Successor, key_object
 from .pages import PAGE_BYTES, Page, PageCache, PageList
@@ -25,6 +26,12 @@ SYN_REACH = 1 << 24  # a SYN that comes late lies at most so many bytes before t
 CONTINUES_WITHIN = 1 << 20  # what continues from a SYN lies at most so many bytes behind it
 START_REACH = 1 << 30  # without a start, data within so many bytes of the first belongs together
 SPAN_LIMIT = (1 << 31) - 1  # what is held lies within so many bytes of next_seq, so that comparing is exact
+TSVAL_IDLE_NS = 24 * 86400 * 10**9  # a timestamp says nothing any more after so long a silence (RFC 7323 5.5)
+
+# Options, as numbers.
+FIRST, LAST, BSD, LINUX, SOLARIS, OLD_LINUX = range(6)
+URGENT_INLINE, URGENT_OOB, URGENT_OOB_LINUX = range(3)
+SYN_DATA_DELIVERED, SYN_DATA_ACKED = range(2)
 
 _log = Log("tcpreasm.assembly")
 
@@ -46,9 +53,17 @@ class Engine(Server):
     _limit_connections: int
     _opens_on_data: bool  # a stream is made for text or a FIN only, not for a SYN
     _on_evict: Callable[[Flow, Flow, str], object] | None
+    _overlap: int
+    _urgent: int
+    _paws: bool
+    _syn_data_waits: bool
+    _on_conflict: Any
+    _conflicts: list[tuple[int, bytes, bytes, str]]  # found in the segment at hand, for on_conflict
     _counts: dict[str, int]
     _clock: Clock
     _clock_before: Clock  # of the packet at hand
+    _out_of_band: int | None  # sequence number of the byte that the segment at hand has out of band
+    _tsval: int | None  # its timestamp, where those are looked at
     _text_offset: int  # where the text of the segment at hand stands in the file; -1 where that is not known
     _late_error: BaseException | None  # of a stream that ended while the segment still had to be taken in
     _debug: bool
@@ -100,6 +115,8 @@ class Engine(Server):
             self._open_if_due(connection, flags, len(payload), wire)
         if flags & SYN and connection.is_half_open():
             connection.last_syn_ns = max(connection.last_seen_ns, seen_ns)
+        if seen_ns - connection.last_seen_ns > TSVAL_IDLE_NS:
+            connection.tsval = None
         connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
         if flags & RST:
             self._reset(connection, seq, len(payload), seen_ns)
@@ -107,6 +124,8 @@ class Engine(Server):
             self._syn(connection, seq, flags, payload, wire, seen_ns)
         elif wire or flags & FIN:
             self._continue(connection, seq, flags, payload, wire, seen_ns)
+        elif flags & ACK and not self._is_old(connection, seq, 0, seen_ns) and connection.syn_data:
+            self._settle_syn_data(connection, seq, 0)
         self._serve(connection)
 
     def _open_if_due(self, connection: Connection, flags: int, size: int, wire: int) -> None:
@@ -116,7 +135,7 @@ class Engine(Server):
             return
         self._open_stream(connection, size)
         if connection.next_seq is not None:
-            self._emit(connection, b"", connection.created_ns, True)
+            self._emit(connection, b"", connection.last_syn_ns, True)
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
         net_flow, transport_flow = connection.key
@@ -137,6 +156,9 @@ class Engine(Server):
     def _reset(self, connection: Connection, seq: int, text: int, seen_ns: int) -> None:
         """RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream."""
         self._counts["rst_text"] += text
+        last = connection.pages.last
+        if connection.syn_data and last is not None and seq == add(last.end, last.missing):
+            self._advance(connection)  # it was accepted
         expected = connection.next_seq
         if expected is None and connection.waits():
             expected = connection.early_end if connection.end_seq is None else connection.end_seq
@@ -162,9 +184,13 @@ class Engine(Server):
                     self._open_if_due(connection, flags, len(payload), wire)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
+            connection.syn_data = self._syn_data_waits and wire > 0 and not connection.waits()
             self._start(connection, isn)
             connection.last_syn_ns = connection.last_seen_ns
-            self._text(connection, text_seq, flags, payload, wire, seen_ns, True)
+            connection.tsval = self._tsval
+            if connection.syn_data:
+                self._emit(connection, b"", seen_ns, True)
+            self._text(connection, text_seq, flags, payload, wire, seen_ns, not connection.syn_data)
         elif self._is_own_syn(connection, isn):
             if connection.isn is None:
                 connection.isn = isn
@@ -173,7 +199,7 @@ class Engine(Server):
         else:
             self._drop_successor(connection)
             self._counts["syn_remembered"] += 1
-            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList())
+            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList(), self._tsval)
             if wire:
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
                 if self._is_at_limit(connection.successor.pages):
@@ -184,7 +210,42 @@ class Engine(Server):
         if successor is not None and self._confirms(connection, successor, seq):
             connection.successor = None
             self._begin_anew(connection, successor, len(payload), seen_ns)
-        self._text(connection, seq, flags, payload, wire, seen_ns, False)
+        if self._is_old(connection, seq, wire + (flags & FIN), seen_ns):
+            self._counts["paws"] += len(payload)
+        elif connection.syn_data and not self._settle_syn_data(connection, seq, wire + (flags & FIN)):
+            self._counts["retransmitted"] += len(payload)
+            self._counts["fin_ignored"] += bool(flags & FIN)
+        else:
+            self._text(connection, seq, flags, payload, wire, seen_ns, False)
+
+    def _is_old(self, connection: Connection, seq: int, size: int, seen_ns: int) -> bool:
+        """PAWS (RFC 7323 5.3): its timestamp is older than the last one of a segment in order. One that is in order sets that.
+
+        Behind a hole none is set: what fills the hole may have been sent before. Nor by what is old altogether: RFC 9293 3.10.7.4 has it
+        refused before.
+        """
+        if self._tsval is None or connection.next_seq is None:
+            return False
+        if connection.tsval is not None and difference(connection.tsval, self._tsval) < 0:
+            return True
+        ahead = difference(connection.next_seq, seq)
+        if ahead <= 0 and (ahead + size > 0 or ahead == size == 0):
+            connection.tsval = self._tsval
+        return False
+
+    def _settle_syn_data(self, connection: Connection, seq: int, size: int) -> bool:
+        """What becomes of a SYN's text, with the next segment of its direction: RFC 7413 4.2.2 has the sender go on behind what was
+        acknowledged, and send the rest again. False where this one does not tell: it lies before that text."""
+        ahead = difference(connection.first_seq, seq)
+        if ahead <= 0 and ahead + size <= 0:
+            return False
+        if ahead > 0:
+            self._cut_pages(connection, seq, "unconfirmed_syn")
+            self._advance(connection)
+        else:
+            self._drop(connection.pages, "unconfirmed_syn")
+        connection.syn_data = False
+        return True
 
     def _reopens(self, connection: Connection, seq: int, flags: int, wire: int) -> bool:
         """Whether a segment begins a closed connection anew: a SYN with another initial sequence number does at once, and what
@@ -232,8 +293,11 @@ class Engine(Server):
             self._open_stream(connection, at_stake)
         if successor is not None:
             self._start(connection, successor.isn)
+            connection.tsval = successor.tsval
             self._emit(connection, b"", successor.seen_ns, True)
-            self._advance(connection)
+            connection.syn_data = self._syn_data_waits and connection.pages.count > 0
+            if not connection.syn_data:
+                self._advance(connection)
 
     def _text(
         self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int, start: bool
@@ -258,6 +322,10 @@ class Engine(Server):
         ahead = difference(connection.next_seq, seq)
         if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
             self._counts["out_of_window"] += len(payload)
+        elif connection.syn_data:
+            if wire:
+                self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
+                self._keep_limits(connection)
         elif ahead <= 0:
             self._deliver(connection, seq, payload, missing, seen_ns, start)
         elif wire:
@@ -286,10 +354,10 @@ class Engine(Server):
             return
         if connection.end_seq is None:
             connection.end_seq, connection.end_seen_ns = end_seq, seen_ns
-            self._cut_pages(connection, end_seq)
+            self._cut_pages(connection, end_seq, "after_end")
 
-    def _cut_pages(self, connection: Connection, end_seq: int) -> None:
-        """Nothing is held beyond the end."""
+    def _cut_pages(self, connection: Connection, end_seq: int, reason: str) -> None:
+        """Nothing is held from there on."""
         pages = connection.pages
         while (page := pages.last) is not None:
             room = difference(page.seq, end_seq)
@@ -297,10 +365,10 @@ class Engine(Server):
             if room >= len(page) and (len(page) or page.missing):
                 break
             if room > 0:
-                self._counts["after_end"] += len(page) - room
+                self._counts[reason] += len(page) - room
                 page.hold(page.bytes[:room])
                 break
-            self._counts["after_end"] += len(page)
+            self._counts[reason] += len(page)
             self._cache.give_back(pages.pop_last())
 
     def _wait_for_start(self, connection: Connection, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int) -> None:
@@ -347,12 +415,15 @@ class Engine(Server):
             self._counts["before_start"] += early
             self._counts["retransmitted"] += position - early
         page = connection.pages.first
+        if page is not None and self._overlap != FIRST:
+            missing = self._make_room(connection.pages, page, before, seq, payload, missing)
+            page = connection.pages.first
         if start and page is not None and page.seq == seq:
             self._emit(connection, b"", seen_ns, True)
             start = False
         while page is not None and position < size and (at := done + difference(before, page.seq)) < size:
             if position < at:
-                self._emit(connection, payload[position:at], seen_ns, start, self._offset(position))
+                self._emit_text(connection, seq, payload, position, at, seen_ns, start)
                 start = False
             self._compare(page, 0, payload, at, at + len(page), False)
             position = max(position, at + len(page))
@@ -360,7 +431,7 @@ class Engine(Server):
             self._emit_page(connection)
             page = connection.pages.first
         if position < size or start:
-            self._emit(connection, payload[position:], seen_ns, start, self._offset(position))
+            self._emit_text(connection, seq, payload, position, size, seen_ns, start)
         if difference(connection.next_seq, add(seq, size)) > 0:
             connection.next_seq = add(seq, size)
         if missing:
@@ -379,6 +450,7 @@ class Engine(Server):
     def _advance(self, connection: Connection) -> None:
         """Everything that is contiguous with next_seq now, and over what the capture cut off."""
         assert connection.next_seq is not None
+        connection.syn_data = False
         while True:
             page = connection.pages.first
             if page is not None and difference(connection.next_seq, page.seq) <= 0:
@@ -404,6 +476,21 @@ class Engine(Server):
         """Where that byte of the text at hand stands in the file."""
         return -1 if self._text_offset < 0 else self._text_offset + position
 
+    def _emit_text(
+        self, connection: Connection, seq: int, payload: bytes | memoryview, begin: int, end: int, seen_ns: int, start: bool
+    ) -> None:
+        """payload[begin:end], without what is out of band."""
+        apart = -1 if self._out_of_band is None else difference(seq, self._out_of_band)
+        if begin <= apart < end:
+            self._counts["urgent"] += 1
+            if begin < apart or start:
+                self._emit(connection, payload[begin:apart], seen_ns, start, self._offset(begin))
+                start = False
+            begin = apart + 1
+            if begin == end:
+                return
+        self._emit(connection, payload[begin:end], seen_ns, start, self._offset(begin))
+
     def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int = -1) -> None:
         if connection.stream is not None:  # else it is empty, and there is no stream that it could be told
             self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
@@ -414,7 +501,9 @@ class Engine(Server):
         """The first page goes out; it begins at or before next_seq."""
         assert connection.next_seq is not None
         page = connection.pages.pop_first()
-        if len(page):
+        if page.urgent:
+            self._counts["urgent"] += 1
+        elif len(page):
             self._emit(connection, page.bytes, page.seen_ns, False, page.offset)
         connection.next_seq = page.end
         if page.missing:
@@ -424,9 +513,13 @@ class Engine(Server):
     # -- what arrives early -----------------------------------------------------------------------------------------
 
     def _hold_in(self, pages: PageList, seq: int, payload: bytes | memoryview, missing: int, seen_ns: int, unsure: bool) -> None:
-        """Copy into pages what they do not hold yet: the bytes captured first win, one by one."""
+        """Copy into pages what they do not hold yet, one byte after the other; before that they lose what the policy says."""
         size = len(payload)
+        wire = size + missing
         prev, next_ = pages.find(seq)
+        if self._overlap != FIRST:
+            missing = self._make_room(pages, next_ if prev is None else prev, seq, seq, payload, missing)
+            prev, next_ = pages.find(seq)
         position = 0
         if prev is not None:
             held = difference(seq, prev.end)
@@ -436,7 +529,8 @@ class Engine(Server):
         while True:
             at = size if next_ is None else min(size, difference(seq, next_.seq))
             if position < at:
-                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns, self._offset(position))
+                offset = self._offset(position)
+                prev = self._push(pages, prev, next_, add(seq, position), payload[position:at], seen_ns, offset, seq, wire)
             if next_ is None or at >= size:
                 break
             position = min(size, at + len(next_))
@@ -446,15 +540,35 @@ class Engine(Server):
             self._hold_cut(pages, prev, next_, seq, size, missing, seen_ns)
 
     def _push(
-        self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, data: bytes | memoryview, seen_ns: int, offset: int
+        self,
+        pages: PageList,
+        prev: Page | None,
+        next_: Page | None,
+        seq: int,
+        data: bytes | memoryview,
+        seen_ns: int,
+        offset: int,
+        begin: int,
+        wire: int,
     ) -> Page:
-        """A chain of pages for data goes in between two neighbours. Returns its last page."""
+        """A chain of pages for data, from a segment that came as [begin, begin + wire), goes in between two neighbours. Returns its last
+        page."""
+        apart = -1 if self._out_of_band is None else difference(seq, self._out_of_band)
         first = last = None
-        for position in range(0, max(len(data), 1), PAGE_BYTES):
+        position = end = 0
+        while last is None or end < len(data):
+            position, end = end, min(len(data), end + PAGE_BYTES)
             page = self._cache.take(seen_ns)
+            if position == apart:
+                page.urgent = bool(len(data))
+                end = min(end, position + 1)
+            elif position < apart < end:
+                end = apart
             page.seq = add(seq, position)
+            if self._overlap > LAST:
+                page.came = begin, add(begin, wire)
             page.offset = -1 if offset < 0 else offset + position
-            page.hold(data[position : position + PAGE_BYTES])
+            page.hold(data[position:end])
             if last is None:
                 first = page
             else:
@@ -468,7 +582,7 @@ class Engine(Server):
     def _hold_cut(self, pages: PageList, prev: Page | None, next_: Page | None, seq: int, size: int, missing: int, seen_ns: int) -> None:
         """Note on the page before them that so many bytes were cut off by the capture; where there is none, on an empty one."""
         if prev is None or (not size and difference(prev.end, seq) > 0):
-            prev = self._push(pages, prev, next_, seq, b"", seen_ns, -1)
+            prev = self._push(pages, prev, next_, seq, b"", seen_ns, -1, seq, size + missing)
         prev.missing = max(prev.missing, difference(prev.end, add(seq, size + missing)))
 
     def _compare(self, page: Page, place: int, payload: bytes | memoryview, begin: int, end: int, unsure: bool) -> None:
@@ -480,11 +594,93 @@ class Engine(Server):
         held = page.bytes[place : place + len(copy)]
         if held == copy:
             return
-        self._counts["conflicting"] += sum(a != b for a, b in zip(held, copy))
-        if unsure and len(page) == 1 and page.prev is None:
-            # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+        # A lone byte at the start may be the garbage of a keep-alive (RFC 9293 3.8.4): the later one is the likelier.
+        gives_way = unsure and len(page) == 1 and page.prev is None
+        self._count_conflicts(add(page.seq, place), held, copy, gives_way)
+        if gives_way:
             page.hold(copy)
             page.offset = self._offset(begin)
+            page.urgent = self._out_of_band == page.seq
+
+    def _count_conflicts(self, seq: int, held: bytes, new: bytes | memoryview, new_wins: bool) -> None:
+        """Two copies of the bytes from seq on; on_conflict will be told of each run of bytes that differ."""
+        begin = -1  # of a run
+        for at in range(len(held) + 1):
+            differs = at < len(held) and held[at] != new[at]
+            self._counts["conflicting"] += differs
+            if differs and begin < 0:
+                begin = at
+            elif not differs and begin >= 0:
+                if self._on_conflict is not None:
+                    self._note_conflict(add(seq, begin), held[begin:at], bytes(new[begin:at]), "new" if new_wins else "held")
+                begin = -1
+
+    def _note_conflict(self, seq: int, held: bytes, new: bytes, wins: str) -> None:
+        """A run of differing bytes. Where pages meet, it goes on from the last one."""
+        if self._conflicts:
+            first, held_before, new_before, winner = self._conflicts[-1]
+            if winner == wins and add(first, len(held_before)) == seq:
+                self._conflicts[-1] = (first, held_before + held, new_before + new, wins)
+                return
+        self._conflicts.append((seq, held, new, wins))
+
+    # -- whose bytes stay -------------------------------------------------------------------------------------------
+
+    def _wins(self, begin: int, behind: int, page: Page) -> bool:
+        """A segment that came as [begin, behind) wins over one that is held. Both cover some byte, and so lie close to each other."""
+        if self._overlap == LAST:
+            return True
+        held_begin, held_behind = page.brought_by
+        first = difference(held_begin, begin)  # above 0: it begins behind the held one
+        last = difference(held_behind, behind)
+        if self._overlap == SOLARIS:
+            return last >= 0 if first <= 0 else last > 0
+        if first == 0:
+            return (self._overlap == LINUX and last > 0) or (self._overlap == OLD_LINUX and last >= 0)
+        return first < 0
+
+    def _make_room(self, pages: PageList, page: Page | None, near: int, seq: int, payload: bytes | memoryview, missing: int) -> int:
+        """Pages from this one on lose the bytes over which the text at hand wins. `near` lies within 2**31 of the text and of them.
+
+        Returns how many bytes right behind the text were cut off, as far as is known now: what a page knew of that is not lost with it.
+        """
+        size = len(payload)
+        begin, behind = seq, add(seq, size + missing)
+        done = difference(seq, near)
+        while page is not None and (at := done + difference(near, page.seq)) < size:
+            next_ = page.next
+            first, end = max(0, at), min(size, at + len(page))
+            if first < end and self._wins(begin, behind, page):
+                self._counts["overlapping"] += end - first
+                if page.bytes[first - at : end - at] != payload[first:end]:
+                    self._count_conflicts(add(seq, first), page.bytes[first - at : end - at], payload[first:end], True)
+                if end == at + len(page) and page.missing:
+                    missing = max(missing, end + page.missing - size)
+                self._take_out(pages, page, first - at, end - at)
+            page = next_
+        return missing
+
+    def _take_out(self, pages: PageList, page: Page, begin: int, end: int) -> None:
+        """Some of a page's bytes go. What is left behind them stands in a page of its own, where some are left before them too."""
+        behind = page.bytes[end:]
+        if begin and behind:
+            tail = self._cache.take(page.seen_ns)
+            tail.seq = add(page.seq, end)
+            tail.missing = page.missing
+            tail.came = page.brought_by if self._overlap > LAST else None
+            tail.offset = -1 if page.offset < 0 else page.offset + end
+            tail.hold(behind)
+            pages.push_between(page, page.next, tail, tail)
+        if begin:
+            page.hold(page.bytes[:begin])
+            page.missing = 0
+        elif behind:
+            page.hold(behind)
+            page.seq = add(page.seq, end)
+            page.offset = -1 if page.offset < 0 else page.offset + end
+        else:
+            pages.remove(page)
+            self._cache.give_back(page)
 
     def _keep_limits(self, connection: Connection) -> None:
         while self._is_at_limit(connection.pages):

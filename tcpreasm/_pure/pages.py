@@ -32,7 +32,23 @@ class Page:
     A node of the list (prev, next) and of the search tree beside it (parent, left, right, priority).
     """
 
-    __slots__ = ("_cache", "_chunk", "bytes", "left", "missing", "next", "offset", "parent", "prev", "priority", "right", "seen_ns", "seq")
+    __slots__ = (
+        "_cache",
+        "_chunk",
+        "bytes",
+        "came",
+        "left",
+        "missing",
+        "next",
+        "offset",
+        "parent",
+        "prev",
+        "priority",
+        "right",
+        "seen_ns",
+        "seq",
+        "urgent",
+    )
 
     def __init__(self, cache: PageCache, chunk: int) -> None:
         self._cache = cache
@@ -45,6 +61,9 @@ class Page:
         self.missing = 0  # bytes right behind these that the capture cut off: no use waiting for them
         self.seen_ns = seen_ns
         self.offset = -1  # where the first of these bytes stands in the capture file; -1 where that is not known
+        # The segment that brought them, as it came: its first sequence number, and the one behind its last; where the policy asks for it.
+        self.came: tuple[int, int] | None = None
+        self.urgent = False  # one byte, out of band
         self.priority = 0
         self.prev: Page | None = None
         self.next: Page | None = None
@@ -61,6 +80,11 @@ class Page:
         with self._cache._lock:
             self._cache.held_bytes += len(data) - len(self.bytes)
         self.bytes = bytes(data)
+
+    @property
+    def brought_by(self) -> tuple[int, int]:
+        """The segment that these bytes came with; where an assembler with another policy brought it, nothing is known but the page."""
+        return (self.seq, self.end) if self.came is None else self.came
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -245,6 +269,23 @@ class PageList:
         self.count -= 1
         return page
 
+    def remove(self, page: Page) -> None:
+        """Unlink any page."""
+        while page.left is not None and page.right is not None:
+            above = page.left if page.left.priority < page.right.priority else page.right
+            self._rotate_up(above, page)
+        self._cut(page, page.right if page.left is None else page.left)
+        if page.prev is None:
+            self.first = page.next
+        else:
+            page.prev.next = page.next
+        if page.next is None:
+            self.last = page.prev
+        else:
+            page.next.prev = page.prev
+        page.prev = page.next = None
+        self.count -= 1
+
     def _plant(self, page: Page, next_: Page | None) -> None:
         """Hang a page into the tree, between its prev and next_: of two neighbours exactly one has room on the inner side."""
         prev = page.prev
@@ -275,7 +316,7 @@ class PageList:
         parent.parent = page
 
     def _cut(self, page: Page, child: Page | None) -> None:
-        """Take the first or last page out of the tree; it has no more than the one child."""
+        """Take a page out of the tree that has no more than the one child."""
         self._replace_child(page, child)
         page.parent = page.left = page.right = None
 
