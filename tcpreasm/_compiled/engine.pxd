@@ -120,7 +120,7 @@ cdef class Engine(Server):
     # One segment, from the look-up of its connection to the calls of its stream.
     cdef int _find(self, const key_s *key, uint32_t hash, bint opens, int64_t seen_ns, connection_s **found) except -1 nogil
     # There is room for a new one, unless user code runs for all there are. True: user code has run, without the lock: look again.
-    cdef bint _make_room(self) except -1 nogil
+    cdef bint _evict_for_room(self) except -1 nogil
     cdef int _evict(self, connection_s *connection) except -1 nogil
     cdef int _tell_eviction(self, const key_s *key, int reason) except -1
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil

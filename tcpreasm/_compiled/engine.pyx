@@ -161,7 +161,7 @@ cdef class Engine(Server):
                 connection = NULL
                 break
             self.pool_.forget_closed_before(self._forget_before(), FORGET_AT_ONCE)
-            if self.pool_.table.filled >= self.limit_connections and self._make_room():
+            if self.pool_.table.filled >= self.limit_connections and self._evict_for_room():
                 connection = find(&self.pool_.table, key, hash)
                 continue
             if not self.pool_.is_ready():
@@ -173,7 +173,7 @@ cdef class Engine(Server):
         found[0] = connection
         return 0
 
-    cdef bint _make_room(self) except -1 nogil:
+    cdef bint _evict_for_room(self) except -1 nogil:
         cdef connection_s *connection
         cdef bint user_code = False
         cdef int reason

@@ -411,7 +411,7 @@ class AssemblerBase(Flusher):
         opens = bool(flags & SYN or wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
         if opens and not no_ack:
-            self._make_room(key)
+            self._evict_for_room(key)
         try:
             connection = None if no_ack else self._pool.acquire(key, opens, seen_ns, self._forget_before())
         except RuntimeError:

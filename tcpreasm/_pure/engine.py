@@ -82,7 +82,7 @@ class Engine(Server):
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
-    def _make_room(self, key: RawKey) -> None:
+    def _evict_for_room(self, key: RawKey) -> None:
         """There is room for a new connection, unless all there are are being served. What user code raises is raised once the segment at
         hand is taken in."""
         while self._limit_connections and (evicted := self._pool.evict(key, self._limit_connections, self._forget_before())):
