@@ -78,6 +78,8 @@ class AssemblerStats:
         streams_closed: calls of reassembly_complete.
         connections: open connections (directions) of the pool now.
         pages_used: pages that hold something now.
+        buffered_bytes: memory of these pages, headers and unused room included: what `max_buffered_bytes_total` limits. Payload that
+            stays in the capture, and that only a mark is kept of, counts as if it were copied.
         pages_allocated: pages that are allocated now, used or free.
         page_requests: pages taken from the cache so far.
         bytes_dropped: sum of `dropped`.
@@ -100,6 +102,7 @@ class AssemblerStats:
     streams_closed: int
     connections: int
     pages_used: int
+    buffered_bytes: int
     pages_allocated: int
     page_requests: int
 

@@ -53,10 +53,12 @@ cdef struct text_s:
 
 cdef class Engine(Server):
     cdef PageCache cache
-    # options, as numbers; -1: never; 0 for a page limit: none
+    # options, as numbers; -1: never; 0 for a limit: none
     cdef int64_t limit_total
     cdef int64_t limit_connection
-    cdef list limit_with          # page caches of the others that limit_total is shared with,
+    cdef int64_t limit_bytes_total
+    cdef int64_t limit_bytes_connection
+    cdef list limit_with          # page caches of the others that the limits in all are shared with,
     cdef cache_s **sharers        # and what they have
     cdef int sharer_count
     cdef int64_t start_wait_segments
@@ -111,7 +113,7 @@ cdef class Engine(Server):
     ) except NULL nogil
     cdef void _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) noexcept nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
-    cdef int64_t _pages_used(self) noexcept nogil
+    cdef bint _are_all_at_limit(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil
     cdef int _skip(self, connection_s *connection) except -1 nogil
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil

@@ -40,6 +40,8 @@ from .connection cimport (
 from .origin cimport origin_s
 from .pages cimport (
     PAGE_SIZE,
+    UNIT,
+    add_used,
     find_place,
     give_back_page,
     bytes_held,
@@ -50,12 +52,11 @@ from .pages cimport (
     page_end,
     page_list_s,
     page_s,
-    pages_used,
     pop_first,
     pop_last,
     push_between,
     take_mark,
-    take_page,
+    take_page_for,
 )
 from .pool cimport find
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
@@ -557,7 +558,9 @@ cdef class Engine(Server):
                 if origin != NULL and size >= MARKED_FROM:
                     page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
                 else:
-                    page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
+                    page = take_page_for(
+                        &self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position, size
+                    )
                     hold_bytes(page, text.data + position, size)
                 page.seq = text.seq + <uint32_t>position
                 if last == NULL:
@@ -591,21 +594,26 @@ cdef class Engine(Server):
             page.offset = -1 if text.offset < 0 else text.offset + position
 
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
-        return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
+        return pages.count > 0 and (
+            0 < self.limit_connection <= pages.count
+            or 0 < self.limit_bytes_connection <= <int64_t>pages.units * UNIT
+            or ((self.limit_total or self.limit_bytes_total) and self._are_all_at_limit())
+        )
 
-    # By all that share the limit. What the others' threads have may be a few pages old.
-    cdef int64_t _pages_used(self) noexcept nogil:
-        cdef int64_t used = pages_used(&self.cache.state)
+    # All that share the limits. What the others' threads have may be a few pages old.
+    cdef bint _are_all_at_limit(self) noexcept nogil:
+        cdef uint64_t pages = 0, units = 0
         cdef int i
+        add_used(&self.cache.state, &pages, &units)
         for i in range(self.sharer_count):
-            used += pages_used(self.sharers[i])
-        return used
+            add_used(self.sharers[i], &pages, &units)
+        return 0 < self.limit_total <= <int64_t>pages or 0 < self.limit_bytes_total <= <int64_t>units * UNIT
 
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
         while self._is_at_limit(&connection.pages):
             if self.debug:
                 with gil:
-                    _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
+                    _log.debug("%s: limit reached with %d pages", key_object(&connection.key), connection.pages.count)
             self._skip(connection)
         return 0
 

@@ -40,6 +40,8 @@ class AssemblerBase(Flusher):
         *,
         max_buffered_pages_total: int,
         max_buffered_pages_per_connection: int,
+        max_buffered_bytes_total: int,
+        max_buffered_bytes_per_connection: int,
         verify_checksums: bool,
         start_wait_segments: int,
         start_wait_ns: int,
@@ -48,12 +50,14 @@ class AssemblerBase(Flusher):
         idle_timeout_ns: int,
         closed_timeout_ns: int,
     ) -> None:
-        """Numbers only; -1 stands for: never, no limit."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none."""
         self._pool = pool
         self._cache = PageCache()
         self._limit_with = []
         self._limit_total = max_buffered_pages_total
         self._limit_connection = max_buffered_pages_per_connection
+        self._limit_bytes_total = max_buffered_bytes_total
+        self._limit_bytes_connection = max_buffered_bytes_per_connection
         self._verify = verify_checksums
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
@@ -273,7 +277,7 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
-        """The limit of pages in all is one for these together, of which this is one."""
+        """The limits of pages and bytes in all are one for these together, of which this is one."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
 
     def occupy(self) -> None:
@@ -303,6 +307,7 @@ class AssemblerBase(Flusher):
                 "bytes_held": self._cache.held_bytes,
                 "connections": len(self._pool),
                 "pages_used": self._cache.used,
+                "buffered_bytes": self._cache.buffered_bytes,
                 "pages_allocated": self._cache.size,
                 "page_requests": self._cache.requests,
             },

@@ -30,10 +30,12 @@ class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 
     _cache: PageCache
-    _limit_with: list[PageCache]  # of the others that the total limit is shared with
-    # options; -1: never; 0 for a page limit: none
+    _limit_with: list[PageCache]  # of the others that the limits in all are shared with
+    # options; -1: never; 0 for a limit: none
     _limit_total: int
     _limit_connection: int
+    _limit_bytes_total: int
+    _limit_bytes_connection: int
     _start_wait_segments: int
     _start_wait_ns: int
     _max_gap: int
@@ -406,10 +408,11 @@ class Engine(Server):
         """A chain of pages for data goes in between two neighbours. Returns its last page."""
         first = last = None
         for position in range(0, max(len(data), 1), PAGE_BYTES):
-            page = self._cache.take(seen_ns)
+            part = data[position : position + PAGE_BYTES]
+            page = self._cache.take(seen_ns, len(part))
             page.seq = add(seq, position)
             page.offset = -1 if offset < 0 else offset + position
-            page.hold(data[position : position + PAGE_BYTES])
+            page.hold(part)
             if last is None:
                 first = page
             else:
@@ -444,14 +447,19 @@ class Engine(Server):
     def _keep_limits(self, connection: Connection) -> None:
         while self._is_at_limit(connection.pages):
             if self._debug:
-                _log.debug("%s: page limit reached with %d pages", connection.key, connection.pages.count)
+                _log.debug("%s: limit reached with %d pages", connection.key, connection.pages.count)
             self._skip(connection)
 
     def _is_at_limit(self, pages: PageList) -> bool:
         if pages.count == 0:
             return False
-        used = self._cache.used + sum(cache.used for cache in self._limit_with)
-        return 0 < self._limit_connection <= pages.count or 0 < self._limit_total <= used
+        caches = [self._cache, *self._limit_with]
+        return (
+            0 < self._limit_connection <= pages.count
+            or 0 < self._limit_bytes_connection <= pages.buffered_bytes
+            or 0 < self._limit_total <= sum(cache.used for cache in caches)
+            or 0 < self._limit_bytes_total <= sum(cache.buffered_bytes for cache in caches)
+        )
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""

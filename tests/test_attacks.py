@@ -1,0 +1,127 @@
+"""What the memory of held data comes to where the sender chooses segments to make it dear: bytes, not times.
+
+Named after the attacks that the corpus lists (cases/attacks.json, A01 to A05), whose criteria these are; what comes out is checked to
+the byte. The costs in time stand in bench/test_stages.py.
+"""
+
+from __future__ import annotations
+
+import random
+from types import ModuleType
+
+import pytest
+from recorder import Rig, got, piece, segment
+from test_promises import opened
+
+INDEX_ENTRY = 25  # bytes that a page's place in the compiled core's index takes at the most: 1544 for each 64, and 12 for those
+
+
+def unlimited(package: ModuleType) -> Rig:
+    return opened(
+        package, 0, max_buffered_pages_total=0, max_buffered_pages_per_connection=0, max_buffered_bytes_total=None, start_wait_segments=None
+    )
+
+
+def byte_of(seq: int) -> bytes:
+    return bytes([seq * 7 % 251])
+
+
+def delivered(rig: Rig) -> bytes:
+    """What went out, all of it in order and without a gap."""
+    pieces = [one for call in rig.taken() for one in call[2]]
+    assert {skip for _, skip, *_ in pieces} <= {0}
+    return b"".join(data for data, *_ in pieces)
+
+
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_a01_one_byte_segments_in_any_order(tcpreasm: ModuleType, order: str) -> None:
+    """128 bytes for each at the most, and all of them come out."""
+    count = 3000
+    seqs = list(range(count, 1, -1))
+    if order == "random":
+        random.Random(1).shuffle(seqs)
+    rig = unlimited(tcpreasm)
+    for seq in seqs:
+        rig.send(segment(tcpreasm, seq, byte_of(seq)))
+    stats = rig.assembler.stats
+    assert stats.bytes_held == count - 1
+    assert stats.buffered_bytes + INDEX_ENTRY * stats.pages_used <= 128 * (count - 1)
+    rig.send(segment(tcpreasm, 1, byte_of(1)))
+    assert delivered(rig) == b"".join(map(byte_of, range(1, count + 1)))
+    assert rig.assembler.stats.buffered_bytes == 0
+
+
+def test_a02_one_byte_islands(tcpreasm: ModuleType) -> None:
+    """128 bytes beyond the payload for each, and a limit in bytes is one of the memory that they take."""
+    count = 3000
+    seqs = [2 + 2 * index for index in range(count)]
+    random.Random(2).shuffle(seqs)
+    rig = unlimited(tcpreasm)
+    for seq in seqs:
+        rig.send(segment(tcpreasm, seq, byte_of(seq)))
+    stats = rig.assembler.stats
+    assert stats.bytes_held == stats.pages_used == count
+    assert stats.buffered_bytes + INDEX_ENTRY * stats.pages_used <= 129 * count
+    rig.flush()
+    assert rig.assembler.stats.bytes_delivered == rig.assembler.stats.bytes_skipped == count
+
+    limited = opened(tcpreasm, 0, max_buffered_bytes_total=96 * 1000, max_buffered_pages_per_connection=0)
+    for seq in seqs:
+        limited.send(segment(tcpreasm, seq, byte_of(seq)))
+        assert limited.assembler.stats.buffered_bytes < 96 * 1000
+    assert limited.assembler.stats.pages_used == 999
+
+
+@pytest.mark.parametrize("size", [1, 100, 1460])
+def test_a03_the_same_segment_again_and_again(tcpreasm: ModuleType, size: int) -> None:
+    """One page, however many; each copy is counted."""
+    rig = unlimited(tcpreasm)
+    for _ in range(3000):
+        rig.send(segment(tcpreasm, 2, b"x" * size))
+    stats = rig.assembler.stats
+    assert (stats.pages_used, stats.page_requests, stats.bytes_held, stats.conflicting) == (1, 1, size, 0)
+    assert stats.dropped == {"overlapping": 2999 * size}
+
+
+def test_a04_each_segment_reaches_one_byte_further(tcpreasm: ModuleType) -> None:
+    """A small page for each new byte. It can't go into the page before: `seen` of a piece is the time of the packet that brought it."""
+    count = 2000
+    content = b"".join(map(byte_of, range(1460 + count)))
+    rig = unlimited(tcpreasm)
+    for at in range(count):
+        rig.send(segment(tcpreasm, 2 + at, content[at : at + 1460]), at=at)
+    stats = rig.assembler.stats
+    assert (stats.bytes_held, stats.pages_used, stats.conflicting) == (1459 + count, count, 0)
+    assert stats.buffered_bytes == 1984 + 96 * (count - 1)
+    assert rig.segment(1, b"!", at=count) == [
+        got(
+            piece(b"!", at=count),
+            piece(content[:1460], at=0),
+            *(piece(content[1459 + at : 1460 + at], at=at) for at in range(1, count)),
+        )
+    ]
+
+
+@pytest.mark.parametrize("conflicting", [False, True])
+def test_a05_big_segments_over_islands(tcpreasm: ModuleType, conflicting: bool) -> None:
+    """The first fills the holes; those after it take nothing, and are compared and counted, byte by byte."""
+    count = 2000
+    rig = unlimited(tcpreasm)
+    seqs = [2 + 2 * index for index in range(count)]
+    random.Random(3).shuffle(seqs)
+    for seq in seqs:
+        rig.send(segment(tcpreasm, seq, byte_of(seq)))
+    content = b"".join(map(byte_of, range(2, 2 + 2 * count)))
+    rig.send(segment(tcpreasm, 2, content))
+    stats = rig.assembler.stats
+    assert (stats.bytes_held, stats.pages_used, stats.buffered_bytes) == (2 * count, 2 * count, 96 * 2 * count)
+    assert stats.dropped == {"overlapping": count}
+    again = bytes(byte ^ 1 for byte in content) if conflicting else content
+    for times in range(1, 6):
+        rig.send(segment(tcpreasm, 2, again))
+        stats = rig.assembler.stats
+        assert (stats.bytes_held, stats.pages_used, stats.buffered_bytes) == (2 * count, 2 * count, 96 * 2 * count)
+        assert stats.dropped == {"overlapping": count + times * 2 * count}
+        assert stats.conflicting == (times * 2 * count if conflicting else 0)
+    rig.send(segment(tcpreasm, 1, byte_of(1)))
+    assert delivered(rig) == byte_of(1) + content
