@@ -108,6 +108,7 @@ cdef class Engine(Server):
     # Early: into pages.
     cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil
     cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure, origin_s *origin) except -1 nogil
+    cdef int _hold_over_many(self, page_list_s *pages, text_s *text, origin_s *origin) except -1 nogil
     cdef page_s *_push(
         self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
     ) except NULL nogil

@@ -47,6 +47,9 @@ from .pages cimport (
     bytes_held,
     bytes_in_memory,
     cut_page,
+    drop_flat,
+    flat_s,
+    flatten,
     hold_bytes,
     lend_page,
     page_end,
@@ -81,6 +84,7 @@ cdef enum:
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
     FORGET_AT_ONCE = 16           # closed connections that a new one may erase: what has piled up delays no packet much
+    FLAT_FROM = 1024              # bytes of a segment that may lie over many pages
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
 cdef const uint8_t *NOTHING = b""
@@ -343,7 +347,10 @@ cdef class Engine(Server):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             self.pool_.note_held(text.seen_ns)
-            self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
+            if text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size:
+                self._hold_over_many(&connection.pages, text, self._origin_for(connection, text))
+            else:
+                self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
             if self.debug:
                 with gil:
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
@@ -541,6 +548,38 @@ cdef class Engine(Server):
             if prev == NULL or (not size and difference(page_end(prev), text.seq) > 0):
                 prev = self._push(pages, prev, next_, text, 0, 0, NULL)
             prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), text.seq + text.wire))
+        return 0
+
+    # The same for a long text among many pages, nothing of it cut off. Where it repeats a stretch of small ones, as one who wants this to
+    # be dear sends it, that is compared at once.
+    cdef int _hold_over_many(self, page_list_s *pages, text_s *text, origin_s *origin) except -1 nogil:
+        cdef flat_s *flat = &pages.index.flat
+        cdef text_s part = text[0]
+        cdef uint64_t before
+        cdef int64_t size = text.size, begin = 0, end = 0, ahead, i   # begin to end: what the flat copy has of it
+        cdef const uint8_t *held
+        if flat.size:
+            ahead = difference(text.seq, flat.begin)
+            if ahead < size and ahead + flat.size > 0:
+                begin, end = max(0, ahead), min(ahead + flat.size, size)
+                held = flat.bytes + (begin - ahead)
+                self.counts[OVERLAPPING] += end - begin
+                if memcmp(held, text.data + begin, end - begin) != 0:
+                    for i in range(end - begin):
+                        self.counts[CONFLICTING] += held[i] != text.data[begin + i]
+                if end - begin > size // 2:
+                    flat.passed = 0
+        before = self.counts[OVERLAPPING]
+        if begin > 0:
+            part.size = part.wire = <uint32_t>begin
+            self._hold_in(pages, &part, False, origin)
+        if end < size:
+            part.seq, part.data = text.seq + <uint32_t>end, text.data + end
+            part.size = part.wire = <uint32_t>(size - end)
+            part.offset = -1 if text.offset < 0 else text.offset + end
+            self._hold_in(pages, &part, False, origin)
+        if end - begin <= size // 2 and self.counts[OVERLAPPING] != before:
+            flatten(pages, text.seq, text.size)
         return 0
 
     # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
@@ -752,6 +791,7 @@ cdef void cut_pages(connection_s *connection, uint64_t *counts) noexcept nogil:
     cdef page_list_s *pages = &connection.pages
     cdef page_s *page
     cdef int64_t room
+    drop_flat(pages)
     while pages.count:
         page = pages.last
         room = difference(page.seq, connection.end_seq)

@@ -35,6 +35,7 @@ cdef enum:
     CACHE_LINE = 64
     UNIT = 32                     # bytes in which a page's memory is counted: header, bytes and unused room
     LEAF = 128                    # entries of a leaf
+    FLAT_PER_PAGE = 16
 
 
 # Kinds of pages. A cache is of one kind; the first one of an assembler is LARGE, and has the others behind it.
@@ -99,6 +100,16 @@ cdef struct leaf_s:               # pages that follow each other in the list; ne
     uint32_t seqs[LEAF]
     page_s *pages[LEAF]
 
+# What many small pages hold in one stretch, side by side: a segment that repeats it is compared at once, not page by page. Taken where
+# pages have at most FLAT_PER_PAGE bytes on average, so that it adds a sixth to their memory at the most. Never revised: to be made and
+# asked for only where bytes that are held stay what they are.
+cdef struct flat_s:
+    uint8_t *bytes
+    uint32_t begin                # sequence number
+    uint32_t size                 # 0: there is none
+    uint32_t passed               # stretches that could have had one since this one was last of use
+
+
 # The leaves in order, and the first sequence number of each; the first leaf's is not kept up and not asked for.
 cdef struct index_s:
     uint32_t *firsts
@@ -106,6 +117,7 @@ cdef struct index_s:
     uint32_t count
     uint32_t room                 # of the two arrays
     uint32_t at_leaf, at_entry    # what was found or entered last, if it is still there
+    flat_s flat
 
 
 cdef struct page_counts_s:        # of a cache, with those behind it
@@ -168,6 +180,10 @@ cdef inline uint32_t page_end(page_s *page) noexcept nogil:
 cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil
 # Link the chain first ... last in between two neighbours (NULL: the end on that side).
 cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *first, page_s *last) noexcept nogil
+# Make a flat copy of that stretch if all of it is held, in many pages; and if there is one of another stretch, only the second time.
+cdef void flatten(page_list_s *pages, uint32_t seq, uint32_t size) noexcept nogil
+# It is not asked for any more.
+cdef void drop_flat(page_list_s *pages) noexcept nogil
 # Unlink the first or last page; the list is not empty.
 cdef page_s *pop_first(page_list_s *pages) noexcept nogil
 cdef page_s *pop_last(page_list_s *pages) noexcept nogil

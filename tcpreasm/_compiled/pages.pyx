@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
 from .origin cimport bytes_in_origin, keep_origin, let_go_of_origin, origin_s
 from .sequence cimport difference
@@ -426,6 +426,7 @@ cdef void drop_index(page_list_s *pages) noexcept nogil:
         free(index.leaves[i])
     free(index.leaves)
     free(index.firsts)
+    free(index.flat.bytes)
     free(index)
     pages.index = NULL
 
@@ -583,6 +584,9 @@ cdef void enter(page_list_s *pages, page_s *page) noexcept nogil:
 
 cdef void forget_first(page_list_s *pages) noexcept nogil:
     cdef leaf_s *leaf = pages.index.leaves[0]
+    cdef flat_s *flat = &pages.index.flat
+    if flat.size and difference(flat.begin + flat.size, page_end(pages.first)) >= 0:
+        drop_flat(pages)
     leaf.begin += 1
     if leaf.begin + AHEAD < leaf.end:
         prefetch(leaf.pages[leaf.begin + AHEAD])
@@ -596,6 +600,58 @@ cdef void forget_last(page_list_s *pages) noexcept nogil:
     leaf.end -= 1
     if leaf.begin == leaf.end:
         remove_leaf(pages, at)
+
+
+# -- flat copy --------------------------------------------------------------------------------------------------------------
+
+cdef void flatten(page_list_s *pages, uint32_t seq, uint32_t size) noexcept nogil:
+    cdef uint8_t buffer[PAGE_SIZE]
+    cdef const uint8_t *held
+    cdef flat_s *flat
+    cdef page_s *first = find_place(pages, seq)
+    cdef page_s *page = first
+    cdef uint32_t end = seq + size
+    cdef uint32_t at = seq
+    cdef uint32_t count = 0, offset, part
+    if pages.index == NULL:
+        return
+    flat = &pages.index.flat
+    if flat.size and flat.passed == 0:
+        flat.passed = 1
+        return
+    while difference(at, end) > 0:
+        if page == NULL or difference(page.seq, at) < 0:
+            return                # a hole
+        count += 1
+        at = page_end(page)
+        page = page.next
+    if <uint64_t>count * FLAT_PER_PAGE < size:
+        return
+    drop_flat(pages)
+    flat.bytes = <uint8_t *>malloc(size)
+    if flat.bytes == NULL:
+        return
+    at, page = seq, first
+    while difference(at, end) > 0:
+        offset = at - page.seq
+        part = min(page.length - offset, end - at)
+        held = bytes_held(page, buffer)
+        if held == NULL:
+            drop_flat(pages)
+            return
+        memcpy(flat.bytes + (at - seq), held + offset, part)
+        at += part
+        page = page.next
+    flat.begin, flat.size = seq, size
+
+
+cdef void drop_flat(page_list_s *pages) noexcept nogil:
+    cdef flat_s *flat
+    if pages.index != NULL:
+        flat = &pages.index.flat
+        free(flat.bytes)
+        flat.bytes = NULL
+        flat.size = flat.passed = 0
 
 
 # -- for callers and tests --------------------------------------------------------------------------------------------------
