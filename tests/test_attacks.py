@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from recorder import Rig, got, piece, segment
+from recorder import ACK, SYN, Rig, frame, got, pcap, piece, segment
 from test_promises import opened
 
 INDEX_ENTRY = 25  # bytes that a page's place in the compiled core's index takes at the most: 1544 for each 64, and 12 for those
@@ -128,6 +130,34 @@ def test_a05_big_segments_over_islands(tcpreasm: ModuleType, conflicting: bool) 
     assert delivered(rig) == byte_of(1) + content
 
 
+@pytest.mark.parametrize("behind", [-700, -1, 0, 1, 1200])
+@pytest.mark.parametrize("before", [-700, -1, 0, 1, 1200])
+def test_a05_a_long_segment_that_reaches_beyond_the_stretch(tcpreasm: ModuleType, before: int, behind: int) -> None:
+    """Each byte counted once: as a copy within the stretch that is held, as new outside it."""
+    content = b"".join(map(byte_of, range(8000)))
+    begin, end = 3000, 5000
+    rig = unlimited(tcpreasm)
+    for seq in range(begin, end, 2):
+        rig.send(segment(tcpreasm, seq, content[seq : seq + 1]))
+    for _ in range(3):
+        rig.send(segment(tcpreasm, begin, content[begin:end]))
+    copies = 1000 + 2 * 2000
+    assert rig.dropped == {"overlapping": copies}
+    low, high = begin - before, end + behind
+    other = bytes(byte ^ 255 for byte in content[low:high])
+    for again in range(1, 4):
+        rig.send(segment(tcpreasm, low, other))
+        new = max(0, before) + max(0, behind)
+        copies += high - low - (new if again == 1 else 0)
+        conflicting = again * (min(high, end) - max(low, begin))
+        stats = rig.assembler.stats
+        assert (stats.bytes_held, stats.dropped["overlapping"], stats.conflicting) == (2000 + new, copies, conflicting)
+    first = min(low, begin)
+    rig.send(segment(tcpreasm, 1, content[1:first]))
+    held = bytes(content[at] if begin <= at < end else other[at - low] for at in range(first, max(high, end)))
+    assert delivered(rig) == content[1:first] + held
+
+
 @pytest.mark.parametrize("isn", [0, 2**31 - 3000, 2**32 - 3000])
 @pytest.mark.parametrize("seed", range(8))
 def test_a05_long_segments_among_many_small_ones(both: tuple[ModuleType, ModuleType], seed: int, isn: int) -> None:
@@ -174,6 +204,31 @@ def test_a05_long_segments_among_many_small_ones(both: tuple[ModuleType, ModuleT
         low = max(low, delivered_so_far)
         begin = max(begin, low + 1)
     assert rigs[0].flush_all() == rigs[1].flush_all()
+
+
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_a05_places_in_the_capture(tcpreasm: ModuleType, tmp_path: Path, source: str) -> None:
+    """What a stream that keeps places only is told of long segments beside a stretch that they repeat: the first copy's place in the
+    capture, whether it was copied or left there."""
+    content = b"".join(map(byte_of, range(20_000)))
+    order = list(range(3001, 7001, 2))
+    random.Random(4).shuffle(order)
+    sent = [(0, b"", SYN)] + [(at, content[at : at + 1], ACK) for at in order]
+    sent += [(at, content[at : at + size], ACK) for at, size in ((3001, 4000), (3001, 4000), (2000, 5500), (1500, 9000), (1, 1499))]
+    capture = pcap((number, frame(at, data, flags)) for number, (at, data, flags) in enumerate(sent))
+    (tmp_path / "capture").write_bytes(capture)
+    streams: list[Any] = []
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        streams.append(tcpreasm.SpanStream())
+        return streams[-1]
+
+    with tcpreasm.Assembler(tcpreasm.StreamPool(factory)) as assembler:
+        assembler.assemble_capture(tmp_path / "capture" if source == "file" else capture)
+        assert assembler.stats.dropped == {"overlapping": 2000 + 4000 + 4000 + 5500}
+        assert assembler.stats.conflicting == 0
+    (stream,) = streams
+    assert stream.gather(capture) == content[1:10_500]
 
 
 def options_of(seed: int) -> dict[str, int | None]:
