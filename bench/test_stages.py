@@ -155,6 +155,56 @@ def test_insert_segments(tcpreasm: ModuleType, measured: Measured, get_capture: 
     assert measured(assemble, capture.packets) == (capture.bytes_present, 0)
 
 
+@pytest.mark.benchmark(group="5 insertion")
+@pytest.mark.parametrize("count", [1_000, 10_000, 100_000])
+@pytest.mark.parametrize("arrival", ["reverse", "random", "islands"])
+def test_insert_bytes(tcpreasm: ModuleType, measured: Measured, tmp_path: Path, arrival: str, count: int) -> None:
+    """A capture in memory of segments of one byte, all held until the first byte comes as the last one; islands stay for themselves, with a
+    hole between any two. What a packet costs may grow as the logarithm of their number."""
+    rng = np.random.default_rng(1)
+    connections, trace = traffic.Connections(1, rng), traffic.Trace()
+    offsets = 1 + traffic.arrival_order(arrival.replace("islands", "random"), count, count, rng)
+    if arrival == "islands":
+        offsets *= 2
+    trace.handshake(np.zeros(1, np.int64), np.zeros(1), np.full(1, 1e-3))
+    trace.add(0.01 + np.arange(count) * 1e-6, 0, traffic.CLIENT, offsets, 0, traffic.ACK, 1)
+    trace.add(np.ones(1), 0, traffic.CLIENT, 0, 0, traffic.ACK, 1)
+    path = tmp_path / "bytes.pcap"
+    traffic.write_pcap(path, traffic.Traffic("", connections, trace.packets(), np.zeros((2, 1), np.int64)))
+    data = path.read_bytes()
+    no_limits = {"max_buffered_pages_total": 0, "max_buffered_pages_per_connection": 0, "max_buffered_bytes_total": None}
+
+    def assemble() -> tuple[int, int]:
+        with counting(tcpreasm, **no_limits) as assembler:
+            assembler.assemble_capture(data)
+            return assembler.stats.bytes_delivered, assembler.stats.bytes_skipped
+
+    assert measured(assemble, count + 1) == (count + 1, count if arrival == "islands" else 0)
+
+
+@pytest.mark.benchmark(group="5 insertion")
+@pytest.mark.parametrize("islands", [1_000, 8_000, 32_000])
+def test_repeat_over_islands(tcpreasm: ModuleType, measured: Measured, islands: int) -> None:
+    """A long segment, again and again, over as many islands of one byte and what it filled between them."""
+    flow = tcpreasm.Flow("10.0.0.1", "10.0.0.2")
+    order = 2 + 2 * np.random.default_rng(1).permutation(islands)
+    long = tcpreasm.TCPSegment(1234, 80, 2, bytes(2 * islands))
+    times = 100 if tcpreasm.implementation == "compiled" else 2
+    with counting(tcpreasm, max_buffered_pages_per_connection=0) as assembler:
+        assembler.assemble(flow, tcpreasm.TCPSegment(1234, 80, 0, syn=True), 0)
+        for seq in order.tolist():
+            assembler.assemble(flow, tcpreasm.TCPSegment(1234, 80, seq, b"\0"), 0)
+        assembler.assemble(flow, long, 0)
+
+        def repeat() -> int:
+            for _ in range(times):
+                assembler.assemble(flow, long, 0)
+            return int(assembler.stats.pages_used)
+
+        assert measured(repeat, times) == 2 * islands
+        assert assembler.stats.conflicting == 0
+
+
 class Reader(PythonStreams):
     """Streams in Python that look at the bytes in one of the ways there are."""
 

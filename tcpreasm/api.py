@@ -116,6 +116,8 @@ class Assembler(core.AssemblerBase):
             urgent=URGENT[options.urgent],
             paws=options.paws,
             syn_data=SYN_DATA[options.syn_data],
+            max_buffered_bytes_total=options.max_buffered_bytes_total or 0,
+            max_buffered_bytes_per_connection=options.max_buffered_bytes_per_connection or 0,
             verify_checksums=options.verify_checksums,
             start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
             start_wait_ns=_wait_ns(options.start_wait),

@@ -40,6 +40,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 _NUMBERS = ("max_buffered_pages_total", "max_buffered_pages_per_connection", "max_connections")
+_BYTES = ("max_buffered_bytes_total", "max_buffered_bytes_per_connection")
 _SECONDS = ("start_wait", "hole_timeout", "idle_timeout", "closed_timeout")
 
 
@@ -48,10 +49,15 @@ class AssemblerOptions:
     """Limits and rules of one Assembler. Values are checked: TypeError and ValueError name the one that is wrong.
 
     Attributes:
-        max_buffered_pages_total: pages (1900 bytes of payload each) that all connections of the assembler together may hold, 0 to
+        max_buffered_pages_total: pages (up to 1900 bytes of payload each) that all connections of the assembler together may hold, 0 to
             2**31 - 1; at so many the connection at hand stops waiting. 0: no limit. Default 131,072.
         max_buffered_pages_per_connection: pages that one direction of a connection may hold, 0 to 2**31 - 1; at so many its lowest hole
             is skipped. 0: no limit. Default 16,384.
+        max_buffered_bytes_total: memory in bytes that the pages of all connections of the assembler together may take, headers and unused
+            room included, 1 to 2**62; at so much the connection at hand stops waiting. A page takes 96 bytes where it holds up to 24,
+            512 up to 440, else 1984. None: no limit. Default 131,072 * 1984 = 260,046,848, what so many full pages take.
+        max_buffered_bytes_per_connection: the same for one direction of a connection, 1 to 2**62; at so much its lowest hole is skipped.
+            None, the default: no limit.
         overlap: whose bytes stay where a segment covers bytes that are held. What was delivered is never revised. "first" (the
             default): those captured first, byte by byte. "last": those captured last. The others decide as the receiver of that
             name does, once for each pair of segments, by where the two began and ended as they came (Novak and Sturges, "Target-based
@@ -105,6 +111,8 @@ class AssemblerOptions:
 
     max_buffered_pages_total: int = 131_072
     max_buffered_pages_per_connection: int = 16_384
+    max_buffered_bytes_total: int | None = 131_072 * 1984
+    max_buffered_bytes_per_connection: int | None = None
     overlap: str = "first"
     on_conflict: Callable[[Any, Any, int, bytes, bytes, str], object] | None = None
     urgent: str = "inline"
@@ -122,7 +130,7 @@ class AssemblerOptions:
     on_evict: Callable[[Flow, Flow, str], object] | None = None
 
     def __post_init__(self) -> None:
-        for name in (*_NUMBERS, "start_wait_segments", "max_gap"):
+        for name in (*_NUMBERS, *_BYTES, "start_wait_segments", "max_gap"):
             value = getattr(self, name)
             optional = name not in _NUMBERS
             if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -131,6 +139,10 @@ class AssemblerOptions:
         for name in _NUMBERS:
             if not 0 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name} is from 0 (no limit) to 2**31 - 1, not {getattr(self, name)}")
+        for name in _BYTES:
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 2**62:
+                raise ValueError(f"{name} is from 1 to 2**62, or None, not {value}")
         if self.start_wait_segments is not None and self.start_wait_segments < 1:
             raise ValueError(f"start_wait_segments is 1 or more, or None, not {self.start_wait_segments}")
         if self.max_gap is not None and not 0 < self.max_gap < 2**31:

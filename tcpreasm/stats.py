@@ -98,6 +98,8 @@ class AssemblerStats:
             "idle": of all connections, its last packet lay back furthest.
         connections: open connections (directions) of the pool now.
         pages_used: pages that hold something now.
+        buffered_bytes: memory of these pages, headers and unused room included: what `max_buffered_bytes_total` limits. Payload that
+            stays in the capture, and that only a mark is kept of, counts as if it were copied.
         pages_allocated: pages that are allocated now, used or free.
         page_requests: pages taken from the cache so far.
         bytes_dropped: sum of `dropped`.
@@ -122,6 +124,7 @@ class AssemblerStats:
     connections_evicted: Mapping[str, int]
     connections: int
     pages_used: int
+    buffered_bytes: int
     pages_allocated: int
     page_requests: int
 

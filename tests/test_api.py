@@ -153,6 +153,10 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("max_buffered_pages_total", 10**30, ValueError),
         ("max_buffered_pages_per_connection", -1, ValueError),
         ("max_buffered_pages_per_connection", 2**31, ValueError),
+        ("max_buffered_bytes_total", 1e6, TypeError),
+        ("max_buffered_bytes_total", 0, ValueError),
+        ("max_buffered_bytes_per_connection", False, TypeError),
+        ("max_buffered_bytes_per_connection", 2**62 + 1, ValueError),
         ("overlap", "whatever", ValueError),
         ("verify_checksums", "yes", TypeError),
         ("start_wait_segments", 0, ValueError),
@@ -181,6 +185,10 @@ def test_options_at_the_ends_of_their_ranges(tcpreasm: ModuleType) -> None:
     for pages in (0, 2**31 - 1):
         rig = Rig(tcpreasm, max_buffered_pages_total=pages, max_buffered_pages_per_connection=pages, hole_timeout=np.float32(0.5))
         assert tcpreasm.AssemblerOptions(max_connections=pages).max_connections == pages
+        rig.segment(1000, syn=True)
+        assert rig.segment(1005, b"held") == []
+    for limit in (None, 2**62):
+        rig = Rig(tcpreasm, max_buffered_bytes_total=limit, max_buffered_bytes_per_connection=limit)
         rig.segment(1000, syn=True)
         assert rig.segment(1005, b"held") == []
 

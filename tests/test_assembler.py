@@ -651,7 +651,7 @@ def test_no_growth_out_of_order(tcpreasm: ModuleType) -> None:
         assert rig.segment(seq, bytes(100)) == [got(*(piece(bytes([index]) * 100) for index in range(early + 1)))]
         seq = (seq + (early + 1) * 100) % WRAP
     stats = rig.assembler.stats
-    assert (stats.pages_allocated, stats.pages_used, stats.page_requests) == (1024, 0, rounds * early)
+    assert (stats.pages_allocated, stats.pages_used, stats.page_requests) == (2048, 0, rounds * early)  # 1024 of 1900 bytes, and of 440
 
 
 def test_no_growth_with_many_connections(tcpreasm: ModuleType) -> None:
@@ -670,9 +670,9 @@ def test_pages_that_a_flood_took_are_given_back(tcpreasm: ModuleType) -> None:
     rig.segment(0, syn=True)
     for seq in range(2, 10_002, 2):
         rig.send(tcpreasm.TCPSegment(1234, 80, seq, b"x"))
-    assert (rig.assembler.stats.pages_used, rig.assembler.stats.pages_allocated) == (5000, 1024 + 2048 + 4096)
+    assert (rig.assembler.stats.pages_used, rig.assembler.stats.pages_allocated) == (5000, 1024 + 1024 + 2048 + 4096)
     rig.flush()
-    assert (rig.assembler.stats.pages_used, rig.assembler.stats.pages_allocated) == (0, 1024)
+    assert (rig.assembler.stats.pages_used, rig.assembler.stats.pages_allocated) == (0, 1024 + 1024)
 
 
 # -- logging ------------------------------------------------------------------------------------------------------------
@@ -712,13 +712,14 @@ def test_the_memory_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) 
             rig.send(tcpreasm.TCPSegment(1234, 80, 0, syn=True))
     assert {record.name for record in caplog.records} == {"tcpreasm.memory"}
     told = [record.getMessage() for record in caplog.records]
-    assert told[:4] == [
+    assert told[:5] == [
         "stream pool: 1024 connections added",
-        "page cache: 1024 pages added, 1024 in all",
-        "page cache: 2048 pages added, 3072 in all",
-        "page cache: 2048 pages let go, 1024 in all",
+        "page cache: 1024 pages of 1900 bytes added, 1024 in all",
+        "page cache: 1024 pages of 24 bytes added, 1024 in all",
+        "page cache: 2048 pages of 24 bytes added, 3072 in all",
+        "page cache: 2048 pages of 24 bytes let go, 1024 in all",
     ]
-    assert next(line for line in told if "requests" in line).startswith("page cache: 65536 requests, ")
+    assert next(line for line in told if "requests" in line).startswith("page cache: 65536 requests of 24 bytes, ")
 
 
 def test_the_assembly_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
@@ -738,7 +739,7 @@ def test_the_assembly_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture
         "starts at 1000",
         "10 bytes ahead, held",
         "20 bytes ahead, held",
-        "page limit reached with 2 pages",
+        "limit reached with 2 pages",
         "ended",
     ]
     assert all(record.getMessage().startswith("10.0.0.1:1234->10.0.0.2:80: ") for record in caplog.records)

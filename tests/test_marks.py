@@ -44,6 +44,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"hole_timeout": None, "max_gap": None},
     {"max_buffered_pages_per_connection": 9},
     {"max_buffered_pages_total": 60, "hole_timeout": 0.05},
+    {"max_buffered_bytes_per_connection": 9000},
+    {"max_buffered_bytes_total": 60_000, "hole_timeout": 0.05},
 ]
 _numbers = itertools.count()
 FIELDS = ("length", "skipped", "gap_count", "started", "ended", "complete", "first_seen_ns", "last_seen_ns")

@@ -86,6 +86,33 @@ def test_a_page_has_1900_bytes(tcpreasm: ModuleType) -> None:
     assert tcpreasm.PAGE_BYTES == 1900
 
 
+@pytest.mark.parametrize(
+    ("size", "room", "memory"),
+    [(0, 24, 96), (1, 24, 96), (24, 24, 96), (25, 440, 512), (440, 440, 512), (441, 1900, 1984), (1900, 1900, 1984)],
+)
+def test_a_page_is_of_the_smallest_kind_that_fits(tcpreasm: ModuleType, size: int, room: int, memory: int) -> None:
+    cache = tcpreasm.PageCache()
+    page = cache.take(5, size)
+    assert (page.room, page.seen_ns, cache.used, cache.buffered_bytes) == (room, 5, 1, memory)
+    page.hold(b"x" * room)
+    assert page.bytes == b"x" * room
+    with pytest.raises(ValueError, match=f"a page holds {room} bytes, not {room + 1}"):
+        page.hold(bytes(room + 1))
+    assert (page.bytes, cache.held_bytes) == (b"x" * room, room)
+    cache.give_back(page)
+    assert (cache.used, cache.held_bytes, cache.buffered_bytes) == (0, 0, 0)
+    assert cache.take(0, size) == page
+    assert cache.take(0).room == 1900
+
+
+@pytest.mark.parametrize("size", [-1, 1901, 2**40])
+def test_a_page_for_more_than_a_page_holds(tcpreasm: ModuleType, size: int) -> None:
+    cache = tcpreasm.PageCache()
+    with pytest.raises(ValueError, match=f"a page is taken for 0 to 1900 bytes, not {size}"):
+        cache.take(0, size)
+    assert (cache.used, cache.size) == (0, FIRST_CHUNK)
+
+
 def test_nothing_is_left_of_a_page_s_last_use(tcpreasm: ModuleType) -> None:
     cache = tcpreasm.PageCache()
     pages = tcpreasm.PageList()
@@ -185,6 +212,22 @@ def test_a_cache_shrinks_when_it_is_idle(tcpreasm: ModuleType) -> None:
     assert [page.bytes[:1] for page in again] == [bytes([number % 251]) for number in range(700)]
 
 
+@pytest.mark.parametrize("size", [1, 100])
+def test_pages_of_every_kind_are_let_go(tcpreasm: ModuleType, size: int) -> None:
+    """Each kind has chunks of its own; a page used of one keeps no chunk of another."""
+    cache = tcpreasm.PageCache(10)
+    kept = cache.take(0)
+    taken = [cache.take(0, size) for _ in range(1024 + 2048 + 1)]
+    assert (cache.size, cache.used, cache.shrink()) == (10 + 1024 + 2048 + 4096, 3074, 0)
+    for number, page in enumerate(taken):
+        page.hold(number.to_bytes(2, "big")[-size:])
+    assert [page.bytes for page in taken] == [number.to_bytes(2, "big")[-size:] for number in range(3073)]
+    for page in taken:
+        cache.give_back(page)
+    assert (cache.shrink(), cache.size, cache.used, cache.buffered_bytes) == (2048 + 4096, 10 + 1024, 1, 1984)
+    cache.give_back(kept)
+
+
 def test_a_chunk_goes_only_when_all_its_pages_are_free(tcpreasm: ModuleType) -> None:
     cache = tcpreasm.PageCache(10)
     first = [cache.take(0) for _ in range(10)]
@@ -216,7 +259,10 @@ def test_counters_of_a_cache(tcpreasm: ModuleType, steps: list[tuple[str, int]])
     for what, pick in steps:
         if what == "take":
             data = pick.to_bytes(3, "big") * (pick % 600)
-            taken.append((page_at(cache, pick, data), data))
+            room = len(data) if pick % 2 else 1900
+            page = cache.take(0, room)
+            page.hold(data)
+            taken.append((page, data))
             requests += 1
         elif what == "give_back" and taken:
             cache.give_back(taken.pop(pick % len(taken))[0])
@@ -225,8 +271,9 @@ def test_counters_of_a_cache(tcpreasm: ModuleType, steps: list[tuple[str, int]])
             assert cache.shrink() == size - cache.size
         assert (cache.used, cache.requests) == (len(taken), requests)
         assert cache.held_bytes == sum(len(data) for _, data in taken)
+        assert cache.buffered_bytes == sum({24: 96, 440: 512, 1900: 1984}[page.room] for page, _ in taken)
         assert cache.used <= cache.size
-        assert cache.size in [2**n * 2 - 2 for n in range(1, 20)]
+        assert cache.size % 1024 in [2**n * 2 - 2 for n in range(1, 10)]
     assert [page.bytes for page, _ in taken] == [data for _, data in taken]
     assert len({page for page, _ in taken}) == len(taken)
 
@@ -297,6 +344,19 @@ def test_a_chain_into_an_empty_list(tcpreasm: ModuleType) -> None:
     cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
     insert(pages, *(page_at(cache, seq) for seq in (1, 2, 3)))
     assert seqs(pages) == [1, 2, 3]
+
+
+def test_a_list_knows_the_memory_of_its_pages(tcpreasm: ModuleType) -> None:
+    cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
+    for seq, size in ((10, 1), (20, 100), (30, 1000), (40, 24)):
+        page = cache.take(0, size)
+        page.seq = seq
+        insert(pages, page)
+    told = [pages.buffered_bytes]
+    for pop in (pages.pop_first, pages.pop_last, pages.pop_first, pages.pop_last):
+        cache.give_back(pop())
+        told.append(pages.buffered_bytes)
+    assert told == [96 + 512 + 1984 + 96, 512 + 1984 + 96, 512 + 1984, 1984, 0]
 
 
 def test_popping_from_both_ends(tcpreasm: ModuleType) -> None:

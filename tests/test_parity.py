@@ -248,6 +248,8 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "max_buffered_pages_total": st.sampled_from([0, 1, 2, 5]),
         "max_buffered_pages_per_connection": st.sampled_from([0, 1, 2, 3, 7]),
+        "max_buffered_bytes_total": st.sampled_from([None, 1, 97, 2000, 6000]),
+        "max_buffered_bytes_per_connection": st.sampled_from([None, 96, 500, 2100, 4000]),
         "start_wait_segments": st.sampled_from([None, 1, 2, 5]),
         "start_wait": st.sampled_from([None, 0.0, 0.5, 1e9]),
         "max_gap": st.sampled_from([None, 1, 10, 3000, 1 << 20, (1 << 31) - 1]),

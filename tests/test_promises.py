@@ -209,6 +209,94 @@ def test_5_defaults(tcpreasm: ModuleType) -> None:
     assert rig.taken() == []
     assert rig.segment(2 * 16_384, b"x") == [got(piece(b"x", skip=1))]
     assert tcpreasm.AssemblerOptions().max_buffered_pages_total == 131_072
+    assert tcpreasm.AssemblerOptions().max_buffered_bytes_total == 131_072 * 1984
+    assert tcpreasm.AssemblerOptions().max_buffered_bytes_per_connection is None
+
+
+PAGE_MEMORY = [(1, 96), (24, 96), (25, 512), (440, 512), (441, 1984), (1900, 1984), (1901, 1984 + 96), (1900 + 25, 1984 + 512)]
+
+
+@pytest.mark.parametrize(("size", "memory"), PAGE_MEMORY)
+def test_5_memory_is_what_pages_take(tcpreasm: ModuleType, size: int, memory: int) -> None:
+    rig = opened(tcpreasm, 0)
+    assert rig.segment(11, bytes(size)) == []
+    assert (rig.assembler.stats.bytes_held, rig.assembler.stats.buffered_bytes) == (size, memory)
+    parts = [bytes(min(1900, size - at)) for at in range(0, size, 1900)]
+    assert rig.segment(1, bytes(10)) == [got(piece(bytes(10)), *map(piece, parts))]
+    assert (rig.assembler.stats.bytes_held, rig.assembler.stats.buffered_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("size", "memory"), PAGE_MEMORY)
+@pytest.mark.parametrize("name", ["max_buffered_bytes_total", "max_buffered_bytes_per_connection"])
+def test_5_memory_at_its_limit_stops_the_waiting(tcpreasm: ModuleType, name: str, size: int, memory: int) -> None:
+    """Reaching it is what triggers, as with pages: one byte more would be no limit for what is here."""
+    parts = [bytes(min(1900, size - at)) for at in range(0, size, 1900)]
+    rig = opened(tcpreasm, 0, **{name: 2 * memory})
+    assert rig.segment(11, bytes(size)) == []
+    assert rig.segment(9000, bytes(size)) == [got(piece(parts[0], skip=10), *map(piece, parts[1:]))]
+    assert rig.assembler.stats.buffered_bytes == memory
+    rig = opened(tcpreasm, 0, **{name: 2 * memory + 1})
+    assert rig.segment(11, bytes(size)) == []
+    assert rig.segment(9000, bytes(size)) == []
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 40_000])
+def test_5_memory_in_all_never_passes_its_limit(tcpreasm: ModuleType, limit: int) -> None:
+    rig = Rig(tcpreasm, max_buffered_bytes_total=limit)
+    generator = random.Random(limit)
+    for _ in range(600):
+        ends = number(generator.randrange(20))
+        rig.segment(generator.randrange(1, 9) * 5000, bytes(generator.choice([1, 20, 300, 4000])), ends=ends)
+        assert rig.assembler.stats.buffered_bytes < limit
+
+
+def test_5_memory_of_one_connection_is_its_own(tcpreasm: ModuleType) -> None:
+    """The one that floods stops waiting, the other one does not."""
+    rig = Rig(tcpreasm, max_buffered_bytes_per_connection=960)
+    for index in range(2):
+        rig.segment(0, syn=True, ends=number(index))
+    assert rig.segment(11, b"patient", ends=number(1)) == []
+    for index in range(9):
+        assert rig.segment(11 + 10 * index, b"x", ends=number(0)) == []
+    assert rig.segment(200, b"x", ends=number(0)) == [got(piece(b"x", skip=10), ends=number(0))]
+    assert rig.segment(1, b"0123456789", ends=number(1)) == [got(piece(b"0123456789"), piece(b"patient"), ends=number(1))]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_buffered_pages_total": 1},
+        {"max_buffered_pages_per_connection": 1},
+        {"max_buffered_bytes_total": 1},
+        {"max_buffered_bytes_per_connection": 1},
+    ],
+)
+def test_5_what_continues_the_stream_is_always_taken(tcpreasm: ModuleType, limits: dict[str, int]) -> None:
+    """However little may be held, and whatever others hold: the next bytes go out."""
+    rig = Rig(tcpreasm, max_buffered_pages_total=100)
+    rig.segment(0, syn=True)
+    for seq in range(11, 960, 10):
+        assert rig.segment(seq, b"x") == []
+    low = Rig(tcpreasm, rig.recorder, rig.pool, **limits)
+    rig.shared = True
+    low.segment(0, syn=True, ends=BACK)
+    for seq in range(1, 200_000, 5000):
+        assert low.segment(seq, bytes(5000), ends=BACK) == [got(piece(bytes(5000)), ends=BACK)]
+    for seq in range(1, 11):
+        calls = rig.segment(seq, b"y")
+        assert calls == [got(piece(b"y"), *([piece(b"x")] if seq == 10 else []))]
+
+
+@pytest.mark.parametrize("size", [1, 100, 1460])
+def test_5_a_copy_of_what_is_held_takes_nothing(tcpreasm: ModuleType, size: int) -> None:
+    rig = opened(tcpreasm, 0)
+    rig.segment(11, b"x" * size)
+    before = rig.assembler.stats
+    for again in range(1, 1000):
+        rig.send(segment(tcpreasm, 11, b"x" * size))
+        stats = rig.assembler.stats
+        assert stats.dropped == {"overlapping": again * size}
+    assert (stats.pages_used, stats.page_requests, stats.buffered_bytes) == (1, 1, before.buffered_bytes)
 
 
 # -- 6: skip, start, end, seen ------------------------------------------------------------------------------------------
@@ -720,7 +808,7 @@ def test_11_kept_pieces_do_not_keep_pages_for_ever(tcpreasm: ModuleType) -> None
         rig.segment(seq + 1, b"b")
         rig.segment(seq, b"a")
     stats = rig.assembler.stats
-    assert (stats.pages_allocated, stats.pages_used, len(rig.recorder.kept)) == (1024, 0, 20_001)
+    assert (stats.pages_allocated, stats.pages_used, len(rig.recorder.kept)) == (2 * 1024, 0, 20_001)
 
 
 def test_11_packets_that_are_held_belong_to_nobody_else(tcpreasm: ModuleType) -> None:

@@ -401,6 +401,7 @@ TIMES: list[dict[str, Any]] = [
     {"hole_timeout": 0.5, "idle_timeout": 3.0, "closed_timeout": 1.0},
     {"hole_timeout": 0.05, "idle_timeout": 0.3, "start_wait": 0.0, "max_gap": 9000},
     {"hole_timeout": 2.0, "idle_timeout": None, "max_buffered_pages_per_connection": 3},
+    {"hole_timeout": 2.0, "max_buffered_bytes_per_connection": 3000},
     {"hole_timeout": None, "idle_timeout": 1.0, "start_wait_segments": None, "start_wait": 1.0},
 ]
 
@@ -440,9 +441,11 @@ def test_clocks_that_jump(tcpreasm: ModuleType, path: Path, seed: int) -> None:
 # -- limits ---------------------------------------------------------------------------------------------------------------
 
 
-def test_one_limit_of_pages_for_all(tcpreasm: ModuleType, path: Path) -> None:
+@pytest.mark.parametrize("counted", ["pages", "bytes"])
+def test_one_limit_for_all(tcpreasm: ModuleType, path: Path, counted: str) -> None:
     """What the threads hold together stays below it. Which of them gets a page first is left to chance."""
     limit, connections = 40, 200
+    options = {"max_buffered_pages_total": limit} if counted == "pages" else {"max_buffered_bytes_total": limit * 96}
     first = [frame(0, b"", SYN, ends=number(which)) for which in range(connections)]
     early = [frame(11, b"late", ends=number(which)) for which in range(connections)]
     filling = [frame(1, b"0123456789", ends=number(which)) for which in range(connections)]
@@ -452,7 +455,7 @@ def test_one_limit_of_pages_for_all(tcpreasm: ModuleType, path: Path) -> None:
     path.write_bytes(pcap((START_NS + nth, data) for nth, data in enumerate(frames)))
     for threads in (2, 3, 5):
         book = Book()
-        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(book), tcpreasm.AssemblerOptions(max_buffered_pages_total=limit))
+        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(book), tcpreasm.AssemblerOptions(**options))
         assembler.assemble_capture(path, threads=threads)
         whole = [stream for (stream,) in book.streams.values() if stream.data == b"0123456789late"]
         cut = [stream for (stream,) in book.streams.values() if stream.data == b"late"]

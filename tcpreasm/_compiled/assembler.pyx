@@ -36,7 +36,7 @@ from .engine cimport (
 )
 from .flushing cimport Flusher
 from .origin cimport keep_origin, let_go_of_origin, origin_s
-from .pages cimport PageCache, cache_s, page_counts_s
+from .pages cimport UNIT, PageCache, cache_s, page_counts_s
 from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch, prefetch_connection, prefetch_slot, same_key, table_s
 from .reassembly cimport piece_s
 from .records cimport DENSE_BYTES, RecordReader, frame_s
@@ -83,6 +83,8 @@ cdef class AssemblerBase(Flusher):
         urgent,
         paws,
         syn_data,
+        max_buffered_bytes_total,
+        max_buffered_bytes_per_connection,
         verify_checksums,
         start_wait_segments,
         start_wait_ns,
@@ -94,7 +96,7 @@ cdef class AssemblerBase(Flusher):
         opens_on_data,
         on_evict,
     ):
-        """Numbers only; -1 stands for: never, no limit."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none."""
         self.cache = PageCache()
         self.limit_total = max_buffered_pages_total
         self.limit_connection = max_buffered_pages_per_connection
@@ -105,6 +107,8 @@ cdef class AssemblerBase(Flusher):
         self.paws = paws
         self.syn_data_waits = syn_data
         self.long_way = LONG_WAY if paws or syn_data else 0
+        self.limit_bytes_total = max_buffered_bytes_total
+        self.limit_bytes_connection = max_buffered_bytes_per_connection
         self.verify = verify_checksums
         self.start_wait_segments = -1 if start_wait_segments is None else min(start_wait_segments, ALWAYS_NS)
         self.start_wait_ns = start_wait_ns
@@ -414,7 +418,7 @@ cdef class AssemblerBase(Flusher):
         self._leave()
 
     def share_limit(self, list assemblers not None):
-        """The limit of pages in all is one for these together, of which this is one. Of that of connections each gets its part."""
+        """The limits of pages and bytes in all are one for these together, of which this is one. Of that of connections each gets its part."""
         cdef int i
         self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
         PyMem_RawFree(self.sharers)
@@ -462,6 +466,7 @@ cdef class AssemblerBase(Flusher):
                 "bytes_held": pages.held_bytes,
                 "connections": len(self.pool_),
                 "pages_used": pages.used,
+                "buffered_bytes": pages.units * UNIT,
                 "pages_allocated": pages.size,
                 "page_requests": pages.requests,
             },

@@ -82,14 +82,16 @@ cdef struct text_s:
 
 cdef class Engine(Server):
     cdef PageCache cache
-    # options, as numbers; -1: never; 0 for a page limit: none
+    # options, as numbers; -1: never; 0 for a limit: none
     cdef int64_t limit_total
     cdef int64_t limit_connection
     cdef uint64_t limit_connections  # open ones and those remembered; the highest number: none
     cdef object on_evict          # or None
     cdef bint tells_evictions     # it is not None
     cdef bint opens_on_data       # a stream is made for text or a FIN only, not for a SYN
-    cdef list limit_with          # page caches of the others that limit_total is shared with,
+    cdef int64_t limit_bytes_total
+    cdef int64_t limit_bytes_connection
+    cdef list limit_with          # page caches of the others that the limits in all are shared with,
     cdef cache_s **sharers        # and what they have
     cdef int sharer_count
     cdef int64_t start_wait_segments
@@ -157,6 +159,7 @@ cdef class Engine(Server):
     # Early: into pages.
     cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil
     cdef int _hold_in(self, page_list_s *pages, text_s *text, bint unsure, origin_s *origin) except -1 nogil
+    cdef int _hold_over_many(self, page_list_s *pages, text_s *text, origin_s *origin) except -1 nogil
     cdef page_s *_push(
         self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
     ) except NULL nogil
@@ -170,7 +173,7 @@ cdef class Engine(Server):
     cdef int64_t _make_room(self, page_list_s *pages, page_s *page, uint32_t near, text_s *text) except -1 nogil
     cdef int _take_out(self, page_list_s *pages, page_s *page, uint32_t begin, uint32_t end) except -1 nogil
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
-    cdef int64_t _pages_used(self) noexcept nogil
+    cdef bint _are_all_at_limit(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil
     cdef int _skip(self, connection_s *connection) except -1 nogil
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil

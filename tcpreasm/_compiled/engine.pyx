@@ -48,6 +48,8 @@ from .decode cimport timestamp_value
 from .origin cimport origin_s
 from .pages cimport (
     PAGE_SIZE,
+    UNIT,
+    add_used,
     came_of,
     came_s,
     find_place,
@@ -56,18 +58,20 @@ from .pages cimport (
     bytes_in_memory,
     cut_front,
     cut_page,
+    drop_flat,
+    flat_s,
+    flatten,
     hold_bytes,
     lend_page,
     page_end,
     page_list_s,
     page_s,
-    pages_used,
     pop_first,
     pop_last,
     push_between,
     remove_page,
     take_mark,
-    take_page,
+    take_page_for,
 )
 from .pool cimport find
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
@@ -93,6 +97,7 @@ cdef enum:
     CONTINUES_WITHIN = 1 << 20    # what continues from a SYN lies at most so many bytes behind it
     START_REACH = 1 << 30         # without a start, data within so many bytes of the first belongs together
     FORGET_AT_ONCE = 16           # closed connections that a new one may erase: what has piled up delays no packet much
+    FLAT_FROM = 1024              # bytes of a segment that may lie over many pages
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
 cdef const uint8_t *NOTHING = b""
@@ -509,7 +514,13 @@ cdef class Engine(Server):
                 self.counts[OUT_OF_WINDOW] += text.size
                 return 0
             self.pool_.note_held(text.seen_ns)
-            self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
+            if (
+                text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size
+                and self.overlap == FIRST and not text.has_apart
+            ):
+                self._hold_over_many(&connection.pages, text, self._origin_for(connection, text))
+            else:
+                self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
             if self.debug:
                 with gil:
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
@@ -728,6 +739,37 @@ cdef class Engine(Server):
             prev.missing = <uint32_t>max(<int64_t>prev.missing, <int64_t>difference(page_end(prev), <uint32_t>(text.seq + size + missing)))
         return 0
 
+    # The same for a long text among many pages, nothing of it cut off. Where it repeats a stretch of small ones, as one who wants this to
+    # be dear sends it, that is compared at once.
+    cdef int _hold_over_many(self, page_list_s *pages, text_s *text, origin_s *origin) except -1 nogil:
+        cdef flat_s *flat = &pages.index.flat
+        cdef text_s part = text[0]
+        cdef uint64_t before
+        cdef int64_t size = text.size, begin = 0, end = 0, ahead   # begin to end: what the flat copy has of it
+        cdef const uint8_t *held
+        if flat.size:
+            ahead = difference(text.seq, flat.begin)
+            if ahead < size and ahead + flat.size > 0:
+                begin, end = max(0, ahead), min(ahead + flat.size, size)
+                held = flat.bytes + (begin - ahead)
+                self.counts[OVERLAPPING] += end - begin
+                if memcmp(held, text.data + begin, end - begin) != 0:
+                    self._count_conflicts(text.seq + <uint32_t>begin, held, text.data + begin, <uint32_t>(end - begin), False)
+                if end - begin > size // 2:
+                    flat.passed = 0
+        before = self.counts[OVERLAPPING]
+        if begin > 0:
+            part.size = part.wire = <uint32_t>begin
+            self._hold_in(pages, &part, False, origin)
+        if end < size:
+            part.seq, part.data = text.seq + <uint32_t>end, text.data + end
+            part.size = part.wire = <uint32_t>(size - end)
+            part.offset = -1 if text.offset < 0 else text.offset + end
+            self._hold_in(pages, &part, False, origin)
+        if end - begin <= size // 2 and self.counts[OVERLAPPING] != before:
+            flatten(pages, text.seq, text.size)
+        return 0
+
     # The text's bytes from position to end, as a chain of pages, go in between two neighbours. Returns the last page.
     cdef page_s *_push(
         self, page_list_s *pages, page_s *prev, page_s *next_, text_s *text, int64_t position, int64_t end, origin_s *origin
@@ -746,7 +788,9 @@ cdef class Engine(Server):
                 if origin != NULL and size >= MARKED_FROM:
                     page = take_mark(&self.cache.state, text.seen_ns, origin, text.offset + position, size)
                 else:
-                    page = take_page(&self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position)
+                    page = take_page_for(
+                        &self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position, size
+                    )
                     hold_bytes(page, text.data + position, size)
                 page.seq = text.seq + <uint32_t>position
                 page.urgent = position == apart and size != 0
@@ -884,10 +928,10 @@ cdef class Engine(Server):
         cdef int64_t offset = -1 if page.offset < 0 else page.offset + end
         cdef page_s *tail
         if begin and behind:
-            if page.cache.has_marks:
+            if page.cache.kind == MARKS:
                 tail = take_mark(&self.cache.state, page.seen_ns, <origin_s *>page.bytes, offset, behind)
             else:
-                tail = take_page(&self.cache.state, page.seen_ns, offset)
+                tail = take_page_for(&self.cache.state, page.seen_ns, offset, behind)
                 hold_bytes(tail, page.bytes + end, behind)
                 if self.overlap > LAST:
                     came_of(tail)[0] = brought_by(page)
@@ -905,21 +949,26 @@ cdef class Engine(Server):
         return 0
 
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil:
-        return pages.count > 0 and (0 < self.limit_connection <= pages.count or 0 < self.limit_total <= self._pages_used())
+        return pages.count > 0 and (
+            0 < self.limit_connection <= pages.count
+            or 0 < self.limit_bytes_connection <= <int64_t>pages.units * UNIT
+            or ((self.limit_total or self.limit_bytes_total) and self._are_all_at_limit())
+        )
 
-    # By all that share the limit. What the others' threads have may be a few pages old.
-    cdef int64_t _pages_used(self) noexcept nogil:
-        cdef int64_t used = pages_used(&self.cache.state)
+    # All that share the limits. What the others' threads have may be a few pages old.
+    cdef bint _are_all_at_limit(self) noexcept nogil:
+        cdef uint64_t pages = 0, units = 0
         cdef int i
+        add_used(&self.cache.state, &pages, &units)
         for i in range(self.sharer_count):
-            used += pages_used(self.sharers[i])
-        return used
+            add_used(self.sharers[i], &pages, &units)
+        return 0 < self.limit_total <= <int64_t>pages or 0 < self.limit_bytes_total <= <int64_t>units * UNIT
 
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil:
         while self._is_at_limit(&connection.pages):
             if self.debug:
                 with gil:
-                    _log.debug("%s: page limit reached with %d pages", key_object(&connection.key), connection.pages.count)
+                    _log.debug("%s: limit reached with %d pages", key_object(&connection.key), connection.pages.count)
             self._skip(connection)
         return 0
 
@@ -1072,6 +1121,7 @@ cdef void note_cut(connection_s *connection, uint32_t cut_end) noexcept nogil:
 cdef void cut_pages(page_list_s *pages, uint32_t end_seq, uint64_t *dropped) noexcept nogil:
     cdef page_s *page
     cdef int64_t room
+    drop_flat(pages)
     while pages.count:
         page = pages.last
         room = difference(page.seq, end_seq)

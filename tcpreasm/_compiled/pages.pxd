@@ -14,8 +14,12 @@ A page is in one of three states:
     used    taken; in a list, or about to be
     lent    no longer used, but its bytes are still looked at: by a Reassembly that somebody keeps, or by a compiled stream in its call
 
-A mark is a page without bytes of its own: they lie in the capture that it names, at its offset. A cache has its marks in chunks of their
-own, of headers only.
+Pages come in sizes, so that a short piece takes little room: header and bytes of a SMALL one are 96 bytes, and with its place in the index
+(24 at the most) less than 128. A MEDIUM one has 512 bytes: most of what is short but not tiny (requests, ends of answers), in a quarter of
+the room. Each size is a cache of its own kind behind the one that everybody knows; a page knows its own.
+
+A mark is a page without bytes of its own: they lie in the capture that it names, at its offset. Where a limit is kept it counts as much as
+a page with a copy of the bytes, so that nothing that a stream gets depends on where they lie.
 
 Pages are taken and given back under the lock of the pool that their lists belong to, with or without the GIL. Only lent ones come back at
 any moment, from any thread that holds the GIL: they go onto a stack of their own, by atomic operations.
@@ -28,14 +32,24 @@ from .origin cimport origin_s
 
 cdef enum:
     PAGE_SIZE = 1900              # payload bytes of a page, as in the model
-    PAGE_STRIDE = 1920            # distance of two pages' bytes: whole cache lines
     CACHE_LINE = 64
+    UNIT = 32                     # bytes in which a page's memory is counted: header, bytes and unused room
     LEAF = 128                    # entries of a leaf
+    FLAT_PER_PAGE = 16
+
+
+# Kinds of pages. A cache is of one kind; the first one of an assembler is LARGE, and has the others behind it.
+cdef enum:
+    SMALL = 0
+    MEDIUM = 1
+    MARKS = 2
+    LARGE = 3
+    KINDS = 4
 
 
 cdef struct chunk_s:              # pages that were allocated together
     page_s *pages
-    uint8_t *bytes                # PAGE_STRIDE for each; NULL: marks
+    uint8_t *bytes                # cache_s.stride for each; NULL: marks
     page_s *free                  # stack of those that were given back
     uint32_t count
     uint32_t made                 # those that were ever taken; the others are not touched, and so take no room
@@ -45,8 +59,11 @@ cdef struct chunk_s:              # pages that were allocated together
 # The state of a PageCache, which it is a part of.
 cdef struct cache_s:
     void *owner                   # the PageCache
-    cache_s *marks                # another one, for marks; NULL as long as there are none
-    bint has_marks                # it is that one
+    cache_s *others[LARGE]        # LARGE: the caches of the other kinds; NULL as long as there are none
+    int kind
+    uint32_t room                 # payload bytes of a page
+    uint32_t stride               # distance of two pages' bytes, at least room + 8; 0: marks
+    uint32_t units                # memory that a page counts for
     bint keeps_came               # behind the bytes of each page there is a came_s
     chunk_s *chunks               # oldest first
     uint32_t chunk_count
@@ -61,12 +78,12 @@ cdef struct cache_s:
 cdef struct page_s:               # a cache line, and aligned to one
     page_s *prev                  # list neighbours; NULL at the ends
     page_s *next
-    uint8_t *bytes                # PAGE_SIZE bytes within a numpy buffer of the cache; never moves. In a mark: origin_s *, a reference
-    cache_s *cache                # that the page belongs to (it lives while pages are used or lent)
+    uint8_t *bytes                # cache.room bytes within a numpy buffer of the cache; never moves. In a mark: origin_s *, a reference
+    cache_s *cache                # that the page belongs to, of its kind (it lives while pages are used or lent)
     int64_t seen_ns               # capture time of the segment
     int64_t offset                # of the first byte in the capture file; -1: unknown
     uint32_t seq                  # sequence number of the first byte
-    uint32_t length               # bytes held, 0 to PAGE_SIZE
+    uint32_t length               # bytes held, 0 to cache.room
     uint32_t missing              # bytes right behind these that the capture cut off: no use waiting for them
     uint16_t chunk                # which of the cache's chunks it lies in
     uint8_t urgent                # one byte, out of band
@@ -78,7 +95,7 @@ cdef struct came_s:
     uint32_t behind               # and the one behind its last
 
 cdef inline came_s *came_of(const page_s *page) noexcept nogil:
-    return <came_s *>(page.bytes + PAGE_STRIDE - sizeof(came_s))
+    return <came_s *>(page.bytes + page.cache.stride - sizeof(came_s))
 
 
 cdef struct page_list_s:          # all zero: an empty list
@@ -86,12 +103,23 @@ cdef struct page_list_s:          # all zero: an empty list
     page_s *last
     index_s *index                # NULL: few pages, or no memory for one; then a place is found by walking
     uint32_t count
+    uint32_t units                # memory that these pages count for
 
 
 cdef struct leaf_s:               # pages that follow each other in the list; never empty
     uint32_t begin, end           # of the entries in use
     uint32_t seqs[LEAF]
     page_s *pages[LEAF]
+
+# What many small pages hold in one stretch, side by side: a segment that repeats it is compared at once, not page by page. Taken where
+# pages have at most FLAT_PER_PAGE bytes on average, so that it adds a sixth to their memory at the most. Never revised: to be made and
+# asked for only where bytes that are held stay what they are.
+cdef struct flat_s:
+    uint8_t *bytes
+    uint32_t begin                # sequence number
+    uint32_t size                 # 0: there is none
+    uint32_t passed               # stretches that could have had one since this one was last of use
+
 
 # The leaves in order, and the first sequence number of each; the first leaf's is not kept up and not asked for.
 cdef struct index_s:
@@ -100,32 +128,34 @@ cdef struct index_s:
     uint32_t count
     uint32_t room                 # of the two arrays
     uint32_t at_leaf, at_entry    # what was found or entered last, if it is still there
+    flat_s flat
 
 
-cdef struct page_counts_s:        # of a cache, with its marks
+cdef struct page_counts_s:        # of a cache, with those behind it
     uint64_t size
     uint64_t used
     uint64_t requests
     int64_t held_bytes
+    uint64_t units                # memory that the pages used count for
 
 
 cdef class PageCache:
-    cdef PageCache marks          # what state.marks lies in, or None
+    cdef list others              # what state.others lie in: PageCache or None
     cdef list memory              # of (page headers, page bytes), numpy uint8 arrays: what the chunks lie in
     cdef cache_s state
     cdef uint32_t next_grow       # pages that the next chunk will have
     cdef bint log
 
     cdef int _grow(self) except -1
-    cdef int _make_marks(self) except -1
+    cdef int _make_other(self, int kind) except -1
     cdef page_counts_s count(self) noexcept
     cdef int shrink_now(self) except -1
     cdef bint is_whole(self)        # every page is free, none used, none lent
 
 
-# An empty page that stands in no list.
+# An empty page that stands in no list: of the cache's own kind, and one that has room for `size` bytes (PAGE_SIZE at the most).
 cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except NULL nogil
-
+cdef page_s *take_page_for(cache_s *cache, int64_t seen_ns, int64_t offset, uint32_t size) except NULL nogil
 
 # used -> lent; the page is out of its list.
 cdef void lend_page(page_s *page) noexcept nogil
@@ -142,11 +172,18 @@ cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_
 cdef const uint8_t *bytes_held(const page_s *page, uint8_t *buffer) noexcept nogil
 # The same in memory, where a mark is not on a file; there it is NULL.
 cdef const uint8_t *bytes_in_memory(const page_s *page) noexcept nogil
-# Keep a copy of `length` bytes (at most PAGE_SIZE) instead of what the page held; data may lie in the page itself.
+# Keep a copy of `length` bytes (at most the page's room) instead of what the page held; data may lie in the page itself.
 cdef void hold_bytes(page_s *page, const uint8_t *data, uint32_t length) noexcept nogil
 
-cdef inline uint64_t pages_used(const cache_s *cache) noexcept nogil:
-    return cache.used + (0 if cache.marks == NULL else cache.marks.used)
+# Adds what a cache has in use, with those behind it: pages, and the memory that they count for.
+cdef inline void add_used(const cache_s *cache, uint64_t *pages, uint64_t *units) noexcept nogil:
+    cdef int kind
+    cdef const cache_s *one
+    for kind in range(KINDS):
+        one = cache if kind == LARGE else cache.others[kind]
+        if one != NULL:
+            pages[0] += one.used
+            units[0] += one.used * one.units
 
 cdef inline uint32_t page_end(page_s *page) noexcept nogil:
     return page.seq + page.length
@@ -155,6 +192,10 @@ cdef inline uint32_t page_end(page_s *page) noexcept nogil:
 cdef page_s *find_place(page_list_s *pages, uint32_t seq) noexcept nogil
 # Link the chain first ... last in between two neighbours (NULL: the end on that side).
 cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *first, page_s *last) noexcept nogil
+# Make a flat copy of that stretch if all of it is held, in many pages; and if there is one of another stretch, only the second time.
+cdef void flatten(page_list_s *pages, uint32_t seq, uint32_t size) noexcept nogil
+# It is not asked for any more.
+cdef void drop_flat(page_list_s *pages) noexcept nogil
 # Unlink the first or last page; the list is not empty.
 cdef page_s *pop_first(page_list_s *pages) noexcept nogil
 cdef page_s *pop_last(page_list_s *pages) noexcept nogil

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
 from .origin cimport bytes_in_origin, keep_origin, let_go_of_origin, origin_s
 from .sequence cimport difference
@@ -18,6 +18,12 @@ from .._log import Log
 __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 
 PAGE_BYTES = PAGE_SIZE
+
+# By kind. What is not the header of 64 bytes is the stride; a mark counts as the page that it spares.
+cdef uint32_t[KINDS] ROOM = [24, 440, PAGE_SIZE, PAGE_SIZE]
+cdef uint32_t[KINDS] STRIDE = [32, 448, 0, 1920]
+cdef uint32_t[KINDS] UNITS = [96 // UNIT, 512 // UNIT, 1984 // UNIT, 1984 // UNIT]
+
 cdef enum:
     INITIAL_PAGES = 1024
     MAX_CHUNK_PAGES = 1 << 22     # doubling goes no further: 8 GB at once
@@ -56,13 +62,15 @@ cdef class PageCache:
     added as there were twice at the last time, beginning with 1024.
     """
 
-    def __cinit__(self, initial=INITIAL_PAGES, *, _marks=False):
+    def __cinit__(self, initial=INITIAL_PAGES, *, _kind=LARGE):
         if not 1 <= initial <= MAX_CHUNK_PAGES:
             raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
         self.memory = []
         self.next_grow = initial
         self.state.owner = <void *>self
-        self.state.has_marks = _marks
+        self.state.kind = _kind
+        self.state.room, self.state.stride, self.state.units = ROOM[self.state.kind], STRIDE[self.state.kind], UNITS[self.state.kind]
+        self.others = [None] * LARGE
         self.log = _memory_log.is_on()
         self._grow()
 
@@ -80,7 +88,7 @@ cdef class PageCache:
             raise MemoryError()
         state.chunks = chunks
         headers = np.empty(<size_t>count * sizeof(page_s) + CACHE_LINE, np.uint8)
-        buffers = None if state.has_marks else np.empty(<size_t>count * PAGE_STRIDE + CACHE_LINE, np.uint8)
+        buffers = np.empty(<size_t>count * state.stride + CACHE_LINE, np.uint8) if state.stride else None
         chunk = &chunks[state.chunk_count]
         chunk.pages = <page_s *>aligned(headers.ctypes.data)
         chunk.bytes = NULL if buffers is None else <uint8_t *>aligned(buffers.ctypes.data)
@@ -91,29 +99,39 @@ cdef class PageCache:
         state.size += count
         self.next_grow = min(count * 2, <uint32_t>MAX_CHUNK_PAGES)
         if self.log:
-            _memory_log.debug("page cache: %d pages added, %d in all", count, state.size)
+            _memory_log.debug("page cache: %d pages of %d bytes added, %d in all", count, state.room, state.size)
         return 0
 
     cdef page_counts_s count(self) noexcept:
         cdef page_counts_s counts
+        cdef const cache_s *other
+        cdef int kind
         counts.size, counts.used = self.state.size, self.state.used
         counts.requests, counts.held_bytes = self.state.requests, self.state.held_bytes
-        if self.marks is not None:
-            counts.size += self.marks.state.size
-            counts.used += self.marks.state.used
-            counts.requests += self.marks.state.requests
-            counts.held_bytes += self.marks.state.held_bytes
+        counts.units = self.state.used * self.state.units
+        for kind in range(LARGE):
+            other = self.state.others[kind]
+            if other != NULL:
+                counts.size += other.size
+                counts.used += other.used
+                counts.requests += other.requests
+                counts.held_bytes += other.held_bytes
+                counts.units += other.used * other.units
         return counts
 
-    cdef int _make_marks(self) except -1:
-        self.marks = PageCache(_marks=True)
-        self.state.marks = &self.marks.state
+    cdef int _make_other(self, int kind) except -1:
+        cdef PageCache other = PageCache(_kind=kind)
+        other.state.keeps_came = self.state.keeps_came
+        self.others[kind] = other
+        self.state.others[kind] = &other.state
         return 0
 
     cdef bint is_whole(self):
         cdef uint32_t i
-        if self.marks is not None and not self.marks.is_whole():
-            return False
+        cdef PageCache other
+        for other in self.others:
+            if other is not None and not other.is_whole():
+                return False
         free_returned(&self.state)
         for i in range(self.state.chunk_count):
             if self.state.chunks[i].out != 0:
@@ -124,10 +142,13 @@ cdef class PageCache:
         cdef cache_s *state = &self.state
         cdef uint64_t before = state.size
         cdef chunk_s *chunk
-        if self.marks is not None:
-            self.marks.shrink_now()
+        cdef PageCache other
+        cdef int gone = 0
+        for other in self.others:
+            if other is not None:
+                gone += other.shrink_now()
         if state.chunk_count == 1:
-            return 0
+            return gone
         free_returned(state)
         while state.chunk_count > 1:
             chunk = &state.chunks[state.chunk_count - 1]
@@ -139,34 +160,39 @@ cdef class PageCache:
             state.current = min(state.current, state.chunk_count - 1)
             self.memory.pop()
         if self.log and state.size != before:
-            _memory_log.debug("page cache: %d pages let go, %d in all", before - state.size, state.size)
-        return <int>(before - state.size)
+            _memory_log.debug("page cache: %d pages of %d bytes let go, %d in all", before - state.size, state.room, state.size)
+        return gone + <int>(before - state.size)
 
     @property
     def size(self):
         """Pages that are allocated."""
-        return self.state.size
+        return self.count().size
 
     @property
     def used(self):
         """Pages that are taken."""
-        return self.state.used
+        return self.count().used
 
     @property
     def requests(self):
         """Pages taken so far."""
-        return self.state.requests
+        return self.count().requests
 
     @property
     def held_bytes(self):
         """Payload in the taken pages."""
-        return self.state.held_bytes
+        return self.count().held_bytes
 
-    def take(self, seen_ns):
-        """An empty page that stands in no list."""
-        if self.state.has_marks:
-            raise TypeError("marks are taken by the core alone")
-        return handle(take_page(&self.state, seen_ns, -1))
+    @property
+    def buffered_bytes(self):
+        """Memory of the taken pages: headers, payload and unused room."""
+        return self.count().units * UNIT
+
+    def take(self, seen_ns, size=PAGE_BYTES):
+        """An empty page that stands in no list, of the smallest kind with room for so many bytes. ValueError where none has."""
+        if not 0 <= size <= PAGE_SIZE:
+            raise ValueError(f"a page is taken for 0 to {PAGE_SIZE} bytes, not {size}")
+        return handle(take_page_for(&self.state, seen_ns, -1, size))
 
     def give_back(self, Page page not None):
         """The opposite of take. The page goes to the cache that it came from, whichever assembler was done with it."""
@@ -231,7 +257,7 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
             prefetch(page.next.bytes)
     else:
         page = chunk.pages + chunk.made
-        page.bytes = NULL if chunk.bytes == NULL else chunk.bytes + <size_t>chunk.made * PAGE_STRIDE
+        page.bytes = NULL if chunk.bytes == NULL else chunk.bytes + <size_t>chunk.made * cache.stride
         page.cache = cache
         page.chunk = <uint16_t>cache.current
         chunk.made += 1
@@ -245,8 +271,23 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
     if not cache.requests & 0xFFFF:
         with gil:
             if (<PageCache>cache.owner).log:
-                _memory_log.debug("page cache: %d requests, %d used, %d free", cache.requests, cache.used, cache.size - cache.used)
+                _memory_log.debug(
+                    "page cache: %d requests of %d bytes, %d used, %d free", cache.requests, cache.room, cache.used, cache.size - cache.used
+                )
     return page
+
+
+cdef page_s *take_page_for(cache_s *cache, int64_t seen_ns, int64_t offset, uint32_t size) except NULL nogil:
+    if size > ROOM[MEDIUM]:
+        return take_page(cache, seen_ns, offset)
+    return take_page(other_cache(cache, SMALL if size <= ROOM[SMALL] else MEDIUM), seen_ns, offset)
+
+
+cdef cache_s *other_cache(cache_s *cache, int kind) except NULL nogil:
+    if cache.others[kind] == NULL:
+        with gil:
+            (<PageCache>cache.owner)._make_other(kind)
+    return cache.others[kind]
 
 
 cdef void lend_page(page_s *page) noexcept nogil:
@@ -256,7 +297,7 @@ cdef void lend_page(page_s *page) noexcept nogil:
 
 cdef void return_page(page_s *page) noexcept nogil:
     page.prev = page  # marks it as free
-    if page.cache.has_marks:
+    if page.cache.kind == MARKS:
         let_go_of_origin(<origin_s *>page.bytes)
     push(<void **>&page.cache.returned, page, <void **>&page.next)
 
@@ -264,17 +305,13 @@ cdef void return_page(page_s *page) noexcept nogil:
 cdef void give_back_page(page_s *page) noexcept nogil:
     lend_page(page)
     page.prev = page
-    if page.cache.has_marks:
+    if page.cache.kind == MARKS:
         let_go_of_origin(<origin_s *>page.bytes)
     put_back(page)
 
 
 cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_t offset, uint32_t length) except NULL nogil:
-    cdef page_s *page
-    if cache.marks == NULL:
-        with gil:
-            (<PageCache>cache.owner)._make_marks()
-    page = take_page(cache.marks, seen_ns, offset)
+    cdef page_s *page = take_page(other_cache(cache, MARKS), seen_ns, offset)
     keep_origin(origin)
     page.bytes = <uint8_t *>origin
     page.length = length
@@ -283,13 +320,13 @@ cdef page_s *take_mark(cache_s *cache, int64_t seen_ns, origin_s *origin, int64_
 
 
 cdef const uint8_t *bytes_held(const page_s *page, uint8_t *buffer) noexcept nogil:
-    if page.cache.has_marks:
+    if page.cache.kind == MARKS:
         return bytes_in_origin(<const origin_s *>page.bytes, page.offset, page.length, buffer)
     return page.bytes
 
 
 cdef const uint8_t *bytes_in_memory(const page_s *page) noexcept nogil:
-    if page.cache.has_marks and (<const origin_s *>page.bytes).owner == NULL:
+    if page.cache.kind == MARKS and (<const origin_s *>page.bytes).owner == NULL:
         return NULL
     return bytes_held(page, NULL)
 
@@ -332,6 +369,7 @@ cdef void push_between(page_list_s *pages, page_s *prev, page_s *next_, page_s *
     last.next = next_
     while True:
         pages.count += 1
+        pages.units += page.cache.units
         if pages.index != NULL:
             enter(pages, page)
         if page == last:
@@ -352,6 +390,7 @@ cdef page_s *pop_first(page_list_s *pages) noexcept nogil:
         pages.first.prev = NULL
     page.next = NULL
     pages.count -= 1
+    pages.units -= page.cache.units
     return page
 
 
@@ -366,6 +405,7 @@ cdef page_s *pop_last(page_list_s *pages) noexcept nogil:
         pages.last.next = NULL
     page.prev = NULL
     pages.count -= 1
+    pages.units -= page.cache.units
     return page
 
 
@@ -382,6 +422,7 @@ cdef void remove_page(page_list_s *pages, page_s *page) noexcept nogil:
         page.next.prev = page.prev
     page.prev = page.next = NULL
     pages.count -= 1
+    pages.units -= page.cache.units
 
 
 cdef void cut_front(page_list_s *pages, page_s *page, uint32_t count) noexcept nogil:
@@ -390,7 +431,7 @@ cdef void cut_front(page_list_s *pages, page_s *page, uint32_t count) noexcept n
     page.seq += count
     if page.offset >= 0:
         page.offset += count
-    if page.cache.has_marks:
+    if page.cache.kind == MARKS:
         cut_page(page, page.length - count)
     else:
         hold_bytes(page, page.bytes + count, page.length - count)
@@ -414,6 +455,7 @@ cdef void drop_index(page_list_s *pages) noexcept nogil:
         free(index.leaves[i])
     free(index.leaves)
     free(index.firsts)
+    free(index.flat.bytes)
     free(index)
     pages.index = NULL
 
@@ -571,6 +613,9 @@ cdef void enter(page_list_s *pages, page_s *page) noexcept nogil:
 
 cdef void forget_first(page_list_s *pages) noexcept nogil:
     cdef leaf_s *leaf = pages.index.leaves[0]
+    cdef flat_s *flat = &pages.index.flat
+    if flat.size and difference(flat.begin + flat.size, page_end(pages.first)) >= 0:
+        drop_flat(pages)
     leaf.begin += 1
     if leaf.begin + AHEAD < leaf.end:
         prefetch(leaf.pages[leaf.begin + AHEAD])
@@ -616,6 +661,56 @@ cdef void renumber(page_list_s *pages, page_s *page, uint32_t seq) noexcept nogi
     leaf.seqs[index.at_entry] = seq
     if index.at_entry == leaf.begin:
         index.firsts[index.at_leaf] = seq
+# -- flat copy --------------------------------------------------------------------------------------------------------------
+
+cdef void flatten(page_list_s *pages, uint32_t seq, uint32_t size) noexcept nogil:
+    cdef uint8_t buffer[PAGE_SIZE]
+    cdef const uint8_t *held
+    cdef flat_s *flat
+    cdef page_s *first = find_place(pages, seq)
+    cdef page_s *page = first
+    cdef uint32_t end = seq + size
+    cdef uint32_t at = seq
+    cdef uint32_t count = 0, offset, part
+    if pages.index == NULL:
+        return
+    flat = &pages.index.flat
+    if flat.size and flat.passed == 0:
+        flat.passed = 1
+        return
+    while difference(at, end) > 0:
+        if page == NULL or difference(page.seq, at) < 0:
+            return                # a hole
+        count += 1
+        at = page_end(page)
+        page = page.next
+    if <uint64_t>count * FLAT_PER_PAGE < size:
+        return
+    drop_flat(pages)
+    flat.bytes = <uint8_t *>malloc(size)
+    if flat.bytes == NULL:
+        return
+    at, page = seq, first
+    while difference(at, end) > 0:
+        offset = at - page.seq
+        part = min(page.length - offset, end - at)
+        held = bytes_held(page, buffer)
+        if held == NULL:
+            drop_flat(pages)
+            return
+        memcpy(flat.bytes + (at - seq), held + offset, part)
+        at += part
+        page = page.next
+    flat.begin, flat.size = seq, size
+
+
+cdef void drop_flat(page_list_s *pages) noexcept nogil:
+    cdef flat_s *flat
+    if pages.index != NULL:
+        flat = &pages.index.flat
+        free(flat.bytes)
+        flat.bytes = NULL
+        flat.size = flat.passed = 0
 
 
 # -- for callers and tests --------------------------------------------------------------------------------------------------
@@ -631,7 +726,7 @@ cdef Page handle(page_s *page):
 
 
 cdef class Page:
-    """Up to PAGE_BYTES bytes of one segment that arrived early; made by `PageCache.take`."""
+    """Up to `room` bytes of one segment that arrived early; made by `PageCache.take`."""
 
     def __init__(self):
         raise TypeError("a Page comes from PageCache.take")
@@ -642,12 +737,17 @@ cdef class Page:
         return 0
 
     def hold(self, data):
-        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than PAGE_BYTES."""
+        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than it has room for."""
         cdef bytes copy = bytes(data)
         self.check_used()
-        if len(copy) > PAGE_SIZE:
-            raise ValueError(f"a page holds {PAGE_SIZE} bytes, not {len(copy)}")
+        if len(copy) > self.page.cache.room:
+            raise ValueError(f"a page holds {self.page.cache.room} bytes, not {len(copy)}")
         hold_bytes(self.page, <const uint8_t *>PyBytes_AS_STRING(copy), <uint32_t>len(copy))
+
+    @property
+    def room(self):
+        """Bytes that the page can hold."""
+        return self.page.cache.room
 
     @property
     def bytes(self):
@@ -746,6 +846,11 @@ cdef class PageList:
     def count(self):
         return self.pages.count
 
+    @property
+    def buffered_bytes(self):
+        """Memory of the pages: headers, payload and unused room."""
+        return self.pages.units * <int64_t>UNIT
+
     def __len__(self):
         return self.pages.count
 
@@ -772,8 +877,11 @@ cdef class PageList:
         """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
         first.check_used()
         last.check_used()
-        if first.owner not in self.owners:
-            self.owners.append(first.owner)
+        cdef page_s *page = first.page
+        while page != NULL:
+            if <PageCache>page.cache.owner not in self.owners:
+                self.owners.append(<PageCache>page.cache.owner)
+            page = NULL if page == last.page else page.next
         push_between(&self.pages, NULL if prev is None else prev.page, NULL if next_ is None else next_.page, first.page, last.page)
 
     def pop_first(self):

@@ -47,6 +47,8 @@ class AssemblerBase(Flusher):
         urgent: int,
         paws: bool,
         syn_data: int,
+        max_buffered_bytes_total: int,
+        max_buffered_bytes_per_connection: int,
         verify_checksums: bool,
         start_wait_segments: int,
         start_wait_ns: int,
@@ -58,7 +60,7 @@ class AssemblerBase(Flusher):
         opens_on_data: bool,
         on_evict: Callable[[Flow, Flow, str], object] | None,
     ) -> None:
-        """Numbers only; -1 stands for: never, no limit."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none."""
         self._pool = pool
         self._cache = PageCache()
         self._limit_with = []
@@ -70,6 +72,8 @@ class AssemblerBase(Flusher):
         self._urgent = urgent
         self._paws = paws
         self._syn_data_waits = syn_data == SYN_DATA_ACKED
+        self._limit_bytes_total = max_buffered_bytes_total
+        self._limit_bytes_connection = max_buffered_bytes_per_connection
         self._verify = verify_checksums
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
@@ -294,7 +298,7 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
-        """The limit of pages in all is one for these together, of which this is one. Of that of connections each gets its part."""
+        """The limits of pages and bytes in all are one for these together, of which this is one. Of that of connections each gets its part."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
         if self._limit_connections:
             self._limit_connections = max(1, self._limit_connections // len(assemblers))
@@ -326,6 +330,7 @@ class AssemblerBase(Flusher):
                 "bytes_held": self._cache.held_bytes,
                 "connections": len(self._pool),
                 "pages_used": self._cache.used,
+                "buffered_bytes": self._cache.buffered_bytes,
                 "pages_allocated": self._cache.size,
                 "page_requests": self._cache.requests,
             },

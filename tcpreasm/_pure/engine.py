@@ -40,10 +40,12 @@ class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 
     _cache: PageCache
-    _limit_with: list[PageCache]  # of the others that the total limit is shared with
-    # options; -1: never; 0 for a page limit: none
+    _limit_with: list[PageCache]  # of the others that the limits in all are shared with
+    # options; -1: never; 0 for a limit: none
     _limit_total: int
     _limit_connection: int
+    _limit_bytes_total: int
+    _limit_bytes_connection: int
     _start_wait_segments: int
     _start_wait_ns: int
     _max_gap: int
@@ -558,12 +560,13 @@ class Engine(Server):
         position = end = 0
         while last is None or end < len(data):
             position, end = end, min(len(data), end + PAGE_BYTES)
-            page = self._cache.take(seen_ns)
-            if position == apart:
-                page.urgent = bool(len(data))
+            out_of_band = position == apart
+            if out_of_band:
                 end = min(end, position + 1)
             elif position < apart < end:
                 end = apart
+            page = self._cache.take(seen_ns, end - position)
+            page.urgent = out_of_band and len(data) > 0
             page.seq = add(seq, position)
             if self._overlap > LAST:
                 page.came = begin, add(begin, wire)
@@ -664,7 +667,7 @@ class Engine(Server):
         """Some of a page's bytes go. What is left behind them stands in a page of its own, where some are left before them too."""
         behind = page.bytes[end:]
         if begin and behind:
-            tail = self._cache.take(page.seen_ns)
+            tail = self._cache.take(page.seen_ns, len(behind))
             tail.seq = add(page.seq, end)
             tail.missing = page.missing
             tail.came = page.brought_by if self._overlap > LAST else None
@@ -685,14 +688,19 @@ class Engine(Server):
     def _keep_limits(self, connection: Connection) -> None:
         while self._is_at_limit(connection.pages):
             if self._debug:
-                _log.debug("%s: page limit reached with %d pages", connection.key, connection.pages.count)
+                _log.debug("%s: limit reached with %d pages", connection.key, connection.pages.count)
             self._skip(connection)
 
     def _is_at_limit(self, pages: PageList) -> bool:
         if pages.count == 0:
             return False
-        used = self._cache.used + sum(cache.used for cache in self._limit_with)
-        return 0 < self._limit_connection <= pages.count or 0 < self._limit_total <= used
+        caches = [self._cache, *self._limit_with]
+        return (
+            0 < self._limit_connection <= pages.count
+            or 0 < self._limit_bytes_connection <= pages.buffered_bytes
+            or 0 < self._limit_total <= sum(cache.used for cache in caches)
+            or 0 < self._limit_bytes_total <= sum(cache.buffered_bytes for cache in caches)
+        )
 
     def _skip(self, connection: Connection) -> None:
         """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""

@@ -19,6 +19,7 @@ from .sequence import add, difference
 __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 
 PAGE_BYTES = 1900
+_SIZES = ((24, 96), (440, 512), (PAGE_BYTES, 1984))  # payload bytes of a page, and the memory that it takes in the compiled core
 INITIAL_PAGES = 1024
 MAX_CHUNK_PAGES = 1 << 22  # doubling goes no further: 8 GB at once
 _STEPS_FROM_END = 4  # nearly in order is found within so many steps, and without the tree
@@ -27,7 +28,7 @@ _memory_log = Log("tcpreasm.memory")
 
 
 class Page:
-    """Up to PAGE_BYTES bytes of one segment that arrived early.
+    """Up to `room` bytes of one segment that arrived early.
 
     A node of the list (prev, next) and of the search tree beside it (parent, left, right, priority).
     """
@@ -35,6 +36,7 @@ class Page:
     __slots__ = (
         "_cache",
         "_chunk",
+        "_pile",
         "bytes",
         "came",
         "left",
@@ -50,8 +52,9 @@ class Page:
         "urgent",
     )
 
-    def __init__(self, cache: PageCache, chunk: int) -> None:
+    def __init__(self, cache: PageCache, pile: _Pile, chunk: int) -> None:
         self._cache = cache
+        self._pile = pile
         self._chunk = chunk
         self._clear(0)
 
@@ -72,11 +75,11 @@ class Page:
         self.right: Page | None = None
 
     def hold(self, data: bytes | memoryview) -> None:
-        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than PAGE_BYTES."""
+        """Keep a copy of data instead of what the page held. ValueError on a free page, and for more than it has room for."""
         if self.prev is self:
             raise ValueError("this page is free")
-        if len(data) > PAGE_BYTES:
-            raise ValueError(f"a page holds {PAGE_BYTES} bytes, not {len(data)}")
+        if len(data) > self.room:
+            raise ValueError(f"a page holds {self.room} bytes, not {len(data)}")
         with self._cache._lock:
             self._cache.held_bytes += len(data) - len(self.bytes)
         self.bytes = bytes(data)
@@ -93,51 +96,99 @@ class Page:
         return True
 
     @property
+    def room(self) -> int:
+        """Bytes that the page can hold."""
+        return self._pile.room
+
+    @property
     def end(self) -> int:
         """Sequence number of the byte behind the last one."""
         return add(self.seq, len(self.bytes))
 
 
+class _Pile:
+    """The pages of one size in a cache, used and free."""
+
+    def __init__(self, cache: PageCache, room: int, memory: int, initial: int) -> None:
+        self.room = room  # payload bytes of a page
+        self.memory = memory  # that a page counts for
+        self.free: list[Page] = []
+        self.chunk_pages: list[int] = []  # pages of each chunk, oldest chunk first
+        self.next_grow = initial
+        self.size = 0
+        self.used = 0
+        self.requests = 0
+        self._cache = cache
+
+    def grow(self) -> int:
+        """Add a chunk of pages. Returns how many."""
+        count, chunk = self.next_grow, len(self.chunk_pages)
+        self.free.extend([Page(self._cache, self, chunk) for _ in range(count)])
+        self.chunk_pages.append(count)
+        self.size += count
+        self.next_grow = min(count * 2, MAX_CHUNK_PAGES)
+        return count
+
+    def shrink(self) -> int:
+        """Let go of the newest chunks as `PageCache.shrink` says. Returns the number of pages."""
+        before = self.size
+        while len(self.chunk_pages) > 1:
+            chunk = len(self.chunk_pages) - 1
+            count = self.chunk_pages[chunk]
+            if self.used * 4 > self.size - count or sum(page._chunk == chunk for page in self.free) != count:
+                break
+            self.free = [page for page in self.free if page._chunk != chunk]
+            self.chunk_pages.pop()
+            self.size -= count
+            self.next_grow = count
+        return before - self.size
+
+
 class PageCache:
     """All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
-    added as there were twice at the last time, beginning with 1024.
+    added as there were twice at the last time, beginning with 1024. Short pieces have pages of their own, of two sizes, and there the same
+    holds; they are allocated when the first one is asked for.
     """
 
     def __init__(self, initial: int = INITIAL_PAGES) -> None:
         if not 1 <= initial <= MAX_CHUNK_PAGES:
             raise ValueError(f"a cache begins with 1 to {MAX_CHUNK_PAGES} pages, not {initial}")
         self._lock = threading.Lock()  # another assembler of the same pool may give pages back
-        self._free: list[Page] = []
-        self._chunk_pages: list[int] = []  # pages of each chunk, oldest chunk first
-        self._next_grow = initial
+        self._piles = [_Pile(self, room, memory, initial if room == PAGE_BYTES else INITIAL_PAGES) for room, memory in _SIZES]
         self.size = 0  # pages that are allocated
         self.used = 0  # pages that are taken
         self.requests = 0  # pages taken so far
         self.held_bytes = 0  # payload in the taken pages
+        self.buffered_bytes = 0  # memory that the taken pages count for
         self._log = _memory_log.is_on()
-        self._grow()
+        self._grow(self._piles[-1])
 
-    def _grow(self) -> None:
-        count, chunk = self._next_grow, len(self._chunk_pages)
-        self._free.extend([Page(self, chunk) for _ in range(count)])
-        self._chunk_pages.append(count)
+    def _grow(self, pile: _Pile) -> None:
+        count = pile.grow()
         self.size += count
-        self._next_grow = min(count * 2, MAX_CHUNK_PAGES)
         if self._log:
-            _memory_log.debug("page cache: %d pages added, %d in all", count, self.size)
+            _memory_log.debug("page cache: %d pages of %d bytes added, %d in all", count, pile.room, pile.size)
 
-    def take(self, seen_ns: int) -> Page:
-        """An empty page that stands in no list."""
+    def take(self, seen_ns: int, size: int = PAGE_BYTES) -> Page:
+        """An empty page that stands in no list, of the smallest kind with room for so many bytes. ValueError where none has."""
+        if not 0 <= size <= PAGE_BYTES:
+            raise ValueError(f"a page is taken for 0 to {PAGE_BYTES} bytes, not {size}")
         with self._lock:
-            if not self._free:
-                self._grow()
-            page = self._free.pop()
+            pile = next(pile for pile in self._piles if size <= pile.room)
+            if not pile.free:
+                self._grow(pile)
+            page = pile.free.pop()
+            pile.used += 1
+            pile.requests += 1
             self.used += 1
             self.requests += 1
+            self.buffered_bytes += pile.memory
         page._clear(seen_ns)
         page.priority = random.getrandbits(32)
-        if self._log and not self.requests & 0xFFFF:
-            _memory_log.debug("page cache: %d requests, %d used, %d free", self.requests, self.used, len(self._free))
+        if self._log and not pile.requests & 0xFFFF:
+            _memory_log.debug(
+                "page cache: %d requests of %d bytes, %d used, %d free", pile.requests, pile.room, pile.used, pile.size - pile.used
+            )
         return page
 
     def give_back(self, page: Page) -> None:
@@ -146,29 +197,25 @@ class PageCache:
             raise ValueError("this page is free already")
         page.hold(b"")
         page.prev = page  # marks it as free
-        owner = page._cache
+        owner, pile = page._cache, page._pile
         with owner._lock:
-            owner._free.append(page)
+            pile.free.append(page)
+            pile.used -= 1
             owner.used -= 1
+            owner.buffered_bytes -= pile.memory
 
     def shrink(self) -> int:
         """Let go of the newest chunks, as long as all their pages are free and less than a quarter of what stays is used.
 
         Returns the number of pages let go. Never goes below the first chunk.
         """
+        before = self.size
         with self._lock:
-            before = self.size
-            while len(self._chunk_pages) > 1:
-                chunk = len(self._chunk_pages) - 1
-                count = self._chunk_pages[chunk]
-                if self.used * 4 > self.size - count or sum(page._chunk == chunk for page in self._free) != count:
-                    break
-                self._free = [page for page in self._free if page._chunk != chunk]
-                self._chunk_pages.pop()
-                self.size -= count
-                self._next_grow = count
-        if self._log and self.size != before:
-            _memory_log.debug("page cache: %d pages let go, %d in all", before - self.size, self.size)
+            for pile in self._piles:
+                gone = pile.shrink()
+                self.size -= gone
+                if self._log and gone:
+                    _memory_log.debug("page cache: %d pages of %d bytes let go, %d in all", gone, pile.room, pile.size)
         return before - self.size
 
 
@@ -178,12 +225,13 @@ class PageList:
     All of them lie within 2**31 bytes, so that comparing any two is exact.
     """
 
-    __slots__ = ("_root", "count", "first", "last")
+    __slots__ = ("_root", "buffered_bytes", "count", "first", "last")
 
     def __init__(self) -> None:
         self.first: Page | None = None
         self.last: Page | None = None
         self.count = 0
+        self.buffered_bytes = 0  # memory that the pages count for
         self._root: Page | None = None
 
     def __len__(self) -> int:
@@ -235,6 +283,7 @@ class PageList:
         while True:
             self._plant(page, next_)
             self.count += 1
+            self.buffered_bytes += page._pile.memory
             if page is last or page.next is None:
                 break
             page = page.next
@@ -252,6 +301,7 @@ class PageList:
             self.first.prev = None
         page.next = None
         self.count -= 1
+        self.buffered_bytes -= page._pile.memory
         return page
 
     def pop_last(self) -> Page:
@@ -267,6 +317,7 @@ class PageList:
             self.last.next = None
         page.prev = None
         self.count -= 1
+        self.buffered_bytes -= page._pile.memory
         return page
 
     def remove(self, page: Page) -> None:
@@ -285,6 +336,7 @@ class PageList:
             page.next.prev = page.prev
         page.prev = page.next = None
         self.count -= 1
+        self.buffered_bytes -= page._pile.memory
 
     def _plant(self, page: Page, next_: Page | None) -> None:
         """Hang a page into the tree, between its prev and next_: of two neighbours exactly one has room on the inner side."""
