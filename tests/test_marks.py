@@ -44,6 +44,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"hole_timeout": None, "max_gap": None},
     {"max_buffered_pages_per_connection": 9},
     {"max_buffered_pages_total": 60, "hole_timeout": 0.05},
+    {"overlap": "last"},
+    {"overlap": "bsd", "hole_timeout": 0.5},
 ]
 _numbers = itertools.count()
 FIELDS = ("length", "skipped", "gap_count", "started", "ended", "complete", "first_seen_ns", "last_seen_ns")
