@@ -5,11 +5,12 @@ Overlapping segments under every policy: test_overlap_policies, and byte by byte
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from recorder import ACK, BACK, ENDS, FIN, RST, SYN, URG, Recorder, Rig, complete, frame, got, new, piece, timestamps
+from recorder import ACK, BACK, ENDS, FIN, NS, RST, SYN, URG, Recorder, Rig, complete, frame, got, new, number, pcap, piece, timestamps
 
 
 def opened(package: ModuleType, **options: Any) -> Rig:
@@ -445,3 +446,37 @@ def test_streams_that_count_take_the_same(tcpreasm: ModuleType, flags: int) -> N
             assembler.assemble_frame(frame(seq, text, flag, urgent=pointer, options=timestamps(5)), timestamp_ns=0)
         stats = assembler.stats
         assert (stats.bytes_delivered, dict(stats.dropped)) == (6, {"overlapping": 2, "urgent": 1})
+
+
+@pytest.mark.parametrize("factory", ["ByteCountStream", "BytesStream", "python"])
+@pytest.mark.parametrize("overlap", ["first", "last", "linux"])
+def test_a_capture_tells_what_its_frames_tell(tcpreasm: ModuleType, tmp_path: Path, factory: str, overlap: str) -> None:
+    """Of a file, of one in memory, with two threads; whether bytes wait in pages or in the capture."""
+    frames: list[tuple[int, bytes]] = []
+    for which in range(40):
+        ends = number(which)
+        frames.append((NS, frame(1000, b"", SYN, ends=ends)))
+        frames.append((NS, frame(1500, bytes(1200), ends=ends)))
+        frames.append((NS, frame(1400 + which, bytes(100) + bytes([which + 1]) * 700 + bytes(300), ends=ends)))
+        frames.append((NS, frame(1001, b"\xff" * 600, ends=ends)))
+    path = tmp_path / "conflicts.pcap"
+    path.write_bytes(pcap(frames))
+    seen: list[tuple[Any, ...]] = []
+    for how in ("frames", "file", "memory", "threads"):
+        conflicts = Conflicts()
+        streams = getattr(tcpreasm, factory, None) or Recorder()
+        options = tcpreasm.AssemblerOptions(overlap=overlap, on_conflict=conflicts)
+        with tcpreasm.Assembler(tcpreasm.StreamPool(streams), options) as assembler:
+            if how == "frames":
+                for at, data in frames:
+                    assembler.assemble_frame(data, timestamp_ns=at)
+            elif how == "memory":
+                assembler.assemble_capture(path.read_bytes())
+            else:
+                assembler.assemble_capture(path, threads=2 if how == "threads" else 1)
+            seen.append((sorted(conflicts.told), assembler.stats.conflicting, assembler.stats.bytes_delivered))
+    told, conflicting, delivered = seen[0]
+    assert len(told) >= 80
+    assert sum(len(held) for _, _, held, _, _ in told) == conflicting
+    assert delivered == 40 * 1699
+    assert seen[1:] == seen[:1] * 3
