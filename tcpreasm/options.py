@@ -60,10 +60,11 @@ class AssemblerOptions:
             None, the default: no limit.
         overlap: whose bytes stay where a segment covers bytes that are held. What was delivered is never revised. "first" (the
             default): those captured first, byte by byte. "last": those captured last. The others decide as the receiver of that
-            name does, once for each pair of segments, by where the two began and ended as they came (Novak and Sturges, "Target-based
-            TCP Stream Reassembly", 2007). The new one wins, of those that begin at n and h and end before N and H: "bsd", "windows":
-            n < h. "linux": n < h, or n == h and N > H. "old-linux": n < h, or n == h and N >= H. "solaris": n <= h and N >= H, or
-            n > h and N > H. Where the capture cut a segment short, its end is that on the wire; with a FIN, at most the FIN.
+            name does (names as in Snort's manual, Stream5, after Novak and Sturges, "Target-Based TCP Stream Reassembly", 2007), once
+            for each pair of segments, by where the two began and ended as they came. The new one wins, of those that begin at n and h
+            and end before N and H: "bsd", "windows": n < h. "linux": n < h, or n == h and N > H. "old-linux": n < h, or n == h and
+            N >= H. "solaris": n <= h and N >= H, or n > h and N > H. Where the capture cut a segment short, its end is that on the
+            wire; where it reaches over the FIN, the FIN.
         on_conflict: called where a segment brings other bytes than those held: on_conflict(net_flow, transport_flow, seq, held, new,
             wins), once for each run of differing bytes, seq being the sequence number of the first one, held and new the two copies,
             wins "held" or "new". Called after the segment's stream was, in the thread that takes the segment in; what it returns is

@@ -51,6 +51,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_buffered_bytes_total": 9000, "max_buffered_bytes_per_connection": 4000},
     {"start_wait": 0.0, "max_gap": 9000, "hole_timeout": 0.5, "idle_timeout": 3.0, "closed_timeout": 1.0},
     {"start_wait_segments": None, "start_wait": None, "verify_checksums": True},
+    {"overlap": "last", "urgent": "oob"},
+    {"overlap": "linux", "paws": True, "syn_data": "acked"},
 ]
 
 

@@ -46,6 +46,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_buffered_pages_total": 60, "hole_timeout": 0.05},
     {"max_buffered_bytes_per_connection": 9000},
     {"max_buffered_bytes_total": 60_000, "hole_timeout": 0.05},
+    {"overlap": "last"},
+    {"overlap": "bsd", "hole_timeout": 0.5},
 ]
 _numbers = itertools.count()
 FIELDS = ("length", "skipped", "gap_count", "started", "ended", "complete", "first_seen_ns", "last_seen_ns")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from recorder import Rig
 
-POLICIES = ("first", "last", "bsd", "linux", "windows", "solaris")
+POLICIES = ("first", "last", "bsd", "linux", "windows", "solaris", "old-linux")
 BATTERIES = ("novak", "before", "same", "after")
 PAIRS = tuple(f"pair-{index:02}" for index in range(13))
 ISNS = (0, 1, 2**32 - 1, 2**32 - 11)

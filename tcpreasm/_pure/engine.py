@@ -126,7 +126,7 @@ class Engine(Server):
             self._syn(connection, seq, flags, payload, wire, seen_ns)
         elif wire or flags & FIN:
             self._continue(connection, seq, flags, payload, wire, seen_ns)
-        elif flags & ACK and not self._is_old(connection, seq, 0, seen_ns) and connection.syn_data:
+        elif flags & ACK and not self._is_old(connection, seq, 0) and connection.syn_data:
             self._settle_syn_data(connection, seq, 0)
         self._serve(connection)
 
@@ -212,7 +212,7 @@ class Engine(Server):
         if successor is not None and self._confirms(connection, successor, seq):
             connection.successor = None
             self._begin_anew(connection, successor, len(payload), seen_ns)
-        if self._is_old(connection, seq, wire + (flags & FIN), seen_ns):
+        if self._is_old(connection, seq, wire + (flags & FIN)):
             self._counts["paws"] += len(payload)
         elif connection.syn_data and not self._settle_syn_data(connection, seq, wire + (flags & FIN)):
             self._counts["retransmitted"] += len(payload)
@@ -220,7 +220,7 @@ class Engine(Server):
         else:
             self._text(connection, seq, flags, payload, wire, seen_ns, False)
 
-    def _is_old(self, connection: Connection, seq: int, size: int, seen_ns: int) -> bool:
+    def _is_old(self, connection: Connection, seq: int, size: int) -> bool:
         """PAWS (RFC 7323 5.3): its timestamp is older than the last one of a segment in order. One that is in order sets that.
 
         Behind a hole none is set: what fills the hole may have been sent before. Nor by what is old altogether: RFC 9293 3.10.7.4 has it
