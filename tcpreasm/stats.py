@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from .verdict import Verdict
 
-__all__ = ["COUNTERS", "DROP_REASONS", "AssemblerStats"]
+__all__ = ["COUNTERS", "DROP_REASONS", "FRAGMENT_COUNTERS", "FRAGMENT_DROP_REASONS", "AssemblerStats"]
 
 DROP_REASONS = (
     "retransmitted",  # delivered before, or given up as missing
@@ -41,6 +41,20 @@ COUNTERS = (
     "streams_closed",
 )
 """Plain counters, in this order; then one of bytes for each of DROP_REASONS."""
+
+FRAGMENT_COUNTERS = ("fragments", "fragments_joined", "datagrams")
+"""Plain counters of fragments, in this order; then one of fragments for each of FRAGMENT_DROP_REASONS."""
+
+FRAGMENT_DROP_REASONS = (
+    "repeated",  # all its bytes were there
+    "overlap",  # of an IPv6 datagram with overlapping fragments (RFC 5722)
+    "malformed",  # empty, not a multiple of eight bytes before the last, or against the datagram's length; or too deep in tunnels
+    "too_large",  # of a datagram of more than 65,535 bytes
+    "timeout",  # of a datagram that was not whole in time
+    "limit",  # its datagram gave way to others
+    "incomplete",  # of a datagram that was not whole at the end
+)
+"""Why a fragment led to no datagram."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +90,20 @@ class AssemblerStats:
         syn_remembered: SYN segments with another initial sequence number on an open connection, remembered.
         streams_opened: streams that the factory has made.
         streams_closed: calls of reassembly_complete.
+        fragments: frames that were fragments of IP datagrams (inner ones counted too), as far as they are put together. Always
+            `fragments == fragments_joined + fragments_held + sum(fragments_dropped.values())`.
+        fragments_joined: those of datagrams that became whole.
+        fragments_held: those of datagrams that are not whole yet.
+        fragments_dropped: the others, by reason; only reasons that occurred. The keys:
+            "repeated": all its bytes were there;
+            "overlap": of an IPv6 datagram with overlapping fragments;
+            "malformed": empty, or of a length that cannot be, or too deep in tunnels;
+            "too_large": of a datagram of more than 65,535 bytes;
+            "timeout": of a datagram that was not whole in time;
+            "limit": its datagram gave way to others;
+            "incomplete": of a datagram that was not whole at the end.
+        datagrams: datagrams that became whole.
+        offloading_senders: senders that `verify_checksums="auto"` noticed to leave checksums to their network card.
         connections: open connections (directions) of the pool now.
         pages_used: pages that hold something now.
         pages_allocated: pages that are allocated now, used or free.
@@ -98,6 +126,12 @@ class AssemblerStats:
     syn_remembered: int
     streams_opened: int
     streams_closed: int
+    fragments: int
+    fragments_joined: int
+    fragments_held: int
+    fragments_dropped: Mapping[str, int]
+    datagrams: int
+    offloading_senders: int
     connections: int
     pages_used: int
     pages_allocated: int
@@ -109,14 +143,18 @@ class AssemblerStats:
         return sum(self.dropped.values())
 
 
-def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], **now: int) -> AssemblerStats:
-    """From a core's numbers: counters as COUNTERS + DROP_REASONS, frames by verdict number."""
-    plain = dict(zip(COUNTERS, counters))
-    drops = counters[len(COUNTERS) :]
+def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], fragment_counters: tuple[int, ...], **now: int) -> AssemblerStats:
+    """From a core's numbers: counters as COUNTERS + DROP_REASONS, frames by verdict number, fragment_counters likewise."""
+    plain = dict(zip(COUNTERS, counters)) | dict(zip(FRAGMENT_COUNTERS, fragment_counters))
     return AssemblerStats(
         frames=sum(verdicts),
         verdicts=MappingProxyType({Verdict(number): count for number, count in enumerate(verdicts) if count}),
-        dropped=MappingProxyType({reason: count for reason, count in zip(DROP_REASONS, drops) if count}),
+        dropped=_occurred(DROP_REASONS, counters[len(COUNTERS) :]),
+        fragments_dropped=_occurred(FRAGMENT_DROP_REASONS, fragment_counters[len(FRAGMENT_COUNTERS) :]),
         **plain,
         **now,
     )
+
+
+def _occurred(reasons: tuple[str, ...], counts: tuple[int, ...]) -> Mapping[str, int]:
+    return MappingProxyType({reason: count for reason, count in zip(reasons, counts) if count})
