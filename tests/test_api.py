@@ -154,7 +154,7 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("max_buffered_pages_per_connection", -1, ValueError),
         ("max_buffered_pages_per_connection", 2**31, ValueError),
         ("overlap", "whatever", ValueError),
-        ("verify_checksums", "yes", TypeError),
+        ("verify_checksums", "yes", ValueError),
         ("start_wait_segments", 0, ValueError),
         ("start_wait", -1, ValueError),
         ("max_gap", 0, ValueError),

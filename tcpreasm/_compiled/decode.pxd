@@ -2,7 +2,8 @@
 """Frame to TCP segment, or a numbered reason why not: the C contract of the stage.
 
 Lives here: link layers, IPv4, IPv6 and its extension headers, tunnels, the TCP header, the TCP checksum. Not here: how fragments become
-datagrams, keys, anything with state. `decode` is called once a packet and holds, allocates and calls nothing: it may run in any thread, without the GIL.
+datagrams, keys, anything with state. `decode` is called once a packet and holds, allocates and calls nothing: it may run in any
+thread, without the GIL.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -19,7 +20,7 @@ cdef enum:                        # tcpreasm.verdict.Verdict, and with JUDGE_CHE
     BAD_TCP_HEADER = 7
     BAD_CHECKSUM = 8
     RIGHT_CHECKSUM = 9            # a segment whose checksum could be verified
-    UNFILLED_CHECKSUM = 10        # a wrong checksum as systems leave it for the network card to fill in: the sum of the pseudo-header, or zero
+    UNFILLED_CHECKSUM = 10        # a wrong one as systems leave it for the network card to fill in: the sum of the pseudo-header, or zero
 
 cdef enum:                        # decode's flags
     VERIFY_CHECKSUMS = 1          # refuse a wrong TCP checksum, where the whole segment was captured

@@ -600,7 +600,8 @@ cdef int _gtp(const uint8_t *frame, size_t length, size_t offset, size_t wire_le
 
 
 cdef int _mpls(const uint8_t *frame, size_t length, size_t offset, size_t wire_length, layers_s *layers, segment_s *out) noexcept nogil:
-    # RFC 3032 2.1: labels up to the bottom of the stack. What follows is told by no field: by the version of IP, and nothing else is guessed.
+    # RFC 3032 2.1: labels up to the bottom of the stack. What follows is told by no field: by the version of IP, and nothing else is
+    # guessed.
     cdef bint bottom = False
     while not bottom:
         if length - offset < 4:

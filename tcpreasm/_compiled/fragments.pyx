@@ -2,7 +2,7 @@
 """`Fragments`: the compiled twin of `_pure/fragments.py`. The contract is in fragments.pxd."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from .connection cimport KEY_BYTES, key_s
