@@ -20,7 +20,7 @@ from ..decoded import Segment
 from ..options import TUNNELS
 from ..verdict import Verdict
 
-__all__ = ["ALL_TUNNELS", "decode_frame"]
+__all__ = ["decode_frame"]
 
 ALL_TUNNELS = (1 << len(TUNNELS)) - 1
 MAX_TUNNELS = 8  # one within the other; what is deeper stays unopened
