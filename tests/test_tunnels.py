@@ -10,7 +10,6 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -369,16 +368,9 @@ def test_nothing_behind_the_frame_is_read() -> None:
     assert int(child.stdout) == sum((len(text) // 2 + 1) * 4 for _, text in frames)
 
 
-def test_addresses_are_the_inner_ones(decode_frame: Decode) -> None:
+@pytest.mark.parametrize("name", [name for name, (_, frame) in FRAMES.items() if frame[12:14] == b"\x08\x00"])
+def test_addresses_are_the_inner_ones(decode_frame: Decode, name: str) -> None:
     outer = bytes([172, 16, 0, 1])
-    check: Callable[[bytes], None]
-
-    def check(frame: bytes) -> None:
-        _, segment = decode_frame(frame, ETHERNET)
-        assert segment is not None
-        assert segment.src in (SRC4, SRC6)
-
-    for name, (_, frame) in FRAMES.items():
-        if frame[12:14] == b"\x08\x00":
-            check(frame.replace(SRC4 + DST4, outer + outer, 1))
-            assert name
+    _, segment = decode_frame(FRAMES[name][1].replace(SRC4 + DST4, outer + outer, 1), ETHERNET)
+    assert segment is not None
+    assert segment.src in (SRC4, SRC6)
