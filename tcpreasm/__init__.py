@@ -31,7 +31,7 @@ Times are seconds (float, or aware datetime) under plain names and integer nanos
 Two cores do exactly the same: `_compiled` (Cython) and `_pure` (the readable reference). `tcpreasm.implementation` tells which one runs;
 TCPREASM_IMPLEMENTATION=auto|compiled|pure in the environment chooses. Logging goes to the loggers "tcpreasm.memory" (growth of the
 page cache and the pool) and "tcpreasm.assembly" (each decision about a segment), both at level DEBUG and asked for once, when a pool or
-an Assembler is made: off, they cost nothing.
+an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once where verify_checksums="auto" notices a sender.
 
 On the command line: tcpreasm flows, extract, http; see `tcpreasm --help`.
 """

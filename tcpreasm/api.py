@@ -20,7 +20,7 @@ from weakref import WeakSet
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
 from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
-from .options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, URGENT, AssemblerOptions, FlushOptions, check_bool
+from .options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, URGENT, AssemblerOptions, FlushOptions, check_bool, tunnel_bits
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
@@ -118,7 +118,12 @@ class Assembler(core.AssemblerBase):
             syn_data=SYN_DATA[options.syn_data],
             max_buffered_bytes_total=options.max_buffered_bytes_total or 0,
             max_buffered_bytes_per_connection=options.max_buffered_bytes_per_connection or 0,
-            verify_checksums=options.verify_checksums,
+            verify_checksums=2 if options.verify_checksums == "auto" else int(options.verify_checksums),
+            tunnels=tunnel_bits(options.decapsulate),
+            defragment=options.defragment,
+            fragment_timeout_ns=_wait_ns(options.fragment_timeout),
+            max_fragmented_datagrams=options.max_fragmented_datagrams,
+            max_fragment_bytes=options.max_fragment_bytes,
             start_wait_segments=-1 if options.start_wait_segments is None else options.start_wait_segments,
             start_wait_ns=_wait_ns(options.start_wait),
             max_gap=2**31 - 1 if options.max_gap is None else options.max_gap,
@@ -374,8 +379,8 @@ class Assembler(core.AssemblerBase):
     @property
     def stats(self) -> AssemblerStats:
         """The counters, as they are now."""
-        counters, verdicts, now = self.counters()
-        return build_stats(counters, verdicts, **now)
+        counters, verdicts, fragment_counters, now = self.counters()
+        return build_stats(counters, verdicts, fragment_counters, **now)
 
     def __enter__(self) -> Assembler:
         return self

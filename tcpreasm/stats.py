@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from .verdict import Verdict
 
-__all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "AssemblerStats"]
+__all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "FRAGMENT_COUNTERS", "FRAGMENT_DROP_REASONS", "AssemblerStats"]
 
 DROP_REASONS = (
     "retransmitted",  # delivered before, or given up as missing
@@ -52,6 +52,20 @@ COUNTERS = (
     "streams_closed",
 )
 """Plain counters, in this order; then one of bytes for each of DROP_REASONS, and one of connections for each of EVICTION_REASONS."""
+
+FRAGMENT_COUNTERS = ("fragments", "fragments_joined", "datagrams")
+"""Plain counters of fragments, in this order; then one of fragments for each of FRAGMENT_DROP_REASONS."""
+
+FRAGMENT_DROP_REASONS = (
+    "repeated",  # all its bytes were there
+    "overlap",  # of an IPv6 datagram with overlapping fragments (RFC 5722)
+    "malformed",  # empty, not a multiple of eight bytes before the last, or against the datagram's length; or too deep in tunnels
+    "too_large",  # of a datagram of more than 65,535 bytes
+    "timeout",  # of a datagram that was not whole in time
+    "limit",  # its datagram gave way to others
+    "incomplete",  # of a datagram that was not whole at the end
+)
+"""Why a fragment led to no datagram."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +110,20 @@ class AssemblerStats:
             "closed": it had ended, and was only remembered;
             "half_open": nothing but its SYN had come;
             "idle": of all connections, its last packet lay back furthest.
+        fragments: frames that were fragments of IP datagrams (inner ones counted too), as far as they are put together. Always
+            `fragments == fragments_joined + fragments_held + sum(fragments_dropped.values())`.
+        fragments_joined: those of datagrams that became whole.
+        fragments_held: those of datagrams that are not whole yet.
+        fragments_dropped: the others, by reason; only reasons that occurred. The keys:
+            "repeated": all its bytes were there;
+            "overlap": of an IPv6 datagram with overlapping fragments;
+            "malformed": empty, or of a length that cannot be, or too deep in tunnels;
+            "too_large": of a datagram of more than 65,535 bytes;
+            "timeout": of a datagram that was not whole in time;
+            "limit": its datagram gave way to others;
+            "incomplete": of a datagram that was not whole at the end.
+        datagrams: datagrams that became whole.
+        offloading_senders: senders that `verify_checksums="auto"` noticed to leave checksums to their network card.
         connections: open connections (directions) of the pool now.
         pages_used: pages that hold something now.
         buffered_bytes: memory of these pages, headers and unused room included: what `max_buffered_bytes_total` limits. Payload that
@@ -122,6 +150,12 @@ class AssemblerStats:
     streams_opened: int
     streams_closed: int
     connections_evicted: Mapping[str, int]
+    fragments: int
+    fragments_joined: int
+    fragments_held: int
+    fragments_dropped: Mapping[str, int]
+    datagrams: int
+    offloading_senders: int
     connections: int
     pages_used: int
     buffered_bytes: int
@@ -134,16 +168,20 @@ class AssemblerStats:
         return sum(self.dropped.values())
 
 
-def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], **now: int) -> AssemblerStats:
-    """From a core's numbers: counters as COUNTERS + DROP_REASONS + EVICTION_REASONS, frames by verdict number."""
-    plain = dict(zip(COUNTERS, counters))
+def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], fragment_counters: tuple[int, ...], **now: int) -> AssemblerStats:
+    """From a core's numbers: counters as COUNTERS + DROP_REASONS + EVICTION_REASONS, frames by verdict number, fragment_counters likewise."""
+    plain = dict(zip(COUNTERS, counters)) | dict(zip(FRAGMENT_COUNTERS, fragment_counters))
     drops = counters[len(COUNTERS) :]
-    evictions = counters[len(COUNTERS) + len(DROP_REASONS) :]
     return AssemblerStats(
         frames=sum(verdicts),
         verdicts=MappingProxyType({Verdict(number): count for number, count in enumerate(verdicts) if count}),
-        dropped=MappingProxyType({reason: count for reason, count in zip(DROP_REASONS, drops) if count}),
-        connections_evicted=MappingProxyType({reason: count for reason, count in zip(EVICTION_REASONS, evictions) if count}),
+        dropped=_occurred(DROP_REASONS, drops),
+        connections_evicted=_occurred(EVICTION_REASONS, drops[len(DROP_REASONS) :]),
+        fragments_dropped=_occurred(FRAGMENT_DROP_REASONS, fragment_counters[len(FRAGMENT_COUNTERS) :]),
         **plain,
         **now,
     )
+
+
+def _occurred(reasons: tuple[str, ...], counts: tuple[int, ...]) -> Mapping[str, int]:
+    return MappingProxyType({reason: count for reason, count in zip(reasons, counts) if count})

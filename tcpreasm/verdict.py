@@ -14,13 +14,14 @@ class Verdict(IntEnum):
     Attributes:
         SEGMENT: 0, a TCP segment, used.
         UNKNOWN_LINKTYPE: 1, the capture's link type is none of those that are decoded.
-        NOT_IP: 2, neither IPv4 nor IPv6 (ARP, LLDP, spanning tree, 802.11 control, ...).
-        NOT_TCP: 3, IP, but another protocol than TCP (UDP, ICMP, ESP, no next header, ...).
-        FRAGMENT: 4, a piece of a fragmented IP packet (RFC 791 3.2, RFC 8200 4.5).
+        NOT_IP: 2, neither IPv4 nor IPv6 (ARP, LLDP, spanning tree, 802.11 control, ...), or something else in labels (MPLS, PPPoE).
+        NOT_TCP: 3, IP, but another protocol than TCP (UDP, ICMP, ESP, no next header, ...), also in a tunnel; or a tunnel without IP.
+        FRAGMENT: 4, a fragment of an IP datagram (RFC 791 3.2, RFC 8200 4.5) that did not become whole with it, or of an 802.11 frame.
+            The one that makes a datagram whole is what the datagram is: SEGMENT, NOT_TCP, ...
         TRUNCATED: 5, the capture cut the frame before the end of the TCP header.
         BAD_IP_HEADER: 6, a version, header length or total length that contradicts itself (RFC 791 3.1, RFC 8200 3).
         BAD_TCP_HEADER: 7, a data offset below 5 words or beyond the segment (RFC 9293 3.1).
-        BAD_CHECKSUM: 8, the TCP checksum is wrong, and `verify_checksums` asks for it (RFC 9293 3.1).
+        BAD_CHECKSUM: 8, the TCP checksum is wrong, and `verify_checksums` refuses it (RFC 9293 3.1).
     """
 
     SEGMENT = 0

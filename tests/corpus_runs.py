@@ -110,6 +110,10 @@ class Run(NamedTuple):
         link types, ...), or whatever it holds where there is no segment at all."""
         plain = {"SEGMENT"} if "SEGMENT" not in self.verdicts else {"SEGMENT", "NOT_IP", "NOT_TCP"}
         out = {name: count for name, count in self.verdicts.items() if name not in plain}
+        if "FRAGMENT" in out:
+            out["FRAGMENT"] -= self.stats.fragments_joined - self.stats.datagrams + self.stats.fragments_dropped.get("repeated", 0)
+            if not out["FRAGMENT"]:
+                del out["FRAGMENT"]
         if not out:
             return tuple(self.summary.problems)
         reasons = ", ".join(f"{count} {name}" for name, count in out.items())
@@ -262,16 +266,20 @@ class Seen(NamedTuple):
 
 
 def segments(tcpreasm: ModuleType, path: Path) -> Iterator[Seen]:
-    """The capture's segments, one by one and unchanged: the reader and the decoder alone, no reassembly."""
-    decode_frame = submodule(tcpreasm, f"_{tcpreasm.implementation}.decode").decode_frame
+    """The capture's segments, one by one and unchanged: the reader, the decoder and what puts fragments together alone, no reassembly."""
+    decode = submodule(tcpreasm, "_pure.decode")
+    fragments = submodule(tcpreasm, "_pure.fragments").Fragments(30 * 10**9, 1024, 1 << 24)
     flow = submodule(tcpreasm, "flow").Flow
     with tcpreasm.open_capture(path) as capture:
         for frame in capture:
-            _, s = decode_frame(frame.data, frame.linktype, frame.wire_length)
+            data = frame.data
+            _, s = decode.decode(data, frame.linktype, frame.wire_length, decode.IGNORE, decode.ALL_TUNNELS)
+            if isinstance(s, decode.Fragment):
+                _, s, data = fragments.take(s, frame.timestamp_ns, decode.ALL_TUNNELS)
             if s is not None:
                 net = flow(s.src, s.dst)
                 ends = (str(net.src), s.src_port), (str(net.dst), s.dst_port)
-                payload = bytes(frame.data[s.payload_offset : s.payload_offset + s.payload_length])
+                payload = bytes(data[s.payload_offset : s.payload_offset + s.payload_length])
                 yield Seen(ends, s.seq, s.ack, s.flags, payload, s.wire_payload_length)
 
 

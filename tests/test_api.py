@@ -165,7 +165,7 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("paws", 1, TypeError),
         ("syn_data", "tfo", ValueError),
         ("syn_data", None, TypeError),
-        ("verify_checksums", "yes", TypeError),
+        ("verify_checksums", "yes", ValueError),
         ("start_wait_segments", 0, ValueError),
         ("start_wait", -1, ValueError),
         ("max_gap", 0, ValueError),

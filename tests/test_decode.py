@@ -227,8 +227,8 @@ class TestLinkLayers:
 NO_IP = {
     "arp": (ETHERNET, MACS + b"\x08\x06" + bytes(46)),
     "vlan-arp": (ETHERNET, MACS + bytes.fromhex("8100 0001 0806") + bytes(42)),
-    "mpls": (ETHERNET, MACS + b"\x88\x47" + bytes(46)),
-    "pppoe": (ETHERNET, MACS + bytes.fromhex("8864 1100 0001 0030 0021") + ipv4(tcp())),
+    "mpls-pseudo-wire": (ETHERNET, MACS + bytes.fromhex("8847 000101ff") + bytes(46)),
+    "pppoe-lcp": (ETHERNET, MACS + bytes.fromhex("8864 1100 0001 0030 c021") + ipv4(tcp())),
     "spanning-tree": (ETHERNET, MACS + bytes.fromhex("0026 424203") + bytes(60)),
     "snap-other-organisation": (ETHERNET, MACS + bytes.fromhex("0040 aaaa03 00000c 0800") + ipv4(tcp())),
     "length-1501": (ETHERNET, MACS + b"\x05\xdd" + SNAP + b"\x08\x00" + ipv4(tcp())),

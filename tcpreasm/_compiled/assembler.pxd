@@ -7,9 +7,11 @@ from .connection cimport key_s
 from .decode cimport segment_s
 from .engine cimport text_s
 from .flushing cimport Flusher
+from .fragments cimport Fragments, joined_s
 from .pool cimport table_s
 from .origin cimport origin_s
 from .records cimport RecordReader, frame_s
+from .senders cimport Senders
 
 
 cdef enum:
@@ -19,7 +21,14 @@ cdef enum:
     GROUP = 64                    # frames that are walked through together: their connections are fetched meanwhile
 
 
+cdef enum:
+    SETTLED = 16                  # beside a verdict: nothing is left to find out. With SEGMENT: of a datagram that came in fragments
+
+
 # What a frame was. Of what is no segment only the verdict means something, and shard 0 counts it.
+#
+# A fragment, and with verify_checksums="auto" any segment, is no matter of its frame alone: `settle` finds out what it leads to, in packet
+# order. Only then the verdict is one of those that are counted.
 cdef struct decoded_s:
     segment_s segment
     uint32_t hash
@@ -27,17 +36,31 @@ cdef struct decoded_s:
     uint8_t shard                 # which of several assemblers takes it in
 
 
-# With no state but the table's secrets.
-cdef void decode_frames(
-    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+# With no state but the table's secrets. True: some are left to settle.
+cdef bint decode_frames(
+    const frame_s *frames, int count, uint32_t flags, const table_s *table, decoded_s *decoded, int shards
 ) noexcept nogil
+
+# By the fragments that the assembler holds and the senders that it knows. *joined: the memory that the segment lies in, where it came in
+# fragments: to be freed once it was taken in; else NULL. True: a sender was noticed for its checksums.
+cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil
+
+# Of that, once.
+cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil
 
 # Capture time as it is believed with each of these frames, and the clock after them. False: it did not only go on, in small steps.
 cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil
 
 
 cdef class AssemblerBase(Flusher):
-    cdef bint verify
+    cdef uint32_t flags           # decode's
+    cdef bint settles             # some verdicts ask for `settle`:
+    cdef bint defragments
+    cdef bint judges
+    cdef Fragments fragments
+    cdef Senders senders
+    cdef bint warned              # of offloading
+    cdef uint32_t offloading      # senders that assemblers noticed which were absorbed
     # the call at hand
     cdef bint busy                # a call is under way: no other may begin
     cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
@@ -76,6 +99,8 @@ cdef class AssemblerBase(Flusher):
     ) except -1 nogil
     cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil
+    # What is no plain segment. frame: NULL where it has no place in a capture. Returns the Verdict.
+    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded) except -1 nogil
     cdef int _next_tick(self, const int64_t *now_ns, int at, int count) noexcept nogil
     cdef void _set_clock(self, const int64_t *now_ns, int at) noexcept nogil
     cdef void _count_in_order(self, uint64_t segments, uint64_t size, uint64_t frames) noexcept nogil

@@ -11,11 +11,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_CheckExact
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
 from .connection cimport COUNTED, HAS_END, HAS_START, LISTED, OPEN, SERVED, connection_s, key_object, key_s, note_past_start, tally_s, waits
-from .decode cimport decode, segment_s
+from .decode cimport (
+    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
+)
 from .engine cimport (
     ACK,
     BYTES_CAPTURED,
@@ -35,11 +38,13 @@ from .engine cimport (
     text_s,
 )
 from .flushing cimport Flusher
+from .fragments cimport Fragments, joined_s
 from .origin cimport keep_origin, let_go_of_origin, origin_s
 from .pages cimport UNIT, PageCache, cache_s, page_counts_s
 from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch, prefetch_connection, prefetch_slot, same_key, table_s
 from .reassembly cimport piece_s
 from .records cimport DENSE_BYTES, RecordReader, frame_s
+from .senders cimport Senders
 from .serving cimport join_late_error, raise_late_error
 
 from .._log import Log
@@ -86,6 +91,11 @@ cdef class AssemblerBase(Flusher):
         max_buffered_bytes_total,
         max_buffered_bytes_per_connection,
         verify_checksums,
+        tunnels,
+        defragment,
+        fragment_timeout_ns,
+        max_fragmented_datagrams,
+        max_fragment_bytes,
         start_wait_segments,
         start_wait_ns,
         max_gap,
@@ -96,7 +106,8 @@ cdef class AssemblerBase(Flusher):
         opens_on_data,
         on_evict,
     ):
-        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none. verify_checksums: 2 for "auto"; tunnels: as
+        for decode_frame."""
         self.cache = PageCache()
         self.limit_total = max_buffered_pages_total
         self.limit_connection = max_buffered_pages_per_connection
@@ -109,7 +120,12 @@ cdef class AssemblerBase(Flusher):
         self.long_way = LONG_WAY if paws or syn_data else 0
         self.limit_bytes_total = max_buffered_bytes_total
         self.limit_bytes_connection = max_buffered_bytes_per_connection
-        self.verify = verify_checksums
+        self.flags = (<uint32_t>tunnels << TUNNEL_BITS) | (0, VERIFY_CHECKSUMS, JUDGE_CHECKSUMS)[verify_checksums]
+        self.defragments = defragment
+        self.judges = verify_checksums == 2
+        self.settles = self.defragments or self.judges
+        self.fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
+        self.senders = Senders()
         self.start_wait_segments = -1 if start_wait_segments is None else min(start_wait_segments, ALWAYS_NS)
         self.start_wait_ns = start_wait_ns
         self.max_gap = max_gap
@@ -191,7 +207,8 @@ cdef class AssemblerBase(Flusher):
 
         Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
         """
-        cdef segment_s segment
+        cdef decoded_s decoded
+        cdef segment_s *segment = &decoded.segment
         cdef text_s text
         cdef bytes data
         cdef size_t length, on_wire
@@ -208,14 +225,15 @@ cdef class AssemblerBase(Flusher):
         self._enter()
         try:
             self._observe(text.seen_ns)
-            verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.verify, &segment)
+            self.packet = data
+            verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.flags, segment)
             if verdict != 0:
-                self.verdicts[verdict] += 1
+                decoded.verdict = <uint8_t>verdict
+                verdict = self._unusual(NULL, text.seen_ns, &decoded)
             else:
-                self.packet = data
-                text_of(&segment, &text, -1)
+                text_of(segment, &text, -1)
                 self._segment(
-                    <const key_s *>&segment, hash_of(&self.pool_.table, <const key_s *>&segment), segment.flags | self.long_way, &text, True
+                    <const key_s *>segment, hash_of(&self.pool_.table, <const key_s *>segment), segment.flags | self.long_way, &text, True
                 )
             return VERDICT_OF[verdict]
         except BaseException as raised:
@@ -386,6 +404,7 @@ cdef class AssemblerBase(Flusher):
                     self._drop_gil()
         finally:
             self.holds_gil = self.keeps_gil = True
+            self.fragments.drop_all()
             self.pool_.forget_all_closed()
             self.cache.shrink_now()
         return 0
@@ -398,6 +417,7 @@ cdef class AssemblerBase(Flusher):
             if finish:
                 self._finish(&closed)
         finally:
+            self.fragments.drop_all()
             self.closed_ = True
             self._leave()
 
@@ -450,19 +470,26 @@ cdef class AssemblerBase(Flusher):
         for number in range(VERDICTS):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
+        self.fragments.absorb(other.fragments)
+        self.offloading += other.offloading + other.senders.offloading
         self.clock = other.clock
 
     def counters(self):
-        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, and what is so now."""
+        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
+        FRAGMENT_DROP_REASONS, and what is so now."""
         cdef int number
         cdef page_counts_s pages
         if self.pool_ is None:
             raise AttributeError("this Assembler was not initialised: a subclass calls super().__init__(pool, options)")
         pages = self.cache.count()
+        fragment_counts, fragments_held = self.fragments.counters()
         return (
             tuple([self.counts[number] for number in range(COUNTS)]),
             tuple([self.verdicts[number] for number in range(VERDICTS)]),
+            tuple(fragment_counts),
             {
+                "fragments_held": fragments_held,
+                "offloading_senders": self.offloading + self.senders.offloading,
                 "bytes_held": pages.held_bytes,
                 "connections": len(self.pool_),
                 "pages_used": pages.used,
@@ -555,7 +582,7 @@ cdef class AssemblerBase(Flusher):
         cdef decoded_s decoded[GROUP]
         cdef int64_t now_ns[GROUP]
         cdef clock_s clock = self.clock
-        decode_frames(frames, count, self.verify, &self.pool_.table, decoded, 1)
+        decode_frames(frames, count, self.flags, &self.pool_.table, decoded, 1)
         if tell_time(&clock, frames, count, now_ns) and not self.long_way:
             return self._walk_plain(frames, decoded, now_ns, count, IN_ORDER, count, ticks, done)
         return self._walk_anyhow(frames, decoded, count, 0, ticks, done)
@@ -684,11 +711,38 @@ cdef class AssemblerBase(Flusher):
         cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
-            self.verdicts[decoded.verdict] += 1
+            self._unusual(frame, frame.seen_ns, decoded)
             return 0
         text.seen_ns = frame.seen_ns
         text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
         return self._segment(<const key_s *>segment, decoded.hash, segment.flags | self.long_way, &text, True)
+
+    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded) except -1 nogil:
+        cdef decoded_s settled
+        cdef joined_s *joined = NULL
+        cdef text_s text
+        cdef int verdict
+        cdef int64_t offset = -1
+        if self.settles and not decoded.verdict & SETTLED:
+            settled = decoded[0]
+            decoded = &settled
+            if settle(self, &settled, self.clock.now, 1, &joined) and not self.warned:
+                warn_of_offloading(self, decoded)
+        verdict = decoded.verdict & ~SETTLED
+        if verdict != 0:
+            self.verdicts[verdict] += 1
+            return verdict
+        self.fleeting = (decoded.verdict & SETTLED) != 0
+        if frame != NULL and not self.fleeting:
+            offset = self.base + frame.offset + (decoded.segment.payload - frame.data)
+        text.seen_ns = seen_ns
+        text_of(&decoded.segment, &text, offset)
+        try:
+            self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+        finally:
+            self.fleeting = False
+            free(joined)
+        return 0
 
     # -- one segment ------------------------------------------------------------------------------------------------
 
@@ -803,10 +857,11 @@ cdef int64_t bounded_int(str name, str kind, object value) except? -2:
     return max(-LENGTH_LIMIT, min(LENGTH_LIMIT, number))
 
 
-cdef void decode_frames(
-    const frame_s *frames, int count, bint verify_checksums, const table_s *table, decoded_s *decoded, int shards
+cdef bint decode_frames(
+    const frame_s *frames, int count, uint32_t flags, const table_s *table, decoded_s *decoded, int shards
 ) noexcept nogil:
     cdef int64_t span = frames[count - 1].data - frames[0].data if count else 0
+    cdef bint unsettled = False
     cdef int i
     for i in range(count):
         if span < DENSE_BYTES * GROUP:  # most of what lies there is needed: the next group's part of it comes meanwhile
@@ -814,13 +869,50 @@ cdef void decode_frames(
             prefetch(frames[i].data + span + 128)
             prefetch(frames[i].data + span + 192)
         decoded[i].verdict = decode(
-            frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, verify_checksums, &decoded[i].segment
+            frames[i].data, frames[i].length, frames[i].wire_length, frames[i].linktype, flags, &decoded[i].segment
         )
         decoded[i].shard = 0
         if decoded[i].verdict == 0:
-            decoded[i].hash = hash_of(table, <const key_s *>&decoded[i].segment)
-            if shards > 1:
-                decoded[i].shard = <uint8_t>((<uint64_t>(decoded[i].hash & BOTH_DIRECTIONS) * shards) >> 31)
+            place(&decoded[i], table, shards)
+        elif decoded[i].verdict == FRAGMENT or decoded[i].verdict >= BAD_CHECKSUM:
+            unsettled = True
+    return unsettled
+
+
+cdef inline void place(decoded_s *decoded, const table_s *table, int shards) noexcept nogil:
+    decoded.hash = hash_of(table, <const key_s *>&decoded.segment)
+    if shards > 1:
+        decoded.shard = <uint8_t>((<uint64_t>(decoded.hash & BOTH_DIRECTIONS) * shards) >> 31)
+
+
+cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil:
+    cdef const table_s *table = &assembler.pool_.table
+    cdef uint32_t noticed = assembler.senders.offloading
+    cdef int verdict = decoded.verdict
+    joined[0] = NULL
+    if verdict == FRAGMENT and assembler.defragments and (<fragment_s *>&decoded.segment).data != NULL:
+        verdict = assembler.fragments.take(table, now_ns, &decoded.segment, joined)
+    if verdict >= BAD_CHECKSUM and assembler.judges:
+        verdict = assembler.senders.judge(table, &decoded.segment, verdict)
+    decoded.verdict = <uint8_t>verdict
+    if verdict == SEGMENT:
+        place(decoded, table, shards)
+        if joined[0] == NULL:
+            return assembler.senders.offloading != noticed
+    else:
+        free(joined[0])
+        joined[0] = NULL
+    decoded.verdict |= SETTLED
+    return assembler.senders.offloading != noticed
+
+
+cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil:
+    assembler.warned = True
+    with gil:
+        src, dst = (<const char *>decoded.segment.src)[:16], (<const char *>decoded.segment.dst)[:16]
+        size = 16 if decoded.segment.is_ipv6 else 4
+        _log.warning("checksums of %s are left to its network card: not verified", Flow(src[:size], dst[:size]).src)
+    return 0
 
 
 cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil:

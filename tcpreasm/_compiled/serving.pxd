@@ -17,6 +17,7 @@ cdef class Server:
     cdef bint keeps_gil           # and must have it back whenever it lets go of it
     cdef bint coalesce
     cdef object packet            # what the text at hand lies in: bytes, or a Block; None: memory that the caller may change
+    cdef bint fleeting            # the text at hand lies in memory that is freed when it was taken in, and not in `packet`
     cdef bint shared              # the packet is more than one frame: whoever keeps a piece gets a copy
     cdef piece_s *out             # pieces for the connection at hand; pages in them are lent
     cdef Py_ssize_t out_count

@@ -101,12 +101,13 @@ cdef class Server:
     cdef list _piece_objects(self):
         cdef list pieces
         cdef Py_ssize_t i
+        owner = None if self.fleeting else self.packet
         if self.out_count == 1:
-            pieces = [piece_of(&self.out[0], self.packet, self.shared)]
+            pieces = [piece_of(&self.out[0], owner, self.shared)]
         else:
             pieces = []
             for i in range(self.out_count):
-                pieces.append(piece_of(&self.out[i], self.packet, self.shared))
+                pieces.append(piece_of(&self.out[i], owner, self.shared))
         self.out_count = 0
         return pieces
 
@@ -323,7 +324,7 @@ cdef inline int call_with_one(Server self, const served_s *served) except -1:
     cdef list pieces = self.single
     piece = <Reassembly>PyList_GET_ITEM(<PyObject *>pieces, 0)
     try:
-        fill(piece, self.out, self.packet, self.shared)
+        fill(piece, self.out, None if self.fleeting else self.packet, self.shared)
         call_reassembled(self, served, pieces)
     finally:
         if (

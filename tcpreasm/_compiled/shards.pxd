@@ -5,7 +5,10 @@ A capture is cut into blocks, which stand in a ring. Each block passes through t
     claimed    by one thread: it has the block for itself until it is ready
     read       from a plain file by several threads at once; from any other source in the next stage
     parsed     in order, since where a record begins only the one before it tells, and what time it is
-    decoded    by several threads at once, and sorted by shard: `ready`
+    decoded    by several threads at once
+    settled    in order, where it has fragments (whose datagrams' ports, and so their shards, only all of them together tell) or senders
+               whose checksums are to be judged; by the first shard's assembler
+    sorted     by shard: `ready`
     taken in   by each shard's thread, in order
     free       when all shards are through with it
 
@@ -17,6 +20,7 @@ from libc.stdint cimport int64_t
 
 from .assembler cimport decoded_s
 from .clock cimport clock_s
+from .fragments cimport joined_s
 from .records cimport RecordReader, frame_s
 
 
@@ -39,6 +43,7 @@ cdef struct entry_s:
     decoded_s *decoded
     int64_t *now_ns               # capture time as it is believed with each frame
     bint plain                    # it only went on, in small steps
+    joined_s *joined              # memory of datagrams that came in fragments: for its segments
     int *order                    # the frames' numbers, shard by shard
     int first[MAX_SHARDS + 1]     # where each shard's begin in `order`
     int count                     # of frames
@@ -76,6 +81,8 @@ cdef class Shards:
     cdef int _work(self, int shard) except -1 nogil
     cdef int _wait(self, int shard) except -1 nogil
     cdef int _prepare(self, entry_s *entry, int shard) except -1 nogil
+    cdef bint _settle(self, entry_s *entry, int shard) except -1 nogil
+    cdef bint _is_first(self, int64_t number) noexcept nogil
     cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil
     cdef bint _parse_at_once(self, entry_s *entry, bint short) except -1 nogil
     cdef bint _parse_next(self, entry_s *entry) except -1 nogil

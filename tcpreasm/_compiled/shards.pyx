@@ -8,9 +8,12 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
-from .assembler cimport AssemblerBase, decode_frames, decoded_s, tell_time
+from .assembler cimport AssemblerBase, decode_frames, decoded_s, settle, tell_time, warn_of_offloading
+from .decode cimport BAD_CHECKSUM, FRAGMENT
+from .fragments cimport joined_s
 from .records cimport BLOCK_BYTES, SLACK_BYTES, Block, RecordReader, frame_s, new_block
 
 __all__ = ["MAX_THREADS", "Shards"]
@@ -105,6 +108,7 @@ cdef class Shards:
             PyMem_RawFree(self.ring[i].decoded)
             PyMem_RawFree(self.ring[i].now_ns)
             PyMem_RawFree(self.ring[i].order)
+            free_joined(&self.ring[i])
         pthread_cond_destroy(&self.changed)
         pthread_mutex_destroy(&self.mutex)
 
@@ -219,6 +223,7 @@ cdef class Shards:
         goes_on = self.last < 0
         pthread_mutex_unlock(&self.mutex)
         entry.count = 0
+        free_joined(entry)
         if got < 0:
             goes_on, self.failed = False, self.failed or goes_on
         elif goes_on:
@@ -230,16 +235,49 @@ cdef class Shards:
             self.last = self.parsed
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
-        decode_frames(
-            entry.frames, entry.count, (<AssemblerBase>self.borrowed[0]).verify, &(<AssemblerBase>self.borrowed[0]).pool_.table,
+        if decode_frames(
+            entry.frames, entry.count, (<AssemblerBase>self.borrowed[0]).flags, &(<AssemblerBase>self.borrowed[0]).pool_.table,
             entry.decoded, self.count
-        )
+        ) and (<AssemblerBase>self.borrowed[0]).settles and not self._settle(entry, shard):
+            return 0
         sort_by_shard(entry, self.count)
         pthread_mutex_lock(&self.mutex)
         entry.ready = True
         pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
         return 0
+
+    # In order: the blocks before it are ready. False: it was stopped.
+    cdef bint _settle(self, entry_s *entry, int shard) except -1 nogil:
+        cdef void *assembler = self.borrowed[0]
+        cdef joined_s *joined
+        cdef bint stopped
+        cdef int i
+        pthread_mutex_lock(&self.mutex)
+        while not self.stopped and not self._is_first(entry.number):
+            self._wait(shard)
+        stopped = self.stopped
+        pthread_mutex_unlock(&self.mutex)
+        if stopped:
+            return False
+        for i in range(entry.count):
+            if entry.decoded[i].verdict == FRAGMENT or entry.decoded[i].verdict >= BAD_CHECKSUM:
+                if (
+                    settle(<AssemblerBase>assembler, &entry.decoded[i], entry.now_ns[i], self.count, &joined)
+                    and not (<AssemblerBase>assembler).warned
+                ):
+                    warn_of_offloading(<AssemblerBase>assembler, &entry.decoded[i])
+                if joined != NULL:
+                    joined.next, entry.joined = entry.joined, joined
+        return True
+
+    # Among those that are not ready.
+    cdef bint _is_first(self, int64_t number) noexcept nogil:
+        cdef int i
+        for i in range(self.size):
+            if 0 <= self.ring[i].number < number and not self.ring[i].ready:
+                return False
+        return True
 
     # Bytes of a plain file: where the block's number says. Below 0: an error, to be raised when everything before it was taken in.
     cdef Py_ssize_t _read(self, entry_s *entry) except -1 nogil:
@@ -380,6 +418,14 @@ cdef class Shards:
             with gil:
                 give_out(<AssemblerBase>assembler)
         return 0
+
+
+cdef void free_joined(entry_s *entry) noexcept nogil:
+    cdef joined_s *joined = entry.joined
+    while joined != NULL:
+        entry.joined = joined.next
+        free(joined)
+        joined = entry.joined
 
 
 cdef bint grow(void **memory, size_t size) noexcept nogil:

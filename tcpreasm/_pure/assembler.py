@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, SupportsIndex
 
 from .._log import Log
 from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import Timestamp, to_ns
+from ..decoded import Segment
 from ..flow import Flow
 from ..segment import ACK, FIN, RST, SYN, URG, TCPSegment
 from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 from ..verdict import Verdict
 from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import RawKey, key_object
-from .decode import decode_frame, timestamp_value
+from .decode import JUDGE, Fragment, decode, timestamp_value
 from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX
 from .flushing import Flusher
+from .fragments import Fragments
 from .pages import PageCache
 from .pool import StreamPoolBase
+from .senders import Senders
 from .sequence import add
 
 __all__ = ["AssemblerBase"]
@@ -49,7 +53,12 @@ class AssemblerBase(Flusher):
         syn_data: int,
         max_buffered_bytes_total: int,
         max_buffered_bytes_per_connection: int,
-        verify_checksums: bool,
+        verify_checksums: int,
+        tunnels: int,
+        defragment: bool,
+        fragment_timeout_ns: int,
+        max_fragmented_datagrams: int,
+        max_fragment_bytes: int,
         start_wait_segments: int,
         start_wait_ns: int,
         max_gap: int,
@@ -60,7 +69,8 @@ class AssemblerBase(Flusher):
         opens_on_data: bool,
         on_evict: Callable[[Flow, Flow, str], object] | None,
     ) -> None:
-        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none. verify_checksums: 2 for "auto"; tunnels: as
+        for decode_frame."""
         self._pool = pool
         self._cache = PageCache()
         self._limit_with = []
@@ -74,7 +84,12 @@ class AssemblerBase(Flusher):
         self._syn_data_waits = syn_data == SYN_DATA_ACKED
         self._limit_bytes_total = max_buffered_bytes_total
         self._limit_bytes_connection = max_buffered_bytes_per_connection
-        self._verify = verify_checksums
+        self._checksums = verify_checksums
+        self._tunnels = tunnels
+        self._defragments = defragment
+        self._fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
+        self._senders = Senders()
+        self._offloading = 0  # senders that assemblers noticed which were absorbed
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
         self._max_gap = max_gap
@@ -266,6 +281,7 @@ class AssemblerBase(Flusher):
         try:
             return self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
         finally:
+            self._fragments.drop_all()
             self._pool.forget_closed(ALWAYS_NS)
             self._cache.shrink()
 
@@ -276,6 +292,7 @@ class AssemblerBase(Flusher):
             if finish:
                 self._finish()
         finally:
+            self._fragments.drop_all()
             self._closed = True
             self._busy.release()
 
@@ -319,14 +336,21 @@ class AssemblerBase(Flusher):
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
+        self._fragments.absorb(other._fragments)
+        self._offloading += other._offloading + other._senders.offloading
         self._clock = other._clock
 
-    def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
-        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, and what is so now."""
+    def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
+        """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
+        FRAGMENT_DROP_REASONS, and what is so now."""
+        fragment_counts, fragments_held = self._fragments.counters()
         return (
             tuple(self._counts.values()),
             tuple(self._verdicts),
+            tuple(fragment_counts),
             {
+                "fragments_held": fragments_held,
+                "offloading_senders": self._offloading + self._senders.offloading,
                 "bytes_held": self._cache.held_bytes,
                 "connections": len(self._pool),
                 "pages_used": self._cache.used,
@@ -349,6 +373,10 @@ class AssemblerBase(Flusher):
 
     def _take(self, frames: Iterable[tuple[bytes, int, int, int, int]], gather: bool, ticks: bool) -> tuple[int, int]:
         """The arguments of `_frame`, one after the other. Returns how many there were, and how many of them were segments."""
+        return self._take_all((partial(self._frame, *frame) for frame in frames), gather, ticks)
+
+    def _take_all(self, frames: Iterable[Callable[[], object]], gather: bool, ticks: bool) -> tuple[int, int]:
+        """The same; each takes in a frame when it is called."""
         taken = 0
         error: BaseException | None = None
         self._enter()
@@ -358,7 +386,7 @@ class AssemblerBase(Flusher):
             try:
                 for frame in frames:
                     taken += 1
-                    self._frame(*frame)
+                    frame()
                     if ticks:
                         self._tick()
             except BaseException as raised:
@@ -372,7 +400,26 @@ class AssemblerBase(Flusher):
     def _frame(self, data: bytes, seen_ns: int, linktype: int, wire_length: int | None, offset: int) -> Verdict:
         """One frame, which stands at that offset in the file; -1 where that is not known."""
         self._observe(seen_ns)
-        verdict, segment = decode_frame(data, linktype, wire_length, self._verify)
+        verdict, segment, lies_in = self._decode(data, linktype, wire_length, self._clock.now_ns or 0)
+        return self._decoded(verdict, segment, lies_in, seen_ns, -1 if lies_in is not data else offset)
+
+    def _decode(self, data: bytes, linktype: int, wire_length: int | None, now_ns: int) -> tuple[Verdict, Segment | None, bytes]:
+        """What a frame leads to, by the fragments that are held and the senders that are known: in packet order. The segment, if there is
+        one to take in, and what it lies in: other bytes than the frame's where it came in fragments."""
+        verdict, result = decode(data, linktype, wire_length, self._checksums, self._tunnels)
+        if isinstance(result, Fragment):
+            if not self._defragments:
+                return Verdict.FRAGMENT, None, data
+            verdict, result, data = self._fragments.take(result, now_ns, self._tunnels)
+        if self._checksums == JUDGE and verdict >= Verdict.BAD_CHECKSUM and result is not None:
+            noticed = self._senders.offloading
+            verdict = self._senders.judge(result.src, verdict)
+            if self._senders.offloading > noticed == 0:
+                _log.warning("checksums of %s are left to its network card: not verified", Flow(result.src, result.dst).src)
+        return Verdict(verdict), result if verdict == Verdict.SEGMENT else None, data
+
+    def _decoded(self, verdict: Verdict, segment: Segment | None, data: bytes, seen_ns: int, offset: int) -> Verdict:
+        """What `_decode` says of one frame, whose data stands at that offset in the file."""
         if segment is None:
             self._verdicts[verdict] += 1
         else:

@@ -1,25 +1,80 @@
 """Frame to TCP segment, or a numbered reason why not: the reference.
 
-Lives here: link layers, IPv4, IPv6 and its extension headers, the TCP header, the TCP checksum. Not here: tunnels, fragments, keys, state.
-`decode_frame` is called once a packet. Ethernet with a plain IPv4 header goes straight through: one `unpack_from` takes the link, IP and
-TCP headers together. Everything else takes one layer after the other: each checks that its header was captured before it reads, and
-returns what the next one makes of the rest (offset <= length).
+Lives here: link layers, IPv4, IPv6 and its extension headers, tunnels, the TCP header, the TCP checksum. Not here: how fragments become
+datagrams (fragments), keys, state. `decode` is called once a packet. Ethernet with a plain IPv4 header goes straight through: one
+`unpack_from` takes the link, IP and TCP headers together. Everything else takes one layer after the other: each checks that its header was
+captured before it reads, and returns what the next one makes of the rest. A layer that ends as NOT_TCP or NOT_IP notes what it carries
+instead (`Layers`): where that is a tunnel, the loop in `_unwrapped` goes on with what is in it.
 
-A layer's function gets `frame`, the `offset` at which it starts there, the length `wire` that the whole frame had on the wire,
-and `verify`.
+A layer's function gets `frame`, the `offset` at which it starts there, the lengths `length` and `wire` up to which what it lies in was
+captured and was on the wire (offset <= length <= wire), and `layers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
+from typing import NamedTuple
 
 from ..decoded import Segment
+from ..options import TUNNELS
 from ..verdict import Verdict
 
 __all__ = ["decode_frame"]
 
-Result = tuple[Verdict, Segment | None]
+ALL_TUNNELS = (1 << len(TUNNELS)) - 1
+MAX_TUNNELS = 8  # one within the other; what is deeper stays unopened
+
+# How checksums are looked at: not at all; refuse a wrong one; tell of each segment what its checksum was like.
+IGNORE, VERIFY, JUDGE = range(3)
+# What JUDGE tells besides BAD_CHECKSUM, each with the segment: it is right; or wrong as systems leave it for the network card to fill in:
+# the sum of the pseudo-header, or zero.
+RIGHT_CHECKSUM, UNFILLED_CHECKSUM = 9, 10
+
+
+class Fragment(NamedTuple):
+    """One fragment of an IP datagram (RFC 791 3.2, RFC 8200 4.5)."""
+
+    src: bytes
+    dst: bytes
+    id: int
+    protocol: int
+    """Of the datagram's payload; IPv6: as this fragment says, and only the first one counts."""
+    more: bool
+    """Others follow."""
+    checksums: int
+    """How to look at them in the datagram."""
+    offset: int
+    """In the datagram's payload, bytes."""
+    depth: int
+    """Tunnels around it, it being one itself."""
+    before: int
+    """Bytes of the header that count for the datagram's length."""
+    data: bytes
+    """What was captured of it."""
+    wire_length: int
+    """Bytes on the wire, at least those of data."""
+
+
+class Layers:
+    """What decoding goes on with where a layer holds neither TCP nor, by itself, IP."""
+
+    __slots__ = ("checksums", "depth", "length", "offset", "tunnel", "tunnels", "wire")
+
+    def __init__(self, checksums: int, tunnels: int, depth: int) -> None:
+        self.checksums = checksums
+        self.tunnels = tunnels
+        self.depth = depth  # tunnels so far
+        self.tunnel = ""  # one of TUNNELS, that may be looked into; "": nothing
+        self.offset = self.length = self.wire = 0  # where it begins, and ends: as far as it was captured, and on the wire
+
+    def note(self, tunnel: str, offset: int, length: int, wire: int) -> None:
+        allowed = tunnel and wire > offset and self.tunnels >> TUNNELS.index(tunnel) & 1
+        self.tunnel = tunnel if allowed else ""
+        self.offset, self.length, self.wire = offset, length, max(length, wire)
+
+
+Result = tuple[int, Segment | Fragment | None]
 
 _SEGMENT = Verdict.SEGMENT
 _UNKNOWN_LINKTYPE: Result = Verdict.UNKNOWN_LINKTYPE, None
@@ -29,11 +84,12 @@ _FRAGMENT: Result = Verdict.FRAGMENT, None
 _TRUNCATED: Result = Verdict.TRUNCATED, None
 _BAD_IP_HEADER: Result = Verdict.BAD_IP_HEADER, None
 _BAD_TCP_HEADER: Result = Verdict.BAD_TCP_HEADER, None
-_BAD_CHECKSUM: Result = Verdict.BAD_CHECKSUM, None
 
 _OFFLOADED_MAX = 1 << 20  # no network card takes more at once (Linux: 512 KiB); a frame that claims more is damaged there
 _SIZE_MAX = 0x7FFFFFFF  # a frame counts as no longer than this, so that every length fits 31 bits
-_TCP = 6
+_IPV4_IN_IP, _TCP, _UDP, _IPV6_IN_IP, _GRE_IN_IP = 4, 6, 17, 41, 47
+_TUNNEL_PORTS = {4789: "vxlan", 8472: "vxlan", 6081: "geneve", 2152: "gtp"}  # RFC 7348 5, RFC 8926 3.3, TS 29.281 4.4.2
+_ETHERNET_IN_GRE = 0x6558  # transparent Ethernet bridging, in GRE and in Geneve
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _VLAN = frozenset((0x8100, 0x88A8, 0x9100, 0x9200))
 _LLC = 0  # an EtherType up to 1500 is a length (IEEE 802.3), and LLC follows; so does it where there is no EtherType at all
@@ -47,23 +103,30 @@ _be16 = Struct("!H").unpack_from
 _be32 = Struct("!I").unpack_from
 # EtherType; version and header length, total length, fragment, protocol, addresses; the TCP header
 _plain = Struct("!12xH BxH2xHxB2x4s4s HHIIBBH2xH").unpack_from
-_ipv4_header = Struct("!BxH2xHxB2x4s4s").unpack_from
+_ipv4_header = Struct("!BxHHHxB2x4s4s").unpack_from
 _ipv6_header = Struct("!4xHBx16s16s").unpack_from
 _tcp_header = Struct("!HHIIBBH2xH").unpack_from
 _pseudo_tail = Struct("!II").pack
 _new = tuple.__new__  # Segment(...) costs twice as much
 
 
-def _checksum_is_right(frame: bytes, offset: int, length: int, src: bytes, dst: bytes) -> bool:
-    """RFC 9293 3.1, RFC 8200 8.1: the one's complement sum of the pseudo-header and the segment is all ones. As 2**16 is 1 modulo
-    2**16 - 1, that is to say that they, read as one number, are divisible by it."""
-    covered = src + dst + _pseudo_tail(length, _TCP) + frame[offset : offset + length]
-    if length & 1:
-        covered += b"\0"
-    return int.from_bytes(covered, "big") % 0xFFFF == 0
+def _sum(covered: bytes) -> int:
+    """The one's complement sum (RFC 1071), with zero written as all ones: as 2**16 is 1 modulo 2**16 - 1, that is the remainder."""
+    return (int.from_bytes(covered, "big") % 0xFFFF) or 0xFFFF
 
 
-def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src: bytes, dst: bytes, verify: bool) -> Result:
+def _checked(frame: bytes, offset: int, length: int, src: bytes, dst: bytes, checksums: int) -> int:
+    """RFC 9293 3.1, RFC 8200 8.1: the one's complement sum of the pseudo-header and the segment is all ones."""
+    pseudo = src + dst + _pseudo_tail(length, _TCP)
+    covered = pseudo + frame[offset : offset + length] + bytes(length & 1)
+    if _sum(covered) == 0xFFFF:
+        return RIGHT_CHECKSUM if checksums == JUDGE else _SEGMENT
+    if checksums == JUDGE and _be16(frame, offset + 16)[0] in (0, _sum(pseudo)):
+        return UNFILLED_CHECKSUM
+    return Verdict.BAD_CHECKSUM
+
+
+def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src: bytes, dst: bytes, checksums: int) -> Result:
     """`on_wire` bytes of TCP as the IP header tells, of which `captured` are there. The frame had `room` for: an IP header that
     claims more makes no gap."""
     if on_wire < 20:
@@ -76,10 +139,11 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src:
         return _BAD_TCP_HEADER
     if header > captured:
         return _TRUNCATED
-    if verify and captured == on_wire and not _checksum_is_right(frame, offset, on_wire, src, dst):
-        return _BAD_CHECKSUM
-    on_wire = max(captured, min(on_wire, room))
-    return _SEGMENT, Segment(
+    verdict: int = _SEGMENT
+    if checksums and captured == on_wire:
+        verdict = _checked(frame, offset, on_wire, src, dst, checksums)
+    on_wire = _on_wire(captured, on_wire, room)
+    return verdict, Segment(
         src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header, header
     )  # fmt: skip
 
@@ -99,40 +163,82 @@ def timestamp_value(options: bytes) -> int | None:
     return None
 
 
-def _offloaded(frame: bytes, offset: int, wire: int) -> int:
+def _offloaded(length: int, offset: int, wire: int) -> int:
     """Bytes from offset on, where only the frame tells: those on the wire, if that can be."""
     size = max(0, wire - offset)
-    return size if size <= _OFFLOADED_MAX else len(frame) - offset
+    return size if size <= _OFFLOADED_MAX else length - offset
 
 
-def _ipv4(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
+def _on_wire(captured: int, claimed: int, room: int) -> int:
+    """What an IP header claims, as far as the frame had room for it."""
+    return max(captured, min(claimed, room))
+
+
+def _note_protocol(layers: Layers, frame: bytes, protocol: int, in_ipv6: bool, offset: int, length: int, wire: int) -> None:
+    """IP's payload from offset on: which tunnel is it? In UDP only the port tells."""
+    tunnel = ""
+    if wire <= offset:
+        return
+    if protocol == _IPV4_IN_IP:
+        tunnel = "4in6" if in_ipv6 else "ipip"
+    elif protocol == _IPV6_IN_IP:
+        tunnel = "6in6" if in_ipv6 else "6in4"
+    elif protocol == _GRE_IN_IP:
+        tunnel = "gre"
+    elif protocol == _UDP and length >= offset + 8:
+        tunnel = _TUNNEL_PORTS.get(_be16(frame, offset + 2)[0], "")
+        size = _be16(frame, offset + 4)[0]
+        if size >= 8:
+            wire = min(wire, offset + size)
+            length = min(length, wire)
+        elif size:  # none: the network card was to cut it
+            tunnel = ""
+        offset += 8
+    layers.note(tunnel, offset, length, wire)
+
+
+def _ipv4(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
     """RFC 791 3.1."""
-    captured = len(frame) - offset
+    captured = length - offset
     if captured == 0:
         return _TRUNCATED
     if frame[offset] >> 4 != 4:
         return _BAD_IP_HEADER
     if captured < 20:
         return _TRUNCATED
-    version_ihl, total, fragment, protocol, src, dst = _ipv4_header(frame, offset)
+    version_ihl, total, identification, field, protocol, src, dst = _ipv4_header(frame, offset)
     header = (version_ihl & 15) * 4
     if header < 20 or 0 < total < header:
         return _BAD_IP_HEADER
-    if fragment & 0x3FFF:  # more fragments, or an offset
-        return _FRAGMENT
-    if protocol != _TCP:
-        return _NOT_TCP
+    is_fragment = field & 0x3FFF  # more fragments, or an offset
     if captured < header:
-        return _TRUNCATED
+        if not is_fragment:
+            return _TRUNCATED if protocol == _TCP else _NOT_TCP
+        captured = header
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
-        total = max(_offloaded(frame, offset, wire), header)
+        total = max(_offloaded(length, offset, wire), header)
     captured = min(captured, total)  # what follows is padding
-    return _tcp(frame, offset + header, captured - header, total - header, wire - offset - header, src, dst, verify)
+    if is_fragment:
+        on_wire = _on_wire(captured, total, wire - offset)
+        return Verdict.FRAGMENT, Fragment(
+            src, dst, identification, protocol, bool(field & 0x2000), layers.checksums, (field & 0x1FFF) * 8, layers.depth + 1, header,
+            frame[offset + header : offset + captured], on_wire - header,
+        )  # fmt: skip
+    return _ipv4_payload(frame, protocol, offset + header, offset + captured, offset + total, wire, src, dst, layers)
 
 
-def _ipv6(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
-    """RFC 8200 3 and 4. Mobile IPv6's home address option, which takes the source's place in the checksum, is not looked at."""
-    length = len(frame)
+def _ipv4_payload(
+    frame: bytes, protocol: int, offset: int, length: int, end: int, room: int, src: bytes, dst: bytes, layers: Layers
+) -> Result:
+    """Captured up to `length`, and `end` as the IP header tells; the frame had `room`."""
+    if protocol == _TCP:
+        return _tcp(frame, offset, length - offset, end - offset, room - offset, src, dst, layers.checksums)
+    _note_protocol(layers, frame, protocol, False, offset, length, _on_wire(length, end, room))
+    return _NOT_TCP
+
+
+def _ipv6(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 8200 3."""
     if length == offset:
         return _TRUNCATED
     if frame[offset] >> 4 != 6:
@@ -142,105 +248,141 @@ def _ipv6(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
     payload_length, protocol, src, dst = _ipv6_header(frame, offset)
     offset += 40
     # No length: a jumbogram (RFC 2675), or to be cut by the network card. The frame tells the length then.
-    end = offset + (payload_length or _offloaded(frame, offset, wire))
+    end = offset + (payload_length or _offloaded(length, offset, wire))
+    return _ipv6_payload(frame, protocol, offset, length, end, wire, src, dst, layers)
+
+
+def _ipv6_payload(
+    frame: bytes, protocol: int, offset: int, length: int, end: int, room: int, src: bytes, dst: bytes, layers: Layers
+) -> Result:
+    """RFC 8200 4. As _ipv4_payload; `length` may lie beyond `end`. Mobile IPv6's home address option, which takes the source's place in
+    the checksum, is not looked at."""
+    begin = offset
+    checksums = layers.checksums
     while protocol != _TCP:  # one extension header a turn, 8 bytes at least
         if protocol not in _EXTENSIONS:
+            length = min(length, end)
+            _note_protocol(layers, frame, protocol, True, offset, length, _on_wire(length, end, room))
             return _NOT_TCP
         if end - offset < 8:
             return _BAD_IP_HEADER
         if length - offset < 8:
             return _TRUNCATED
         if protocol == _FRAGMENT_HEADER:
-            if _be16(frame, offset + 2)[0] & 0xFFF9:  # an offset, or more fragments; neither: atomic, and whole (RFC 6946)
-                return _FRAGMENT
+            field = _be16(frame, offset + 2)[0]
+            if field & 0xFFF9:  # an offset, or more fragments; neither: atomic, and whole (RFC 6946)
+                length = min(length, end)
+                return Verdict.FRAGMENT, Fragment(
+                    src, dst, _be32(frame, offset + 4)[0], frame[offset], bool(field & 1), checksums, field & 0xFFF8, layers.depth + 1,
+                    offset - begin, frame[offset + 8 : length], _on_wire(length, end, room) - offset - 8,
+                )  # fmt: skip
             header = 8
         elif protocol == _AUTHENTICATION:
             header = (frame[offset + 1] + 2) * 4
         else:
             header = (frame[offset + 1] + 1) * 8
             if protocol == _ROUTING and frame[offset + 3]:
-                verify = False  # segments left: the checksum is over an address that differs from type to type
+                checksums = IGNORE  # segments left: the checksum is over an address that differs from type to type
         if end - offset < header:
             return _BAD_IP_HEADER
         if length - offset < header:
             return _TRUNCATED
         protocol = frame[offset]
         offset += header
-    return _tcp(frame, offset, min(length, end) - offset, end - offset, wire - offset, src, dst, verify)
+    return _tcp(frame, offset, min(length, end) - offset, end - offset, room - offset, src, dst, checksums)
 
 
-def _by_version(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
+def _by_version(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
     """No link layer: the first half byte tells IPv4 and IPv6 apart."""
-    if len(frame) == offset:
+    if length == offset:
         return _TRUNCATED
     version = frame[offset] >> 4
     if version == 4:
-        return _ipv4(frame, offset, wire, verify)
+        return _ipv4(frame, offset, length, wire, layers)
     if version == 6:
-        return _ipv6(frame, offset, wire, verify)
+        return _ipv6(frame, offset, length, wire, layers)
     return _NOT_IP
 
 
-def _by_ethertype(frame: bytes, offset: int, ethertype: int, wire: int, verify: bool) -> Result:
+def _by_ethertype(frame: bytes, offset: int, ethertype: int, length: int, wire: int, layers: Layers) -> Result:
     """What is at `offset` is told by `ethertype`; VLAN tags (IEEE 802.1Q, 802.1ad) may lie between."""
     while True:
         if ethertype == _IPV4:
-            return _ipv4(frame, offset, wire, verify)
+            return _ipv4(frame, offset, length, wire, layers)
         if ethertype == _IPV6:
-            return _ipv6(frame, offset, wire, verify)
+            return _ipv6(frame, offset, length, wire, layers)
         if ethertype in _VLAN:
-            if len(frame) - offset < 4:
+            if length - offset < 4:
                 return _TRUNCATED
             ethertype = _be16(frame, offset + 2)[0]
             offset += 4
         elif ethertype <= 1500:  # LLC, of which only SNAP carries IP (RFC 1042)
-            if len(frame) - offset < 8:
+            if length - offset < 8:
                 return _TRUNCATED
             if not frame.startswith(_LLC_SNAP, offset):
                 return _NOT_IP
             ethertype = _be16(frame, offset + 6)[0]
             offset += 8
         else:
+            if ethertype in (0x8847, 0x8848):  # RFC 3032 5, RFC 5332 3: unicast or not
+                layers.note("mpls", offset, length, wire)
+            elif ethertype == 0x8864:  # RFC 2516 4; 0x8863 is discovery
+                layers.note("pppoe", offset, length, wire)
             return _NOT_IP
 
 
-def _by_ppp_protocol(frame: bytes, offset: int, wire: int, verify: bool) -> Result:
+def _by_ethernet(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    if length - offset < 14:
+        return _TRUNCATED
+    return _by_ethertype(frame, offset + 14, _be16(frame, offset + 12)[0], length, wire, layers)
+
+
+def _by_ppp_protocol(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
     """RFC 1661 2, RFC 1662 3.1: address and control may be left out, and the first of the protocol's bytes where it is zero."""
-    if len(frame) - offset < 2:
+    if length - offset < 2:
         return _TRUNCATED
     if frame.startswith(b"\xff\x03", offset):
         offset += 2
-        if len(frame) == offset:
+        if length == offset:
             return _TRUNCATED
     protocol = frame[offset]
     offset += 1
     if protocol & 1 == 0:
-        if len(frame) == offset:
+        if length == offset:
             return _TRUNCATED
         protocol = protocol << 8 | frame[offset]
         offset += 1
     if protocol == 0x21:
-        return _ipv4(frame, offset, wire, verify)
+        return _ipv4(frame, offset, length, wire, layers)
     if protocol == 0x57:
-        return _ipv6(frame, offset, wire, verify)
+        return _ipv6(frame, offset, length, wire, layers)
     return _NOT_IP
 
 
-def _by_family(frame: bytes, family: int, wire: int, verify: bool) -> Result:
+def _pppoe(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 2516 4. What follows behind the session's own length is padding."""
+    if length - offset < 6:
+        return _TRUNCATED
+    if not frame.startswith(b"\x11\x00", offset):  # not session data
+        return _NOT_IP
+    return _by_ppp_protocol(frame, offset + 6, length, wire, layers)
+
+
+def _by_family(frame: bytes, family: int, length: int, wire: int, layers: Layers) -> Result:
     if family == _AF_INET:
-        return _ipv4(frame, 4, wire, verify)
+        return _ipv4(frame, 4, length, wire, layers)
     if family in _AF_INET6:
-        return _ipv6(frame, 4, wire, verify)
+        return _ipv6(frame, 4, length, wire, layers)
     return _NOT_IP
 
 
-def _wlan(frame: bytes, offset: int, wire: int, verify: bool, data_pad: bool = False) -> Result:
+def _wlan(frame: bytes, offset: int, length: int, wire: int, layers: Layers, data_pad: bool = False) -> Result:
     """IEEE 802.11-2020 9.2, 9.3.2. Data in clear, one packet a frame.
 
     Args:
         data_pad: the 802.11 header is padded to a multiple of four bytes.
     """
-    captured = len(frame) - offset
+    captured = length - offset
     if captured < 2:
         return _TRUNCATED
     kind, flags = frame[offset], frame[offset + 1]
@@ -259,107 +401,99 @@ def _wlan(frame: bytes, offset: int, wire: int, verify: bool, data_pad: bool = F
         header = (header + 3) & ~3
         if captured < header:
             return _TRUNCATED
-    return _by_ethertype(frame, offset + header, _LLC, wire, verify)
+    return _by_ethertype(frame, offset + header, _LLC, length, wire, layers)
 
 
 # One function per link type: its number's name, what its header takes, what the rest is.
 
 
-def _ethernet(frame: bytes, wire: int, verify: bool) -> Result:
-    if len(frame) < 14:
-        return _TRUNCATED
-    return _by_ethertype(frame, 14, _be16(frame, 12)[0], wire, verify)
+def _ethernet(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _by_ethernet(frame, 0, length, wire, layers)
 
 
-def _raw(frame: bytes, wire: int, verify: bool) -> Result:
-    return _by_version(frame, 0, wire, verify)
+def _raw(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _by_version(frame, 0, length, wire, layers)
 
 
-def _raw_ipv4(frame: bytes, wire: int, verify: bool) -> Result:
-    return _ipv4(frame, 0, wire, verify)
+def _raw_ipv4(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _ipv4(frame, 0, length, wire, layers)
 
 
-def _raw_ipv6(frame: bytes, wire: int, verify: bool) -> Result:
-    return _ipv6(frame, 0, wire, verify)
+def _raw_ipv6(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _ipv6(frame, 0, length, wire, layers)
 
 
-def _sll(frame: bytes, wire: int, verify: bool) -> Result:
-    if len(frame) < 16:
+def _sll(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    if length < 16:
         return _TRUNCATED
     protocol = _be16(frame, 14)[0]
     if protocol < 0x0600 and protocol != _SLL_LLC:
         return _NOT_IP
-    return _by_ethertype(frame, 16, protocol, wire, verify)
+    return _by_ethertype(frame, 16, protocol, length, wire, layers)
 
 
-def _sll2(frame: bytes, wire: int, verify: bool) -> Result:
-    if len(frame) < 20:
+def _sll2(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    if length < 20:
         return _TRUNCATED
     protocol = _be16(frame, 0)[0]
     if protocol < 0x0600 and protocol != _SLL_LLC:
         return _NOT_IP
-    return _by_ethertype(frame, 20, protocol, wire, verify)
+    return _by_ethertype(frame, 20, protocol, length, wire, layers)
 
 
-def _null(frame: bytes, wire: int, verify: bool) -> Result:
+def _null(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
     """An address family in the writer's byte order, whichever that was: no family needs more than three bytes."""
-    if len(frame) < 4:
+    if length < 4:
         return _TRUNCATED
     family = _be32(frame, 0)[0]
     if family > 0xFFFFFF:
         family = int.from_bytes(frame[:4], "little")
-    return _by_family(frame, family, wire, verify)
+    return _by_family(frame, family, length, wire, layers)
 
 
-def _loop(frame: bytes, wire: int, verify: bool) -> Result:
-    if len(frame) < 4:
+def _loop(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    if length < 4:
         return _TRUNCATED
-    return _by_family(frame, _be32(frame, 0)[0], wire, verify)
+    return _by_family(frame, _be32(frame, 0)[0], length, wire, layers)
 
 
-def _ppp(frame: bytes, wire: int, verify: bool) -> Result:
-    return _by_ppp_protocol(frame, 0, wire, verify)
+def _ppp(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _by_ppp_protocol(frame, 0, length, wire, layers)
 
 
-def _c_hdlc(frame: bytes, wire: int, verify: bool) -> Result:
+def _c_hdlc(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
     """Cisco's framing (RFC 1547 4.3.1)."""
-    if len(frame) < 4:
+    if length < 4:
         return _TRUNCATED
     protocol = _be16(frame, 2)[0]
-    return _NOT_IP if protocol < 0x0600 else _by_ethertype(frame, 4, protocol, wire, verify)
+    return _NOT_IP if protocol < 0x0600 else _by_ethertype(frame, 4, protocol, length, wire, layers)
 
 
-def _ppp_serial(frame: bytes, wire: int, verify: bool) -> Result:
+def _ppp_serial(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
     """Either of the two; Cisco's first byte is no PPP protocol."""
     if not frame:
         return _TRUNCATED
-    return _c_hdlc(frame, wire, verify) if frame[0] in b"\x0f\x8f" else _ppp(frame, wire, verify)
+    return _c_hdlc(frame, length, wire, layers) if frame[0] in b"\x0f\x8f" else _ppp(frame, length, wire, layers)
 
 
-def _ppp_ether(frame: bytes, wire: int, verify: bool) -> Result:
-    """RFC 2516 4."""
-    if len(frame) < 6:
-        return _TRUNCATED
-    if frame[:2] != b"\x11\x00":  # not session data
-        return _NOT_IP
-    return _by_ppp_protocol(frame, 6, wire, verify)
+def _ppp_ether(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _pppoe(frame, 0, length, wire, layers)
 
 
-def _fddi(frame: bytes, wire: int, verify: bool) -> Result:
-    if len(frame) < 13:
+def _fddi(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    if length < 13:
         return _TRUNCATED
     if frame[0] & 0x70 != 0x50:  # no LLC frame with addresses of 48 bits
         return _NOT_IP
-    return _by_ethertype(frame, 13, _LLC, wire, verify)
+    return _by_ethertype(frame, 13, _LLC, length, wire, layers)
 
 
-def _ieee802_11(frame: bytes, wire: int, verify: bool) -> Result:
-    return _wlan(frame, 0, wire, verify)
+def _ieee802_11(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
+    return _wlan(frame, 0, length, wire, layers)
 
 
-def _radiotap(frame: bytes, wire: int, verify: bool) -> Result:
+def _radiotap(frame: bytes, length: int, wire: int, layers: Layers) -> Result:
     """www.radiotap.org. Little-endian. Of its fields only the flags matter: is the 802.11 header padded to four bytes?"""
-    length = len(frame)
     if length < 8:
         return _TRUNCATED
     header = frame[2] | frame[3] << 8
@@ -381,10 +515,10 @@ def _radiotap(frame: bytes, wire: int, verify: bool) -> Result:
         if field >= header:
             return _NOT_IP
         data_pad = frame[field] & 0x20 != 0
-    return _wlan(frame, header, wire, verify, data_pad)
+    return _wlan(frame, header, length, wire, layers, data_pad)
 
 
-_LINKTYPES: dict[int, Callable[[bytes, int, bool], Result]] = {
+_LINKTYPES: dict[int, Callable[[bytes, int, int, Layers], Result]] = {
     0: _null,
     1: _ethernet,
     9: _ppp,
@@ -405,9 +539,129 @@ _LINKTYPES: dict[int, Callable[[bytes, int, bool], Result]] = {
 }
 
 
+# Tunnels. Each begins with a byte or more on the wire.
+
+
+def _by_gre_protocol(frame: bytes, offset: int, protocol: int, length: int, wire: int, layers: Layers) -> Result:
+    if protocol == _ETHERNET_IN_GRE:
+        return _by_ethernet(frame, offset, length, wire, layers)
+    if protocol < 0x0600:  # no EtherType
+        return _NOT_IP
+    return _by_ethertype(frame, offset, protocol, length, wire, layers)
+
+
+def _gre(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 2784 2.1, RFC 2890 2: checksum, key and number may be there. Version 0, and none of the bits that RFC 2784 2.3 refuses."""
+    if length - offset < 4:
+        return _TRUNCATED
+    bits = _be16(frame, offset)[0]
+    if bits & 0x4C07:
+        return _NOT_IP
+    header = 4 + 4 * ((bits >> 15) + (bits >> 13 & 1) + (bits >> 12 & 1))
+    if length - offset < header:
+        return _TRUNCATED
+    return _by_gre_protocol(frame, offset + header, _be16(frame, offset + 2)[0], length, wire, layers)
+
+
+def _vxlan(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 7348 5: the flag I is set, everything reserved is not looked at."""
+    if length - offset < 8:
+        return _TRUNCATED
+    if not frame[offset] & 0x08:
+        return _NOT_IP
+    return _by_ethernet(frame, offset + 8, length, wire, layers)
+
+
+def _geneve(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 8926 3.4: version, length of the options, O for control packets."""
+    if length - offset < 8:
+        return _TRUNCATED
+    if frame[offset] >> 6 or frame[offset + 1] & 0x80:
+        return _NOT_IP
+    header = 8 + (frame[offset] & 0x3F) * 4
+    if length - offset < header:
+        return _TRUNCATED
+    return _by_gre_protocol(frame, offset + header, _be16(frame, offset + 2)[0], length, wire, layers)
+
+
+def _gtp(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """3GPP TS 29.281 5.1, 5.2: version 1, a G-PDU. Any of E, S and PN: four bytes more, of which the last one tells the first extension."""
+    if length - offset < 8:
+        return _TRUNCATED
+    flags = frame[offset]
+    if flags >> 4 != 3 or frame[offset + 1] != 255:
+        return _NOT_IP
+    wire = min(wire, offset + 8 + _be16(frame, offset + 2)[0])
+    length = min(length, wire)
+    offset += 8
+    if flags & 7:
+        if length - offset < 4:
+            return _TRUNCATED
+        following = frame[offset + 3] if flags & 4 else 0
+        offset += 4
+        while following:  # its first byte is its length in words, its last one tells the next
+            if length == offset:
+                return _TRUNCATED
+            header = frame[offset] * 4
+            if header == 0:
+                return _NOT_IP
+            if length - offset < header:
+                return _TRUNCATED
+            following = frame[offset + header - 1]
+            offset += header
+    return _by_version(frame, offset, length, wire, layers)
+
+
+def _mpls(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    """RFC 3032 2.1: labels up to the bottom of the stack. What follows is told by no field: by the version of IP, and nothing else is
+    guessed."""
+    bottom = 0
+    while not bottom:
+        if length - offset < 4:
+            return _TRUNCATED
+        bottom = frame[offset + 2] & 1
+        offset += 4
+    return _by_version(frame, offset, length, wire, layers)
+
+
+def _pppoe_session(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
+    if length - offset >= 6:
+        wire = min(wire, offset + 6 + _be16(frame, offset + 4)[0])
+    return _pppoe(frame, offset, min(length, wire), wire, layers)
+
+
+_TUNNELS: dict[str, Callable[[bytes, int, int, int, Layers], Result]] = {
+    "gre": _gre,
+    "vxlan": _vxlan,
+    "geneve": _geneve,
+    "ipip": _by_version,
+    "6in4": _by_version,
+    "4in6": _by_version,
+    "6in6": _by_version,
+    "mpls": _mpls,
+    "pppoe": _pppoe_session,
+    "gtp": _gtp,
+}
+
+
+def _unwrapped(frame: bytes, result: Result, layers: Layers) -> Result:
+    """One tunnel a turn. Where the innermost holds no IP, the verdict is that of what carried it."""
+    while layers.tunnel and layers.depth < MAX_TUNNELS:
+        layers.depth += 1
+        look_into, layers.tunnel = _TUNNELS[layers.tunnel], ""
+        inner = look_into(frame, layers.offset, layers.length, layers.wire, layers)
+        if inner is not _NOT_IP:
+            result = inner
+    return result
+
+
 def decode_frame(
-    frame: bytes | bytearray | memoryview, linktype: int, wire_length: int | None = None, verify_checksums: bool = False
-) -> Result:
+    frame: bytes | bytearray | memoryview,
+    linktype: int,
+    wire_length: int | None = None,
+    verify_checksums: bool = False,
+    tunnels: int = ALL_TUNNELS,
+) -> tuple[Verdict, Segment | None]:
     """Decode one frame.
 
     Args:
@@ -415,15 +669,23 @@ def decode_frame(
         linktype: LINKTYPE_ number of the capture; any int.
         wire_length: bytes that the frame had on the wire. None, or less than were captured: as captured.
         verify_checksums: refuse a wrong TCP checksum, where the whole segment was captured.
+        tunnels: bit n: look into options.TUNNELS[n].
 
     Returns the verdict, and the `Segment` where that is `Verdict.SEGMENT`, else None. No bytes make it raise; TypeError where
     `frame` is no buffer.
     """
     if type(frame) is not bytes:
         frame = bytes(memoryview(frame))
+    verdict, segment = decode(frame, linktype, wire_length, VERIFY if verify_checksums else IGNORE, tunnels)
+    return Verdict(verdict), segment if verdict == _SEGMENT and isinstance(segment, Segment) else None
+
+
+def decode(frame: bytes, linktype: int, wire_length: int | None, checksums: int, tunnels: int) -> Result:
+    """The same, as the assembler has it: a `Fragment` with `Verdict.FRAGMENT` (None for one of the link layer), a `Segment` also with
+    `Verdict.BAD_CHECKSUM`, and the two verdicts besides where checksums is JUDGE."""
     length = len(frame)
-    # Ethernet, no tag, IPv4 without options, wholly captured, no fragment, TCP without a checksum to verify: nearly every packet there is.
-    if linktype == 1 and length >= 54 and not verify_checksums:
+    # Ethernet, no tag, IPv4 without options, wholly captured, no fragment, TCP without a checksum to look at: nearly every packet there is.
+    if linktype == 1 and length >= 54 and not checksums:
         (
             ethertype, version_ihl, total, fragment, protocol, src, dst,
             src_port, dst_port, seq, ack, data_offset, flags, window, urgent,
@@ -440,4 +702,18 @@ def decode_frame(
     if link is None:
         return _UNKNOWN_LINKTYPE
     wire = length if wire_length is None or wire_length < length else wire_length
-    return link(frame, min(wire, _SIZE_MAX), verify_checksums)
+    layers = Layers(checksums, tunnels, 0)
+    return _unwrapped(frame, link(frame, length, min(wire, _SIZE_MAX), layers), layers)
+
+
+def decode_datagram(data: bytes, first: Fragment, length: int, tunnels: int) -> Result:
+    """The payload of a datagram that was put together of fragments.
+
+    Args:
+        data: what was captured of it, from its beginning.
+        first: its first fragment.
+        length: its bytes on the wire.
+    """
+    layers = Layers(first.checksums, tunnels, first.depth)
+    payload = _ipv4_payload if len(first.src) == 4 else _ipv6_payload
+    return _unwrapped(data, payload(data, first.protocol, 0, len(data), length, length, first.src, first.dst, layers), layers)

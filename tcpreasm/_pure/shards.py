@@ -5,18 +5,33 @@ Called once for each step of STEP frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..decoded import Segment
 from ..frame import Frame
+from ..verdict import Verdict
 from .assembler import AssemblerBase
-from .decode import decode_frame
 
 __all__ = ["MAX_THREADS", "Shards"]
 
 MAX_THREADS = 64
 STEP = 2048  # frames that are handed around together
+
+
+class Decoded(NamedTuple):
+    """One frame, and what it leads to."""
+
+    verdict: Verdict
+    segment: Segment | None
+    data: bytes
+    """What the segment lies in."""
+    seen_ns: int
+    offset: int
+    """Of data in the file; -1: it lies in no one place there."""
+    shard: int
 
 
 class Shards:
@@ -39,6 +54,7 @@ class Shards:
         self._records = records
         self._coalesce = coalesce
         self._base = base
+        self._clock = assemblers[0]._clock  # as it is with the frames that were read
         self.error: BaseException | None = None
 
     def begin(self) -> None:
@@ -54,35 +70,41 @@ class Shards:
         try:
             while step := self._step():
                 for number, assembler in enumerate(self._assemblers):
-                    assembler._take(self._own(assembler, number, step), self._coalesce, True)
+                    assembler._take_all(self._own(assembler, number, step), self._coalesce, True)
         except BaseException as raised:
             self.stop(raised)
 
-    def _step(self) -> list[tuple[Frame, int, int]]:
+    def _step(self) -> list[Decoded]:
         """The next frames. An error of the reader ends the capture: what was read before it is taken in."""
-        step: list[tuple[Frame, int, int]] = []
+        step: list[Decoded] = []
         if self.error is None:
             try:
-                step.extend((frame, self._records.offset, self._shard(frame)) for frame in islice(self._records, STEP))
+                step.extend(self._decode(frame, self._base + self._records.offset) for frame in islice(self._records, STEP))
             except BaseException as raised:
                 self.stop(raised)
         return step
+
+    def _decode(self, frame: Frame, offset: int) -> Decoded:
+        """By the first assembler, in packet order: only all fragments of a datagram together tell its ports, and so its shard."""
+        self._clock = self._clock.observe(frame.timestamp_ns)
+        now_ns = self._clock.now_ns or 0
+        verdict, segment, data = self._assemblers[0]._decode(frame.data, frame.linktype, frame.wire_length, now_ns)
+        return Decoded(verdict, segment, data, frame.timestamp_ns, -1 if data is not frame.data else offset, self._shard(segment))
 
     def stop(self, error: BaseException) -> None:
         """Everybody is to return soon, because of that."""
         self.error = self.error or error
 
-    def _own(self, assembler: AssemblerBase, number: int, step: list[tuple[Frame, int, int]]) -> Iterator[tuple[bytes, int, int, int, int]]:
-        """The frames of one shard. Capture time goes on with the others too."""
-        for frame, offset, shard in step:
-            if shard == number:
-                yield frame.data, frame.timestamp_ns, frame.linktype, frame.wire_length, self._base + offset
+    def _own(self, assembler: AssemblerBase, number: int, step: list[Decoded]) -> Iterator[Callable[[], object]]:
+        """What takes in the frames of one shard. Capture time goes on with the others too."""
+        for one in step:
+            assembler._observe(one.seen_ns)
+            if one.shard == number:
+                yield partial(assembler._decoded, *one[:-1])
             else:
-                assembler._observe(frame.timestamp_ns)
                 assembler._tick()
 
-    def _shard(self, frame: Frame) -> int:
-        _, segment = decode_frame(frame.data, frame.linktype, frame.wire_length, False)
+    def _shard(self, segment: Segment | None) -> int:
         if segment is None:
             return 0
         ends = sorted(((segment.src, segment.src_port), (segment.dst, segment.dst_port)))

@@ -108,6 +108,12 @@ def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> Non
         for verdict, count in summary.verdicts.items()
         if verdict is not Verdict.SEGMENT and (verdict not in _ORDINARY or not summary.segments)
     }
+    if Verdict.FRAGMENT in left_out:  # all but the last fragment of a datagram that became whole are FRAGMENT, and not left out
+        stats = assembler.stats
+        used = stats.fragments_joined - stats.datagrams + stats.fragments_dropped.get("repeated", 0)
+        left_out[Verdict.FRAGMENT] -= used
+        if left_out[Verdict.FRAGMENT] <= 0:
+            del left_out[Verdict.FRAGMENT]
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
         complain(f"{sum(left_out.values())} of {summary.packets} frames were left out: {reasons}")
