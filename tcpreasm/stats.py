@@ -169,7 +169,7 @@ class AssemblerStats:
 
 
 def build_stats(counters: tuple[int, ...], verdicts: tuple[int, ...], fragment_counters: tuple[int, ...], **now: int) -> AssemblerStats:
-    """From a core's numbers: counters as COUNTERS + DROP_REASONS + EVICTION_REASONS, frames by verdict number, fragment_counters likewise."""
+    """From a core's numbers: COUNTERS, DROP_REASONS and EVICTION_REASONS; frames by verdict; FRAGMENT_COUNTERS, FRAGMENT_DROP_REASONS."""
     plain = dict(zip(COUNTERS, counters)) | dict(zip(FRAGMENT_COUNTERS, fragment_counters))
     drops = counters[len(COUNTERS) :]
     return AssemblerStats(

@@ -454,7 +454,7 @@ def test_open_on_data_calls_no_factory_for_a_syn(tcpreasm: ModuleType) -> None:
     assert rig.segment(999, syn=True, at=2) == []
     assert rig.segment(1000, at=3) == []
     assert (len(rig.pool), rig.assembler.stats.streams_opened) == (1, 0)
-    assert rig.segment(1000, b"abc", at=4) == [new(), got(piece(start=True, at=1), piece(b"abc", at=4))]
+    assert rig.segment(1000, b"abc", at=4) == [new(), got(piece(start=True, at=2), piece(b"abc", at=4))]  # at the last SYN
     assert rig.segment(1003, b"d", at=5) == [got(piece(b"d", at=5))]
     assert rig.flush_all() == (1, [complete()])
     assert rig.assembler.stats.streams_closed == 1

@@ -438,7 +438,7 @@ cdef class AssemblerBase(Flusher):
         self._leave()
 
     def share_limit(self, list assemblers not None):
-        """The limits of pages and bytes in all are one for these together, of which this is one. Of that of connections each gets its part."""
+        """The limits of what is held in all are one for these together, of which this is one. Of that of connections each gets its part."""
         cdef int i
         self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
         PyMem_RawFree(self.sharers)
@@ -738,7 +738,7 @@ cdef class AssemblerBase(Flusher):
         text.seen_ns = seen_ns
         text_of(&decoded.segment, &text, offset)
         try:
-            self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags, &text, True)
+            self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags | self.long_way, &text, True)
         finally:
             self.fleeting = False
             free(joined)

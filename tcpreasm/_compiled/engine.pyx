@@ -47,6 +47,7 @@ from .connection cimport (
 from .decode cimport timestamp_value
 from .origin cimport origin_s
 from .pages cimport (
+    MARKS,
     PAGE_SIZE,
     UNIT,
     add_used,

@@ -315,7 +315,7 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
-        """The limits of pages and bytes in all are one for these together, of which this is one. Of that of connections each gets its part."""
+        """The limits of what is held in all are one for these together, of which this is one. Of that of connections each gets its part."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
         if self._limit_connections:
             self._limit_connections = max(1, self._limit_connections // len(assemblers))

@@ -136,7 +136,7 @@ class Engine(Server):
         if self._opens_on_data and (flags & RST or not (wire or flags & FIN)):
             return
         self._open_stream(connection, size)
-        if connection.next_seq is not None:
+        if connection.last_syn_ns is not None:
             self._emit(connection, b"", connection.last_syn_ns, True)
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
