@@ -31,7 +31,8 @@ def fuzz(target: str, corpus: Path, limits: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["tcpreasm_pure"]):
-        from fuzz.targets import SEEDS, TARGETS
+        from fuzz.targets import SEEDS, TARGETS, make_haste
+    make_haste()
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(SEEDS[target]):
         (corpus / f"seed-{number}").write_bytes(seed)

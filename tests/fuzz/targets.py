@@ -19,12 +19,9 @@ from typing import Any
 from cores import load, submodule
 from recorder import checksum
 
-__all__ = ["SEEDS", "TARGETS", "Different"]
+__all__ = ["SEEDS", "TARGETS", "Different", "make_haste"]
 
 BOTH = (load("compiled"), load("pure"))
-# The pure core makes its first thousand connections and pages one by one, which would take most of the time.
-submodule(BOTH[1], "_pure.pool").INITIAL_CONNECTIONS = 4  # type: ignore[attr-defined]
-submodule(BOTH[1], "_pure.pages").PageCache.__init__.__defaults__ = (4,)
 START_NS = 1_700_000_000_000_000_000
 
 
@@ -211,6 +208,13 @@ def assembler(data: bytes) -> None:
         return
     acts = script(data)
     agree("assembler", *(play(core, data[0], acts) for core in range(2)))
+
+
+def make_haste() -> None:
+    """The pure core makes its first thousand connections and pages one by one, which takes most of an input's time: only some, from now
+    on. For a process that does nothing but fuzz."""
+    submodule(BOTH[1], "_pure.pool").INITIAL_CONNECTIONS = 4  # type: ignore[attr-defined]
+    submodule(BOTH[1], "_pure.pages").PageCache.__init__.__defaults__ = (4,)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {"decode": decode, "capture": capture, "assembler": assembler}
