@@ -103,9 +103,18 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"start_wait_segments": 1, "hole_timeout": 1.0, "idle_timeout": 3.0, "closed_timeout": 0.0},
     {"hole_timeout": None, "idle_timeout": None, "closed_timeout": 5.0, "start_wait": 0.0},
     {"verify_checksums": True, "max_gap": 1 << 20},
+    {"overlap": "last", "max_buffered_bytes_per_connection": 4000, "on_conflict": True},
+    {"overlap": "bsd", "urgent": "oob", "max_connections": 2, "on_evict": True},
+    {"overlap": "linux", "urgent": "oob-linux", "syn_data": "acked", "on_conflict": True},
+    {"overlap": "solaris", "open_on": "data", "paws": True, "max_buffered_bytes_total": 10_000},
+    {"overlap": "old-linux", "syn_data": "acked", "open_on": "data", "closed_timeout": 1.0, "on_conflict": True, "on_evict": True},
+    {"verify_checksums": "auto", "max_fragmented_datagrams": 1, "fragment_timeout": 1.0, "max_connections": 1},
+    {"defragment": False, "decapsulate": False, "paws": True, "urgent": "oob"},
+    {"max_fragment_bytes": 3000, "urgent": "oob", "syn_data": "acked", "on_conflict": True, "max_buffered_pages_total": 5},
 )
-KNOWN = tuple(tuple(package.AssemblerOptions(**options) for options in OPTIONS) for package in BOTH)
-NAMES = tuple(field.name for field in fields(BOTH[0].AssemblerStats) if field.name not in ("pages_allocated", "verdicts", "dropped"))
+HOOKS = ("on_conflict", "on_evict")  # True: note what is told
+MAPPINGS = ("dropped", "fragments_dropped", "connections_evicted")
+NAMES = tuple(one.name for one in fields(BOTH[0].AssemblerStats) if one.name not in ("pages_allocated", "verdicts", *MAPPINGS))
 FLAGS = (16, 16, 16, 16, 24, 2, 18, 17, 1, 4, 20, 0, 48, 3, 6, 25)
 FAR = (0, 1 << 8, 1 << 16, 1 << 27, (1 << 31) - 64, 1 << 31, 1 << 30, -(1 << 20))
 SIZES = (0, 1, 2, 3, 5, 8, 13, 21, 40, 40, 100, 500, 1460, 1900, 1901, 6000)
@@ -113,10 +122,12 @@ CONTENT = bytes(i * 31 + (i >> 8) & 255 for i in range(1 << 16)) * 2
 ISNS = (1000, 2**32 - 40, 2**31 - 20, 0)
 
 
-def segment_frame(which: int, seq: int, flags: int, payload: bytes, sums: bool, damaged: bool) -> bytes:
-    """Connections 0 and 1 are the two directions of one conversation, 2 and 3 others; 3 over IPv6. sums: with a checksum."""
+def segment_frame(which: int, seq: int, flags: int, payload: bytes, sums: bool, damaged: bool, more: int = 0) -> bytes:
+    """Connections 0 and 1 are the two directions of one conversation, 2 and 3 others; 3 over IPv6. sums: with a checksum. more: the urgent
+    pointer, and how much a timestamp is above another; none where that is 0."""
     ports = (80, 1234) if which == 1 else (1234 + which, 80)
-    tcp = bytearray(struct.pack("!HHIIBBHHH", *ports, seq & 0xFFFFFFFF, 1, 80, flags, 9000, 0, 0) + payload)
+    stamp = struct.pack("!BBBBII", 1, 1, 8, 10, 1000 + more // 8, 0) if more >= 8 else b""
+    tcp = bytearray(struct.pack("!HHIIBBHHH", *ports, seq & 0xFFFFFFFF, 1, 80 + 4 * len(stamp), flags, 9000, 0, more & 7) + stamp + payload)
     if which == 3:
         ip = struct.pack("!IHBB15xB15xB", 6 << 28, len(tcp), 6, 64, 1, 2)
         addresses, kind = ip[8:], b"\x86\xdd"
@@ -127,6 +138,17 @@ def segment_frame(which: int, seq: int, flags: int, payload: bytes, sums: bool, 
     if sums:
         struct.pack_into("!H", tcp, 16, checksum(addresses + struct.pack("!II", len(tcp), 6) + bytes(tcp)) ^ damaged)
     return bytes(12) + kind + ip + bytes(tcp)
+
+
+def fragments(frame: bytes, at: int, how: int) -> list[bytes]:
+    """The IPv4 datagram of a frame in two parts, or in some that overlap, or one of them only; in any order."""
+    body = frame[34:]
+    parts = []
+    for begin, end, more in ((0, at + 8, 1), (at + (how & 8), len(body), 0), (8, at, 1)):
+        ip = bytearray(frame[14:34])
+        struct.pack_into("!HHH", ip, 2, 20 + len(body[begin:end]), how & 3, begin >> 3 | more << 13)
+        parts.append(frame[:14] + bytes(ip) + body[begin:end])
+    return [parts[i] for i in ((0, 1), (1, 0), (0, 2, 1), (1, 2, 0), (1,), (0,), (2, 0, 1), (0, 0, 1))[how >> 4 & 7]]
 
 
 class Stream:
@@ -161,9 +183,12 @@ def script(data: bytes) -> list[Act]:
             length = SIZES[size & 15]
             variant = 7 * (size >> 7)  # another text for the same place
             text = CONTENT[(place & 0x7FFF) + variant : (place & 0x7FFF) + variant + length]
-            frame = segment_frame(which, ISNS[which] + place, FLAGS[how & 15], text, sums, how & 128 != 0)
+            frame = segment_frame(which, ISNS[which] + place, FLAGS[how & 15], text, sums, how & 128 != 0, what >> 3)
             cut = (how >> 4) & 7
-            acts.append((0, (frame[: len(frame) - cut] if cut > 4 else frame, len(frame), now)))
+            if cut == 4 and which < 3:
+                acts.extend((0, (part, len(part), now)) for part in fragments(frame, 8 * (size & 15), low))
+            else:
+                acts.append((0, (frame[: len(frame) - cut] if cut > 4 else frame, len(frame), now)))
         else:
             acts.append((1 + what % 4, now - (low << 24)))
     return acts
@@ -173,14 +198,21 @@ def state(package: ModuleType, assembler: Any) -> Any:
     stats = assembler.stats
     if stats.bytes_captured != stats.bytes_delivered + stats.bytes_dropped + stats.bytes_held:
         raise Different(f"bytes went missing on {package.implementation}: {stats}")
-    return [getattr(stats, name) for name in NAMES], dict(stats.dropped), {int(one): count for one, count in stats.verdicts.items()}
+    if stats.fragments != stats.fragments_joined + stats.fragments_held + sum(stats.fragments_dropped.values()):
+        raise Different(f"fragments went missing on {package.implementation}: {stats}")
+    verdicts = {int(one): count for one, count in stats.verdicts.items()}
+    return [getattr(stats, name) for name in NAMES], [dict(getattr(stats, name)) for name in MAPPINGS], verdicts
 
 
 def play(core: int, choice: int, acts: list[Act]) -> tuple[list[Any], Any]:
     package = BOTH[core]
     book: list[Any] = []
+    options = dict(OPTIONS[choice % len(OPTIONS)])
+    for name in HOOKS:
+        if name in options:
+            options[name] = lambda *told, name=name: book.append((name, *map(str, told)))
     assembler = package.Assembler(
-        package.StreamPool(lambda net, transport: Stream(book, (str(net), str(transport)))), KNOWN[core][choice % len(OPTIONS)]
+        package.StreamPool(lambda net, transport: Stream(book, (str(net), str(transport)))), package.AssemblerOptions(**options)
     )
     for number, (kind, argument) in enumerate(acts):
         if kind == 0:
@@ -232,12 +264,35 @@ def _files() -> list[bytes]:
 
 
 def _frames() -> list[bytes]:
-    return [segment_frame(which, 5, 24, b"some text", True, False) for which in range(4)]
+    """Plain ones, and one in each kind of tunnel."""
+    frames = [segment_frame(which, 5, 24, b"some text", True, False, 9 * which) for which in range(4)]
+    four, six = frames[0][14:], frames[3][14:]
+
+    def ipv4(protocol: int, body: bytes) -> bytes:
+        return frames[0][:14] + struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0) + frames[0][26:34] + body
+
+    def udp(port: int, body: bytes) -> bytes:
+        return ipv4(17, struct.pack("!HHHH", 9999, port, 8 + len(body), 0) + body)
+
+    return [
+        *frames,
+        *fragments(frames[0], 8, 0),
+        ipv4(4, four),
+        ipv4(41, six),
+        ipv4(47, struct.pack("!HH", 0, 0x0800) + four),
+        ipv4(47, struct.pack("!HHII", 0x3000, 0x6558, 7, 1) + frames[0]),
+        udp(4789, struct.pack("!II", 0x08000000, 7 << 8) + frames[0]),
+        udp(6081, struct.pack("!HHI", 0x0100, 0x6558, 7 << 8) + bytes(4) + frames[0]),
+        udp(2152, struct.pack("!BBHI", 0x30, 255, len(four), 7) + four),
+        udp(2152, struct.pack("!BBHIHBBBBBB", 0x34, 255, len(four) + 8, 7, 0, 0, 0x85, 1, 0, 0, 0) + four),
+        frames[0][:12] + struct.pack("!HI", 0x8847, 5 << 12 | 0x1FF) + four,
+        frames[0][:12] + struct.pack("!HBBHHH", 0x8864, 0x11, 0, 1, len(four) + 2, 0x21) + four,
+    ]
 
 
 SEEDS: dict[str, list[bytes]] = {
     "decode": [bytes((LINKTYPES.index(1), 0)) + frame for frame in _frames()]
-    + [bytes((LINKTYPES.index(101), 4)) + frame[14:] for frame in _frames()],
+    + [bytes((LINKTYPES.index(101), 4)) + frame[14:] for frame in _frames() if frame[12] in (0x08, 0x86)],
     "capture": [bytes((how,)) + file for file in _files() for how in (0, 1, 40)],
     "assembler": [
         bytes((choice,)) + b"".join(bytes((which, flags, place & 255, place >> 8, size, time)) for which, flags, place, size, time in acts)
@@ -245,6 +300,7 @@ SEEDS: dict[str, list[bytes]] = {
         for acts in (
             [(0, 5, 0, 0, 2), (0, 0, 1, 7, 2), (0, 0, 41, 7, 2), (0, 7, 81, 0, 2)],
             [(0, 5, 0, 0, 2), (0, 0, 41, 7, 2), (0, 0, 41, 135, 2), (0, 0, 1, 7, 3), (1, 0, 9, 3, 3), (240, 0, 0, 0, 4)],
+            [(0, 5, 0, 0, 2), (0, 64, 1, 10, 2), (64, 76, 101, 10, 2), (0, 7, 201, 0, 2), (2, 64, 1, 9, 6)],
         )
     ],
 }
