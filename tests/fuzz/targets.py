@@ -50,12 +50,14 @@ def decode(data: bytes) -> None:
     found = []
     for decoder in DECODERS:
         verdict, segment = decoder(frame, linktype, wire, data[1] & 128 != 0)
-        found.append((int(verdict), segment and tuple(segment)))
+        found.append((int(verdict), segment))
     agree("decode", *found)
     segment = found[0][1]
     if segment is not None:
-        offset, captured, on_wire = segment[-3:]
-        if not (0 <= offset <= offset + captured <= len(frame) and captured <= on_wire < 1 << 31):
+        text = segment.payload_offset
+        if not (
+            20 <= text <= text + segment.payload_length <= len(frame) and segment.payload_length <= segment.wire_payload_length < 1 << 31
+        ):
             raise Different(f"a payload outside of its frame: {segment}")
 
 
