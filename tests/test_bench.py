@@ -34,6 +34,7 @@ def _load_bench() -> None:
 
 _load_bench()
 captures: Any = importlib.import_module("bench.captures")
+attacks: Any = importlib.import_module("bench.attacks")
 measure: Any = importlib.import_module("bench.measure")
 traffic: Any = importlib.import_module("bench.traffic")
 
@@ -232,3 +233,12 @@ def test_the_commands_tell_where_captures_are_kept(command: str, capsys: pytest.
     told = " ".join(capsys.readouterr().out.split())
     assert "about 4 GB" in told
     assert "TCPREASM_BENCH_CACHE" in told
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_attacks_come_out_as_they_must(name: str) -> None:
+    """Small ones: the program checks what is held and delivered by itself."""
+    for count in (20, 500):
+        packets = attacks.ATTACKS[name][1](count)
+        assert len(packets.frames) >= count
+        assert attacks.measure(packets).ns_per_packet > 0
