@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 import tcpreasm
 
-from .report import table
-
 __all__ = ["ATTACKS", "main", "measure"]
 
 SIZES = (1_000, 10_000, 100_000)
@@ -226,6 +224,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.attacks", description="What hostile traffic costs, packet by packet.")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    from .report import table  # needs the extra bench, which measuring does not
+
     ns, each = half_open()  # first: what others let go of would serve again
     heads = ["", "packets", *(f"{size:,}: ns" for size in SIZES), "times", "memory a held byte"]
     print(table(heads, list(rows(given.rounds))))
