@@ -268,5 +268,5 @@ def test_whatever_a_program_does(implementation: str) -> None:
 
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
-        On, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=slow)
+        On, settings=settings(max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=slow)
     )
