@@ -151,7 +151,7 @@ class Assembler(core.AssemblerBase):
             source: a path; "-" for standard input; a binary file object; the bytes of a capture file, or an mmap of it; an open capture
                 (`open_capture`, `open_live`); an iterable of `Frame` objects or of `(seconds, frame)` pairs as pypcap and dpkt give
                 them; or a list of any of these, read one after the other with the state kept in between.
-            linktype: LINKTYPE_ number of such pairs, 1 for Ethernet.
+            linktype: LINKTYPE_ number of such pairs, 1 for Ethernet, unless the iterable tells by a method `datalink`.
             flush: give out and close everything at the end, unless another assembler is open on the pool. False keeps the state for
                 what comes next, and the file open (or the bytes in memory) as long as something in it waits.
             threads: how many take the capture in, each with the connections that a hash of their addresses and ports gives it: the
@@ -463,9 +463,12 @@ def _captures(source: CaptureSource, linktype: int) -> Iterator[tuple[Capture, b
         for part in source:
             yield from _captures(part, linktype)
     elif isinstance(source, Iterable):
-        yield _FrameSource(source, linktype), False
+        told = getattr(source, "datalink", None)  # dpkt's readers and pypcap's handles know it
+        yield _FrameSource(source, int(told()) if linktype == 1 and callable(told) else linktype), False
     else:
-        raise TypeError(f"a capture is a path, a binary file, bytes, or an iterable of frames, not {type(source).__name__}: {source!r}")
+        raise TypeError(
+            f"a capture is a path, a binary file, bytes, an mmap or an iterable of frames, not {type(source).__name__}: {source!r}"
+        )
 
 
 def _is_frame(item: object) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from numbers import Real
+from numbers import Complex, Number, Real
 from operator import index
 from typing import SupportsIndex
 
@@ -39,8 +39,10 @@ def _bounded(ns: int, name: str) -> int:
 
 
 def is_seconds(value: object) -> bool:
-    """A real number, also one of numpy's; bool is none."""
-    return isinstance(value, (int, float, Real)) and not isinstance(value, bool)
+    """A real number, also one of numpy's, or a Decimal (which is a Number, and no Real); bool is none."""
+    if isinstance(value, (int, float, Real)):
+        return not isinstance(value, bool)
+    return isinstance(value, Number) and not isinstance(value, Complex)
 
 
 def to_ns(timestamp: Timestamp | None, timestamp_ns: SupportsIndex | None = None, name: str = "timestamp") -> int:

@@ -231,8 +231,12 @@ class AssemblerOptions:
         if self.verify_checksums != "auto":
             if isinstance(self.verify_checksums, str):
                 raise ValueError(f"verify_checksums is a bool or 'auto', not {self.verify_checksums!r:.80}")
-            check_bool("verify_checksums", self.verify_checksums)
+            if not isinstance(self.verify_checksums, bool):
+                given = f"{type(self.verify_checksums).__name__}: {self.verify_checksums!r:.80}"
+                raise TypeError(f"verify_checksums is a bool or 'auto', not {given}")
         _check_decapsulate(self.decapsulate)
+        if not isinstance(self.decapsulate, bool):
+            object.__setattr__(self, "decapsulate", frozenset(self.decapsulate))  # the caller's list may change
         check_bool("defragment", self.defragment)
 
 

@@ -115,7 +115,10 @@ def read_rows(rows: memoryview, source: SpanSource) -> Iterator[bytes]:
             if not length:
                 continue
             if offset < 0:
-                raise ValueError("a span without an offset: these bytes did not come from a capture file or a batch")
+                raise ValueError(
+                    "a span without an offset: these bytes did not come from a capture file or a batch, or came in IP fragments;"
+                    " a BytesStream has them"
+                )
             if parts:
                 first, behind = parts[0][0], parts[-1][0] + parts[-1][1]
                 if not (behind <= offset <= behind + _APART and offset + length - first <= _BLOCK):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -332,3 +333,21 @@ def test_closed_for_good(tcpreasm: ModuleType) -> None:
     with pytest.raises(ValueError, match="closed"):
         rig.assembler.flush_all()
     assert rig.assembler.stats.streams_closed == 1
+
+
+def test_an_iterable_of_pairs_may_tell_its_link_type_and_exact_times(tcpreasm: ModuleType) -> None:
+    """As dpkt's readers do: a method datalink, and Decimals where times have nanoseconds."""
+    whole = frame(1000, b"text")
+
+    class Reader(list[Any]):
+        def datalink(self) -> int:
+            return 101
+
+    seconds = Decimal("1700000000.123456789")
+    for linktype, told in ((1, 101), (12, 12)):
+        recorder = Recorder()
+        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recorder))
+        summary = assembler.assemble_capture(Reader([(seconds, whole[14:])]), linktype=linktype)
+        assert (summary.segments, summary.bytes_delivered) == (1, 4), told
+        (pieces,) = [call[2] for call in recorder.take() if call[0] == "reassembled"]
+        assert [(data, seen) for data, _, _, _, seen in pieces] == [(b"text", 1_700_000_000_123_456_789)]

@@ -279,11 +279,13 @@ INTERNAL = {
             "syn_data",
             "tsval",
             "waits_until",
+            "is_half_open",
+            "last_syn_ns",
         ),
     },
     "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
-    "StreamPoolBase": {"acquire", "acquire_open", "close", "release", "remove", "reopen", "set_back", "walk"},
+    "StreamPoolBase": {"acquire", "acquire_open", "close", "evict", "release", "remove", "reopen", "set_back", "walk"},
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
     "Reassembly": {"__contains__", "__getitem__", "__iter__"},
 }
