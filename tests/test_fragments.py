@@ -654,7 +654,7 @@ def test_auto_through_whole_captures(tcpreasm: ModuleType) -> None:
     ("name", "value", "error", "text"),
     [
         ("verify_checksums", "yes", ValueError, "verify_checksums is a bool or 'auto', not 'yes'"),
-        ("verify_checksums", 1, TypeError, "verify_checksums is a bool, not int: 1"),
+        ("verify_checksums", 1, TypeError, "verify_checksums is a bool or 'auto', not int: 1"),
         ("defragment", 1, TypeError, "defragment is a bool, not int: 1"),
         ("fragment_timeout", -1, ValueError, "fragment_timeout is from 0 to 1e9 seconds, not -1"),
         ("max_fragmented_datagrams", 0, ValueError, "max_fragmented_datagrams is from 1 to 2**31 - 1, not 0"),
