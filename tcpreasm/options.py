@@ -148,7 +148,7 @@ class AssemblerOptions:
             stream. 0: it is forgotten as soon as capture time goes on. Default 60.
         max_connections: connections (directions) that the pool may have at a time, open ones and closed ones that are remembered, 0 to
             2**31 - 1. A new one that finds so many takes the place of another, which makes room: the oldest closed one; where there is
-            none, the oldest half-open one (nothing later than its SYN has come), then the one whose last packet lies back furthest, each
+            none, the oldest half-open one (nothing later than a SYN without text), then the one whose last packet lies back furthest, each
             flushed and completed as idle ones are, before anything else is done with the segment at hand. What user code runs for
             makes no room; where that is all there is, the limit is exceeded for the time. With several threads over one capture each
             has its part of it. 0: no limit. Default 2**21: about 440 MB, at some 210 bytes each without their streams, and twice the

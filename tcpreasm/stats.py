@@ -32,7 +32,7 @@ DROP_REASONS = (
 
 EVICTION_REASONS = (
     "closed",  # it had ended, and was only remembered
-    "half_open",  # nothing but its SYN had come
+    "half_open",  # nothing but a SYN without text had come
     "idle",  # its last packet lay back furthest
 )
 """Why a connection, rather than another, made room for a new one."""
@@ -108,7 +108,7 @@ class AssemblerStats:
         connections_evicted: connections (directions) that made room for new ones at max_connections, by reason; only reasons that
             occurred. The keys:
             "closed": it had ended, and was only remembered;
-            "half_open": nothing but its SYN had come;
+            "half_open": nothing but a SYN without text had come;
             "idle": of all connections, its last packet lay back furthest.
         fragments: frames that were fragments of IP datagrams (inner ones counted too), as far as they are put together. Always
             `fragments == fragments_joined + fragments_held + sum(fragments_dropped.values())`.

@@ -15,7 +15,21 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
-from .connection cimport COUNTED, HAS_END, HAS_START, LISTED, OPEN, SERVED, connection_s, key_object, key_s, note_past_start, tally_s, waits
+from .connection cimport (
+    COUNTED,
+    HAS_END,
+    HAS_START,
+    LISTED,
+    OPEN,
+    SERVED,
+    SYN_TEXT_HELD,
+    connection_s,
+    key_object,
+    key_s,
+    note_past_start,
+    tally_s,
+    waits,
+)
 from .decode cimport (
     BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
 )
@@ -830,6 +844,8 @@ cdef inline bint take_in_order(
         connection.next_seq = connection.cut_end = before + size
         if (before ^ connection.next_seq) >> 30:
             note_past_start(connection)
+    elif connection.key.more & SYN_TEXT_HELD:  # by an assembler that waits for this
+        return False
     connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
     return True
 

@@ -517,7 +517,7 @@ cdef class Engine(Server):
             self.pool_.note_held(text.seen_ns)
             if (
                 text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size
-                and self.overlap == FIRST and not text.has_apart
+                and self.overlap == FIRST and not text.has_apart and not self.tells_conflicts  # whose runs come in order
             ):
                 self._hold_over_many(&connection.pages, text, self._origin_for(connection, text))
             else:
@@ -928,6 +928,7 @@ cdef class Engine(Server):
         cdef uint32_t behind = page.length - end
         cdef int64_t offset = -1 if page.offset < 0 else page.offset + end
         cdef page_s *tail
+        drop_flat(pages)  # which an assembler with another policy may have made
         if begin and behind:
             if page.cache.kind == MARKS:
                 tail = take_mark(&self.cache.state, page.seen_ns, <origin_s *>page.bytes, offset, behind)

@@ -206,7 +206,7 @@ cdef class Fragments:
 
     # For payload up to `end`. False: no room, which is a limit.
     cdef bint _make_room(self, datagram_s *datagram, uint32_t end) noexcept nogil:
-        cdef uint32_t room = max(<uint32_t>4096, datagram.room)
+        cdef uint32_t room = max(<uint32_t>256, datagram.room)
         cdef joined_s *memory
         while <int64_t>self.held_bytes + end - datagram.end > self.max_bytes:
             if self.oldest == datagram:

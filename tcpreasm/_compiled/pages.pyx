@@ -584,6 +584,7 @@ cdef void enter(page_list_s *pages, page_s *page) noexcept nogil:
                 entry = 0
                 leaf = new_leaf(index, at, 0)
             elif page.prev == NULL:
+                index.firsts[0] = leaf.seqs[leaf.begin]  # that of the first leaf was not kept up, and it becomes the second one
                 entry = LEAF
                 leaf = new_leaf(index, 0, LEAF)
             elif entry > LEAF // 2:

@@ -548,10 +548,7 @@ cdef class StreamPoolBase:
         cdef connection_s *connection = NULL
         cdef int count = 0
         if not self.is_seen_kept and not self.keep_seen(-UNKNOWN_BOUND):
-            connection = self.open.oldest
-            while connection != NULL and owner_of(connection) != 0:
-                connection = connection.newer
-            return connection
+            return self._oldest_at_rest()
         while count < PUT_ASIDE:
             connection = self.take_idle(UNKNOWN_BOUND)
             if connection == NULL or owner_of(connection) == 0:
@@ -562,6 +559,15 @@ cdef class StreamPoolBase:
         while count:
             count -= 1
             self.note_seen(aside[count])
+        if connection == NULL:    # a flush that is under way has taken them out
+            return self._oldest_at_rest()
+        return connection
+
+    # The oldest one that user code does not run for.
+    cdef connection_s *_oldest_at_rest(self) noexcept nogil:
+        cdef connection_s *connection = self.open.oldest
+        while connection != NULL and owner_of(connection) != 0:
+            connection = connection.newer
         return connection
 
     cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil:
