@@ -285,7 +285,7 @@ INTERNAL = {
     },
     "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
-    "StreamPoolBase": {"acquire", "acquire_open", "close", "evict", "release", "remove", "reopen", "set_back", "walk"},
+    "StreamPoolBase": {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "remove", "reopen", "set_back", "walk"},
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
     "Reassembly": {"__contains__", "__getitem__", "__iter__"},
 }

@@ -241,6 +241,7 @@ cdef class Engine(Server):
             finally:
                 self.pool_.lock()
         return 0
+
     # What options ask for beyond sequence numbers and bytes.
     cdef void _look_closer(self, uint8_t flags, text_s *text) noexcept nogil:
         text.has_apart = flags & URG and self.urgent != URGENT_INLINE and (text.urgent or self.urgent == URGENT_OOB_LINUX)
@@ -316,9 +317,10 @@ cdef class Engine(Server):
 
     # RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream.
     cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil:
+        cdef page_s *last = connection.pages.last
         cdef bint exact
         self.counts[RST_TEXT] += text.size
-        if connection.key.more & SYN_TEXT_HELD and text.seq == page_end(connection.pages.last) + connection.pages.last.missing:
+        if connection.key.more & SYN_TEXT_HELD and last != NULL and text.seq == page_end(last) + last.missing:
             self._advance(connection)  # it was accepted
         if connection.has & HAS_START:
             exact = text.seq == connection.next_seq

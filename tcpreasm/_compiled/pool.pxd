@@ -251,7 +251,6 @@ cdef class StreamPoolBase:
     cdef connection_s *oldest_closed(self) noexcept nogil
     cdef connection_s *oldest_half_open(self) noexcept nogil
     cdef connection_s *idlest(self) noexcept nogil
-    cdef connection_s *_oldest_at_rest(self) noexcept nogil
     # The order of last packets. The next one that has seen nothing since before_ns, or NULL; it is taken out. The opposite. From now on
     # kept, for all that have seen something since then: False where there is no memory.
     cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil

@@ -519,10 +519,7 @@ cdef class StreamPoolBase:
     # -- who makes room for a new one -------------------------------------------------------------------------------
 
     cdef connection_s *oldest_closed(self) noexcept nogil:
-        cdef connection_s *connection = self.closed.oldest
-        while connection != NULL and owner_of(connection) != 0:
-            connection = connection.newer
-        return connection
+        return oldest_at_rest(&self.closed)
 
     # Each connection is passed once in its life, since none becomes half-open later on; but where user code runs for one that may be it
     # then.
@@ -548,7 +545,7 @@ cdef class StreamPoolBase:
         cdef connection_s *connection = NULL
         cdef int count = 0
         if not self.is_seen_kept and not self.keep_seen(-UNKNOWN_BOUND):
-            return self._oldest_at_rest()
+            return oldest_at_rest(&self.open)
         while count < PUT_ASIDE:
             connection = self.take_idle(UNKNOWN_BOUND)
             if connection == NULL or owner_of(connection) == 0:
@@ -560,14 +557,7 @@ cdef class StreamPoolBase:
             count -= 1
             self.note_seen(aside[count])
         if connection == NULL:    # a flush that is under way has taken them out
-            return self._oldest_at_rest()
-        return connection
-
-    # The oldest one that user code does not run for.
-    cdef connection_s *_oldest_at_rest(self) noexcept nogil:
-        cdef connection_s *connection = self.open.oldest
-        while connection != NULL and owner_of(connection) != 0:
-            connection = connection.newer
+            return oldest_at_rest(&self.open)
         return connection
 
     cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil:
@@ -707,6 +697,14 @@ cdef class StreamPoolBase:
 
 cdef bint is_method_of(object stream, object method):
     return PyMethod_Check(method) and PyMethod_GET_SELF(method) == <PyObject *>stream
+
+
+# Of that list; one that user code does not run for.
+cdef connection_s *oldest_at_rest(const list_s *connections) noexcept nogil:
+    cdef connection_s *connection = connections.oldest
+    while connection != NULL and owner_of(connection) != 0:
+        connection = connection.newer
+    return connection
 
 
 cdef size_t slab_bytes(uint32_t slab) noexcept nogil:

@@ -407,6 +407,8 @@ class AssemblerBase(Flusher):
         """What a frame leads to, by the fragments that are held and the senders that are known: in packet order. The segment, if there is
         one to take in, and what it lies in: other bytes than the frame's where it came in fragments."""
         verdict, result = decode(data, linktype, wire_length, self._checksums, self._tunnels)
+        if verdict is Verdict.SEGMENT and isinstance(result, Segment):  # what nearly every frame is
+            return Verdict.SEGMENT, result, data
         if isinstance(result, Fragment):
             if not self._defragments:
                 return Verdict.FRAGMENT, None, data
@@ -424,7 +426,6 @@ class AssemblerBase(Flusher):
             self._verdicts[verdict] += 1
         else:
             text = segment.payload_offset
-            options = data[text - segment.header_length + 20 : text] if self._paws else b""
             self._segment(
                 (segment.src, segment.dst, segment.src_port, segment.dst_port),
                 segment.seq,
@@ -433,7 +434,7 @@ class AssemblerBase(Flusher):
                 segment.wire_payload_length,
                 seen_ns,
                 segment.urgent,
-                timestamp_value(options),
+                timestamp_value(data[text - segment.header_length + 20 : text]) if self._paws else None,
                 -1 if offset < 0 else offset + text,
                 True,
             )
@@ -462,7 +463,7 @@ class AssemblerBase(Flusher):
             self._out_of_band = add(seq, max(0, urgent - 1))
         opens = bool(flags & SYN or wire) and not flags & RST
         no_ack = not flags & (SYN | RST | ACK) and bool(wire or flags & FIN)
-        if opens and not no_ack:
+        if opens and not no_ack and self._pool.may_be_full(self._limit_connections):
             self._evict_for_room(key)
         try:
             connection = None if no_ack else self._pool.acquire(key, opens, seen_ns, self._forget_before())

@@ -83,6 +83,10 @@ class StreamPoolBase:
             if self._lock_found(connection, key, me):
                 return connection
 
+    def may_be_full(self, most: int) -> bool:
+        """There are so many connections, those included that were closed and are not forgotten yet."""
+        return len(self._open) + len(self._closed) >= most
+
     def evict(self, key: RawKey, most: int, forget_ns: int) -> tuple[RawKey, Connection | None, str] | None:
         """Who makes room for a new connection of that key: which one and why; locked, if it is open, else forgotten already and None here.
 
