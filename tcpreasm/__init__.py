@@ -41,6 +41,16 @@ from typing import TYPE_CHECKING, Any
 from ._select import core, implementation
 from .api import Assembler, CaptureSummary, StreamPool
 from .capture import Frame, open_capture
+from .conversations import (
+    Conversation,
+    ConversationFactory,
+    ConversationHandler,
+    ConversationPool,
+    FinishedConversation,
+    FinishedSide,
+    Side,
+    conversations,
+)
 from .errors import CaptureError, DataLost
 from .flow import ConnectionKey, Flow
 from .follow import FinishedStream, follow
@@ -90,10 +100,16 @@ __all__ = [
     "CaptureSummary",
     "Connection",
     "ConnectionKey",
+    "Conversation",
+    "ConversationFactory",
+    "ConversationHandler",
+    "ConversationPool",
     "DataLost",
     "DigestStream",
     "FilePool",
     "FileStream",
+    "FinishedConversation",
+    "FinishedSide",
     "FinishedStream",
     "Flow",
     "FlushOptions",
@@ -104,6 +120,7 @@ __all__ = [
     "ReaderStream",
     "Reassembly",
     "Sequence",
+    "Side",
     "SpanStream",
     "Stream",
     "StreamFactory",
@@ -111,6 +128,7 @@ __all__ = [
     "TCPSegment",
     "Verdict",
     "byte_span",
+    "conversations",
     "discard_bytes_to_eof",
     "discard_bytes_to_first_error",
     "follow",

@@ -27,6 +27,7 @@ from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .capture import LiveCapture
+    from .conversations import ConversationPool
 
 __all__ = ["Assembler", "CaptureSource", "CaptureSummary", "Progress", "StreamPool"]
 
@@ -56,6 +57,10 @@ class StreamPool(core.StreamPoolBase):
     def __init__(self, factory: StreamFactory | Callable[[Any, Any], Stream]) -> None:
         super().__init__(factory)
         self._assemblers: WeakSet[Assembler] = WeakSet()  # that are open
+
+    def _another(self) -> StreamPool:
+        """One of the same factory, without connections."""
+        return StreamPool(self.factory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +92,7 @@ class Assembler(core.AssemblerBase):
     """Brings the segments of TCP connections into order and hands them to streams.
 
     Args:
-        pool: the StreamPool to serve.
+        pool: the StreamPool or ConversationPool to serve.
         options: AssemblerOptions; the defaults where None.
 
     For one thread at a time; several assemblers in several threads may share a pool. Calling back into the same assembler from a
@@ -98,7 +103,7 @@ class Assembler(core.AssemblerBase):
     are open on one pool, the last one to be closed does that.
     """
 
-    def __init__(self, pool: StreamPool, options: AssemblerOptions | None = None) -> None:
+    def __init__(self, pool: StreamPool | ConversationPool, options: AssemblerOptions | None = None) -> None:
         if not isinstance(pool, core.StreamPoolBase):
             raise TypeError(f"pool is a StreamPool, not {type(pool).__name__}: {pool!r}")
         options = DEFAULT_ASSEMBLER_OPTIONS if options is None else options
@@ -128,6 +133,7 @@ class Assembler(core.AssemblerBase):
             start_wait_ns=_wait_ns(options.start_wait),
             max_gap=2**31 - 1 if options.max_gap is None else options.max_gap,
             hole_timeout_ns=_wait_ns(options.hole_timeout),
+            acked_timeout_ns=_wait_ns(options.acked_hole_timeout),
             idle_timeout_ns=_wait_ns(options.idle_timeout),
             closed_timeout_ns=_wait_ns(options.closed_timeout),
             max_connections=options.max_connections,
@@ -262,7 +268,7 @@ class Assembler(core.AssemblerBase):
     def _take_in_shards(
         self, source: CaptureSource, linktype: int, threads: int, coalesce: bool, progress: Progress | None, problems: list[str]
     ) -> None:
-        shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
+        shards = [Assembler(self.pool._another(), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
         errors: list[BaseException] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .flow import ConnectionKey
 
-__all__ = ["CaptureError", "DataLost", "no_stream"]
+__all__ = ["CaptureError", "DataLost", "no_handler", "no_stream"]
 
 
 class CaptureError(ValueError):
@@ -26,3 +26,8 @@ class DataLost(OSError):
 def no_stream(made: object, key: ConnectionKey) -> TypeError:
     """What the cores raise where a factory made something without the methods of a stream."""
     return TypeError(f"the factory gave {made!r:.80} for {key}: a stream has reassembled() and reassembly_complete()")
+
+
+def no_handler(made: object, key: ConnectionKey) -> TypeError:
+    """The same for a factory of a ConversationPool."""
+    return TypeError(f"the factory gave {made!r:.80} for {key}: a handler has reassembled() and conversation_complete()")

@@ -6,8 +6,10 @@ Lives here: an iterator over the public API. Called by the user; costs what an A
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from ._log import Log
 from .api import Assembler, CaptureSource, StreamPool
@@ -15,7 +17,9 @@ from .flow import ConnectionKey, Flow
 from .options import AssemblerOptions
 from .streams import BytesStream
 
-__all__ = ["FinishedStream", "follow"]
+__all__ = ["FinishedStream", "follow", "followed"]
+
+T = TypeVar("T")
 
 _log = Log(__name__)
 
@@ -98,18 +102,19 @@ def follow(source: CaptureSource, options: AssemblerOptions | None = None) -> It
     """
     done: deque[_Followed] = deque()
     pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done))
-    return _follow(Assembler(pool, options), source, done)
+    return followed(Assembler(pool, options), source, partial(_finished, done))
 
 
-def _follow(assembler: Assembler, source: CaptureSource, done: deque[_Followed]) -> Iterator[FinishedStream]:
+def followed(assembler: Assembler, source: CaptureSource, finished: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """What is finished, while the assembler takes the source in: `finished` gives what was so since it was called last."""
     problems: list[str] = []
     try:
         for _ in assembler.assemble_steps(source, problems=problems):
-            yield from _finished(done)
+            yield from finished()
             while problems:
                 _log.warning("%s", problems.pop())
     except KeyboardInterrupt:
-        yield from _finished(done)
+        yield from finished()
         raise
 
 

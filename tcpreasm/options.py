@@ -73,7 +73,7 @@ def _check_decapsulate(value: object) -> None:
 _FRAGMENT_LIMITS = ("max_fragmented_datagrams", "max_fragment_bytes")
 _NUMBERS = ("max_buffered_pages_total", "max_buffered_pages_per_connection", "max_connections")
 _BYTES = ("max_buffered_bytes_total", "max_buffered_bytes_per_connection")
-_SECONDS = ("start_wait", "fragment_timeout", "hole_timeout", "idle_timeout", "closed_timeout")
+_SECONDS = ("start_wait", "fragment_timeout", "hole_timeout", "acked_hole_timeout", "idle_timeout", "closed_timeout")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +142,9 @@ class AssemblerOptions:
             packets continue from it. None: 2**31 - 1. Default 2**27.
         hole_timeout: seconds of capture time for which a hole is waited for, 0 to 1e9; in whole captures and on live interfaces. None:
             until the end. Default 120.
+        acked_hole_timeout: the same for a hole that the other direction has acknowledged past, in a ConversationPool: who acknowledges it
+            has those bytes, and nobody sends them again. A capture from several queues may show an acknowledgement before what it is
+            for: 0 gives such holes up at once, also where nothing flushes. None: it makes no difference. Default 1.
         idle_timeout: seconds of capture time without a packet after which a connection is closed, 0 to 1e9; in whole captures and on live
             interfaces. None: never. Default 3600.
         closed_timeout: seconds of capture time for which a closed connection is remembered, 0 to 1e9, so that late packets open no new
@@ -180,6 +183,7 @@ class AssemblerOptions:
     start_wait: float | None = 1.0
     max_gap: int | None = 1 << 27
     hole_timeout: float | None = 120.0
+    acked_hole_timeout: float | None = 1.0
     idle_timeout: float | None = 3600.0
     closed_timeout: float = 60.0
     max_connections: int = 1 << 21

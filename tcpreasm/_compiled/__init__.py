@@ -2,10 +2,11 @@
 
 from .assembler import AssemblerBase
 from .connection import Connection
+from .conversation import ConversationState
 from .decode import decode_frame
 from .files import FilePool, FileStream, FlowPaths, flow_name
 from .pages import PAGE_BYTES, Page, PageCache, PageList
-from .pool import StreamPoolBase
+from .pool import ConversationPoolBase, StreamPoolBase
 from .reassembly import Reassembly
 from .records import PcapngRecords, PcapRecords
 from .sequence import INVALID_SEQUENCE, Sequence, byte_span
@@ -20,6 +21,8 @@ __all__ = [
     "ByteCountStream",
     "BytesStream",
     "Connection",
+    "ConversationPoolBase",
+    "ConversationState",
     "DigestStream",
     "FilePool",
     "FileStream",

@@ -22,11 +22,11 @@ from ..verdict import Verdict
 from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import RawKey, key_object
 from .decode import JUDGE, Fragment, decode, timestamp_value
-from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX
+from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX, AtHand
 from .flushing import Flusher
 from .fragments import Fragments
 from .pages import PageCache
-from .pool import StreamPoolBase
+from .pool import ConversationPoolBase, StreamPoolBase
 from .senders import Senders
 from .sequence import add
 
@@ -63,6 +63,7 @@ class AssemblerBase(Flusher):
         start_wait_ns: int,
         max_gap: int,
         hole_timeout_ns: int,
+        acked_timeout_ns: int,
         idle_timeout_ns: int,
         closed_timeout_ns: int,
         max_connections: int,
@@ -72,6 +73,8 @@ class AssemblerBase(Flusher):
         """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none. verify_checksums: 2 for "auto"; tunnels: as
         for decode_frame."""
         self._pool = pool
+        self._pairing = pool if isinstance(pool, ConversationPoolBase) else None
+        self._at_hand = None
         self._cache = PageCache()
         self._limit_with = []
         self._limit_total = max_buffered_pages_total
@@ -94,6 +97,7 @@ class AssemblerBase(Flusher):
         self._start_wait_ns = start_wait_ns
         self._max_gap = max_gap
         self._hole_timeout_ns = hole_timeout_ns
+        self._acked_timeout_ns = acked_timeout_ns
         self._idle_timeout_ns = idle_timeout_ns
         self._closed_timeout_ns = closed_timeout_ns
         self._limit_connections = max_connections
@@ -143,7 +147,7 @@ class AssemblerBase(Flusher):
         self._enter()
         try:
             self._observe(seen_ns)
-            self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, tcp.urgent, None, -1, False)
+            self._segment(key, tcp.seq, tcp.ack, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, tcp.urgent, None, -1, False)
         finally:
             self._busy.release()
 
@@ -278,12 +282,19 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def _finish(self) -> int:
+        closed = 0
+        error: BaseException | None = None
         try:
-            return self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
-        finally:
-            self._fragments.drop_all()
-            self._pool.forget_closed(ALWAYS_NS)
-            self._cache.shrink()
+            closed = self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
+        except BaseException as raised:
+            error = raised
+        self._fragments.drop_all()
+        self._pool.forget_closed(ALWAYS_NS)
+        self._cache.shrink()
+        error = self._settle(error)
+        if error is not None:
+            raise error
+        return closed
 
     def shut(self, finish: bool) -> None:
         """No more calls from now on; before that, finish if asked to."""
@@ -429,6 +440,7 @@ class AssemblerBase(Flusher):
             self._segment(
                 (segment.src, segment.dst, segment.src_port, segment.dst_port),
                 segment.seq,
+                segment.ack,
                 segment.flags,
                 memoryview(data)[text : text + segment.payload_length],
                 segment.wire_payload_length,
@@ -446,6 +458,7 @@ class AssemblerBase(Flusher):
         self,
         key: RawKey,
         seq: int,
+        ack: int,
         flags: int,
         payload: bytes | memoryview,
         wire: int,
@@ -477,15 +490,27 @@ class AssemblerBase(Flusher):
         if no_ack:
             counts["no_ack_flag"] += len(payload)
             return
+        if self._pairing is not None:
+            self._at_hand = AtHand(flags, seq, ack, len(payload), seen_ns)
         if connection is None:
+            refuses = self._note_beside(key)
             if flags & RST:
-                counts["rst_ignored"] += 1
+                counts["rst_ignored"] += not refuses
                 counts["rst_text"] += len(payload)
             if self._debug:
                 _log.debug("%s: nothing to open a stream with", key_object(key))
+            error = self._settle(None)
+            if error is not None:
+                raise error
             return
         try:
-            self._take_in(connection, seq, flags, payload, wire, seen_ns)
+            try:
+                self._take_in(connection, seq, flags, payload, wire, seen_ns)
+            finally:
+                self._mark_acked(connection)
+                self._out = []
+                self._pool.release(connection)
+                self._late_error = self._settle(self._late_error)
             if self._late_error is not None:
                 raise self._late_error
         except BaseException as raised:
@@ -494,8 +519,6 @@ class AssemblerBase(Flusher):
             raise
         finally:
             self._late_error = None
-            self._out = []
-            self._pool.release(connection)
             if self._conflicts:
                 self._tell_conflicts(key)
 

@@ -9,6 +9,7 @@ import threading
 from typing import Any, NamedTuple
 
 from ..flow import ConnectionKey, Flow
+from .conversation import SideState
 from .pages import PageList
 from .reassembly import Reassembly
 from .sequence import add, difference
@@ -32,6 +33,7 @@ class Successor(NamedTuple):
     seen_ns: int
     pages: PageList  # that data
     tsval: int | None  # its timestamp, where one is looked for
+    ack: int | None  # what it acknowledged, if anything
 
 
 class Connection:
@@ -62,6 +64,7 @@ class Connection:
         "past_start",
         "reassembled",
         "reassembly_complete",
+        "side",
         "skip",
         "state",
         "stream",
@@ -105,6 +108,7 @@ class Connection:
         self.reassembly_complete: Any = None
         self.gathered: list[Reassembly] | None = None  # pieces put aside for the stream, until the call that does so ends
         self.gatherer: Any = None  # the assembler that was the last to put some there
+        self.side: SideState | None = None  # of its conversation, in pools that pair
 
     @property
     def key(self) -> ConnectionKey:

@@ -9,15 +9,17 @@ The way of a segment, top to bottom: _take_in, _text, then _deliver (in order) o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._log import Log
 from ..errors import no_stream
 from ..flow import Flow
 from ..segment import ACK, FIN, RST, SYN
-from .clock import NEVER_NS, Clock
+from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import Connection, RawKey, Successor, key_object
+from .conversation import ConversationState
 from .pages import PAGE_BYTES, Page, PageCache, PageList
+from .pool import ConversationPoolBase
 from .reassembly import Reassembly
 from .sequence import add, difference
 from .serving import Server
@@ -36,6 +38,16 @@ SYN_DATA_DELIVERED, SYN_DATA_ACKED = range(2)
 _log = Log("tcpreasm.assembly")
 
 
+class AtHand(NamedTuple):
+    """The segment at hand, as long as it does not count for a side of a conversation yet."""
+
+    flags: int
+    seq: int
+    ack: int
+    size: int
+    seen_ns: int
+
+
 class Engine(Server):
     """The connections of a pool, as one assembler serves them, and what it was told to do with them."""
 
@@ -50,6 +62,7 @@ class Engine(Server):
     _start_wait_ns: int
     _max_gap: int
     _hole_timeout_ns: int
+    _acked_timeout_ns: int
     _idle_timeout_ns: int
     _closed_timeout_ns: int
     _limit_connections: int
@@ -60,6 +73,8 @@ class Engine(Server):
     _paws: bool
     _syn_data_waits: bool
     _on_conflict: Any
+    _pairing: ConversationPoolBase | None  # the pool, where it pairs
+    _at_hand: AtHand | None
     _conflicts: list[tuple[int, bytes, bytes, str]]  # found in the segment at hand, for on_conflict
     _counts: dict[str, int]
     _clock: Clock
@@ -110,9 +125,12 @@ class Engine(Server):
     def _take_in(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
         if connection.closed:
             if not self._reopens(connection, seq, flags, wire):
+                self._note(connection)
                 self._counts["after_close"] += len(payload)
                 return
             self._restart(connection, connection.successor, len(payload), seen_ns)
+        elif connection.side is None and self._pairing is not None:
+            self._join(connection, None)
         if connection.stream is None:
             self._open_if_due(connection, flags, len(payload), wire)
         if flags & SYN and connection.is_half_open():
@@ -126,8 +144,10 @@ class Engine(Server):
             self._syn(connection, seq, flags, payload, wire, seen_ns)
         elif wire or flags & FIN:
             self._continue(connection, seq, flags, payload, wire, seen_ns)
-        elif flags & ACK and not self._is_old(connection, seq, 0) and connection.syn_data:
-            self._settle_syn_data(connection, seq, 0)
+        else:
+            self._note(connection)
+            if flags & ACK and not self._is_old(connection, seq, 0) and connection.syn_data:
+                self._settle_syn_data(connection, seq, 0)
         self._serve(connection)
 
     def _open_if_due(self, connection: Connection, flags: int, size: int, wire: int) -> None:
@@ -140,9 +160,8 @@ class Engine(Server):
             self._emit(connection, b"", connection.last_syn_ns, True)
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
-        net_flow, transport_flow = connection.key
         try:
-            stream = self._pool._new(net_flow, transport_flow)
+            stream = self._pool._make(connection)
             try:
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             except AttributeError as error:
@@ -150,6 +169,8 @@ class Engine(Server):
         except BaseException:
             self._counts["factory_error"] += at_stake
             self._drop(connection.pages, "factory_error")
+            if self._pairing is not None:
+                self._pairing.give_back_side(connection)
             self._pool.remove(connection)
             raise
         self._counts["streams_opened"] += 1
@@ -157,6 +178,7 @@ class Engine(Server):
 
     def _reset(self, connection: Connection, seq: int, text: int, seen_ns: int) -> None:
         """RST: only at the exact sequence number expected (RFC 5961 3.2). Its text is not part of the stream."""
+        self._note(connection)
         self._counts["rst_text"] += text
         last = connection.pages.last
         if connection.syn_data and last is not None and seq == add(last.end, last.missing):
@@ -168,6 +190,9 @@ class Engine(Server):
             self._counts["rst_ignored"] += 1
             return
         connection.end_seq, connection.end_seen_ns = seq, seen_ns
+        if connection.side is not None and self._pairing is not None:
+            connection.side.note_rst()
+            self._pairing.look_after(connection.side.conversation)
         if connection.next_seq is None:
             self._skip(connection)
 
@@ -184,6 +209,7 @@ class Engine(Server):
                 self._begin_anew(connection, None, len(payload), seen_ns)
                 if connection.stream is None:
                     self._open_if_due(connection, flags, len(payload), wire)
+            self._note_syn(connection, isn, flags, seen_ns)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
             connection.syn_data = self._syn_data_waits and wire > 0 and not connection.waits()
@@ -194,6 +220,7 @@ class Engine(Server):
                 self._emit(connection, b"", seen_ns, True)
             self._text(connection, text_seq, flags, payload, wire, seen_ns, not connection.syn_data)
         elif self._is_own_syn(connection, isn):
+            self._note_syn(connection, isn, flags, seen_ns)
             if connection.isn is None:
                 connection.isn = isn
                 self._counts["late_syn"] += 1
@@ -201,7 +228,9 @@ class Engine(Server):
         else:
             self._drop_successor(connection)
             self._counts["syn_remembered"] += 1
-            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList(), self._tsval)
+            ack = self._at_hand.ack if self._at_hand is not None and flags & ACK else None
+            self._note(connection, False)
+            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList(), self._tsval, ack)
             if wire:
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
                 if self._is_at_limit(connection.successor.pages):
@@ -212,6 +241,7 @@ class Engine(Server):
         if successor is not None and self._confirms(connection, successor, seq):
             connection.successor = None
             self._begin_anew(connection, successor, len(payload), seen_ns)
+        self._note(connection)
         if self._is_old(connection, seq, wire + (flags & FIN)):
             self._counts["paws"] += len(payload)
         elif connection.syn_data and not self._settle_syn_data(connection, seq, wire + (flags & FIN)):
@@ -281,7 +311,7 @@ class Engine(Server):
         self._finish_pieces(connection)
         pieces, self._out = self._out, []
         try:
-            self._call(connection, reassembled, complete, pieces)
+            self._call_last(connection, reassembled, complete, pieces)
         except BaseException as raised:
             self._late_error = self._late_error or raised  # raised once the segment at hand is taken in
         self._restart(connection, successor, at_stake, seen_ns)
@@ -289,6 +319,8 @@ class Engine(Server):
     def _restart(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
         """A new stream under the same key, from the SYN that was remembered, or from the one at hand."""
         self._pool.reopen(connection, seen_ns)
+        if self._pairing is not None:
+            self._join(connection, successor)
         if successor is not None:
             connection.pages = successor.pages
         if successor is not None or not self._opens_on_data:
@@ -356,6 +388,8 @@ class Engine(Server):
             return
         if connection.end_seq is None:
             connection.end_seq, connection.end_seen_ns = end_seq, seen_ns
+            if connection.side is not None:
+                connection.side.note_fin()
             self._cut_pages(connection, end_seq, "after_end")
 
     def _cut_pages(self, connection: Connection, end_seq: int, reason: str) -> None:
@@ -473,6 +507,8 @@ class Engine(Server):
         if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
             self._counts["bytes_skipped"] += missing
+            if connection.side is not None:
+                connection.side.skipped += missing
 
     def _offset(self, position: int) -> int:
         """Where that byte of the text at hand stands in the file."""
@@ -497,6 +533,8 @@ class Engine(Server):
         if connection.stream is not None:  # else it is empty, and there is no stream that it could be told
             self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
         self._counts["bytes_delivered"] += len(data)
+        if connection.side is not None:
+            connection.side.delivered += len(data)
         connection.skip = 0
 
     def _emit_page(self, connection: Connection) -> None:
@@ -741,17 +779,33 @@ class Engine(Server):
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
             self._counts["streams_closed"] += connection.stream is not None
             now = self._clock.now_ns
+            if connection.side is not None:
+                connection.side.ended = True
             self._pool.close(connection, connection.last_seen_ns if now is None else now)
             if self._debug:
                 _log.debug("%s: ended", connection.key)
-        self._call(connection, reassembled, complete, self._out)
+            self._call_last(connection, reassembled, complete, self._out)
+        else:
+            self._call(connection, reassembled, None, self._out)
 
-    def _close(self, connection: Connection) -> None:
-        """The end of a connection that nobody closed."""
+    def _close(self, connection: Connection, remembers: bool = False) -> None:
+        """The end of a connection that nobody closed; or the other side did, so that late packets are to be expected."""
         reassembled, complete = connection.reassembled, connection.reassembly_complete
         self._finish_pieces(connection)
-        self._pool.remove(connection)
-        self._call(connection, reassembled, complete, self._out)
+        if remembers:
+            self._pool.close(connection, self._clock.now_ns or connection.last_seen_ns)
+        else:
+            self._pool.remove(connection)
+        self._call_last(connection, reassembled, complete, self._out)
+
+    def _call_last(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
+        """What there is for a stream that is over; then that counts for its conversation."""
+        side = connection.side
+        try:
+            self._call(connection, reassembled, complete, pieces)
+        finally:
+            if side is not None and self._pairing is not None:
+                self._pairing.end_side(side)
 
     def _finish_pieces(self, connection: Connection) -> None:
         """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
@@ -762,5 +816,127 @@ class Engine(Server):
             self._emit(connection, b"", connection.end_seen_ns if ended else connection.last_seen_ns, False)
         if ended and self._out:
             self._out[-1].end = True
+        if ended and connection.side is not None:
+            connection.side.ended = True
         self._drop_successor(connection)
         self._counts["streams_closed"] += connection.stream is not None
+
+    # -- both directions together -----------------------------------------------------------------------------------
+
+    def _join(self, connection: Connection, successor: Successor | None) -> None:
+        """A connection that begins gets its side of a conversation: with the segment at hand, or with the SYN that was remembered."""
+        assert self._pairing is not None
+        assert self._at_hand is not None
+        flags, isn, ack, _, seen_ns = self._at_hand
+        if successor is not None:
+            flags, isn, ack = SYN if successor.ack is None else SYN | ACK, successor.isn, successor.ack or 0
+            seen_ns = successor.seen_ns
+        side = self._pairing.join(connection, flags, isn, ack, self._forget_before())
+        if flags & SYN:
+            side.note_syn(flags, isn, seen_ns, successor is None)
+        if successor is not None:
+            side.ack = successor.ack
+        self._note(connection)
+
+    def _note(self, connection: Connection, acknowledges: bool = True) -> None:
+        """The segment at hand counts for this connection's side, unless it has done so already."""
+        side, at_hand, self._at_hand = connection.side, self._at_hand, None
+        if side is None or at_hand is None:
+            return
+        if side.note(at_hand.flags if acknowledges else at_hand.flags & ~ACK, at_hand.ack, at_hand.size, at_hand.seen_ns):
+            peer = side.peer.connection
+            if peer is not None:
+                self._mark_acked(peer)
+
+    def _note_syn(self, connection: Connection, isn: int, flags: int, seen_ns: int) -> None:
+        self._note(connection)
+        if connection.side is not None:
+            connection.side.note_syn(flags, isn, seen_ns, True)
+
+    def _note_beside(self, key: RawKey) -> bool:
+        """The segment at hand has no connection, but may belong to a conversation. True: it refuses that, by RFC 9293 3.10.7.3."""
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is None or self._pairing is None:
+            return False
+        side = self._pairing.side_beside(key, self._forget_before())
+        if side is None or side.peer.connection is None:
+            return False
+        flags, _, ack, size, seen_ns = at_hand
+        peer = side.peer.connection
+        if side.note(flags, ack, size, seen_ns):
+            self._mark_acked(peer)
+        if flags & (FIN | ACK | RST) == FIN | ACK:
+            side.note_fin()
+            self._pairing.look_after(side.conversation)
+        if flags & (ACK | RST) != ACK | RST or peer.closed or peer.isn is None or side.ack is not None or side.peer.ack is not None:
+            return False
+        if ack not in (add(peer.isn, 1), peer.next_seq):
+            return False
+        side.note_refusal()
+        self._pairing.look_after(side.conversation)
+        return True
+
+    def _is_acked(self, connection: Connection, ack: int) -> bool:
+        """The lowest hole ends at or before a number that the other side has acknowledged."""
+        if connection.state != Connection.OPEN or connection.next_seq is None or connection.syn_data or not connection.waits():
+            return False
+        return difference(connection.first_held(), ack) >= 0 and difference(connection.next_seq, ack) <= self._max_gap
+
+    def _mark_acked(self, connection: Connection) -> None:
+        """Note since when the other side has had what is missing before the lowest thing held."""
+        side = connection.side
+        if side is None or self._pairing is None or (side.acked_ns is not None and self._is_acked(connection, side.acked_to)):
+            return
+        side.acked_ns = None
+        ack = side.peer.ack
+        if ack is not None and self._acked_timeout_ns >= 0 and self._is_acked(connection, ack):
+            side.acked_ns, side.acked_to = self._clock.now_ns, ack
+            side.conversation.gives_up = side.conversation.gives_up or self._acked_timeout_ns == 0
+            self._pairing.look_after(side.conversation)
+
+    def _give_up_acked(self, connection: Connection, before_ns: int) -> bool:
+        """Holes go that were acknowledged before that time, no others: who acknowledges has the bytes, and nobody sends them again."""
+        side = connection.side
+        if side is None or side.acked_ns is None or side.acked_ns >= before_ns:
+            return False
+        gives_up = self._is_acked(connection, side.acked_to)
+        while self._is_acked(connection, side.acked_to):
+            self._skip(connection)
+        side.acked_ns = None
+        self._mark_acked(connection)
+        return gives_up
+
+    def _settle(self, error: BaseException | None) -> BaseException | None:
+        """What the last segments led to for conversations. Returns the first exception of user code: `error`, or one from here."""
+        while self._pairing is not None and (conversation := self._pairing.next_pending()) is not None:
+            gives_up, conversation.gives_up = conversation.gives_up, False
+            if gives_up:
+                error = self._serve_sides(conversation, False, error)
+            if (conversation.reset or conversation.refused) and not conversation.complete:
+                error = self._serve_sides(conversation, True, error)
+            if conversation.complete and not conversation.told:
+                conversation.told = True
+                try:
+                    if conversation.conversation is not None:
+                        self._pairing._tell(conversation)
+                except BaseException as raised:
+                    error = error or raised
+        return error
+
+    def _serve_sides(self, conversation: ConversationState, closes: bool, error: BaseException | None) -> BaseException | None:
+        """Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is."""
+        for side in conversation.sides:
+            connection = side.connection
+            if connection is None or side.over or not self._pool.acquire_open(connection, connection._key):
+                continue
+            try:
+                if closes:
+                    self._close(connection, True)
+                elif self._give_up_acked(connection, ALWAYS_NS):
+                    self._serve(connection)
+            except BaseException as raised:
+                error = error or raised
+            finally:
+                self._out = []
+                self._pool.release(connection)
+        return error

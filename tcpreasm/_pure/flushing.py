@@ -6,6 +6,7 @@ Looks once a second of capture time, and in a flush that the user asks for.
 from __future__ import annotations
 
 from ..clock import NS
+from .clock import NEVER_NS
 from .connection import Connection
 from .engine import Engine
 
@@ -32,25 +33,30 @@ class Flusher(Engine):
     def _expire(self) -> tuple[int, int]:
         try:
             self._pool.forget_closed(self._forget_before())
-            return self._walk(self._expiry(self._hole_timeout_ns), self._expiry(self._idle_timeout_ns), self._expiry(self._start_wait_ns))
+            return self._walk(
+                self._expiry(self._hole_timeout_ns),
+                self._expiry(self._idle_timeout_ns),
+                self._expiry(self._start_wait_ns),
+                self._expiry(self._acked_timeout_ns),
+            )
         finally:
             self._cache.shrink()
 
     # -- all connections --------------------------------------------------------------------------------------------
 
-    def _walk(self, held_ns: int, idle_ns: int, start_ns: int) -> tuple[int, int]:
+    def _walk(self, held_ns: int, idle_ns: int, start_ns: int, acked_ns: int = NEVER_NS) -> tuple[int, int]:
         """Every open connection, oldest first: give out what is held since before held_ns, start what waits for its start since
-        before start_ns, close what has seen nothing since idle_ns.
+        before start_ns, give up what was acknowledged before acked_ns, close what has seen nothing since idle_ns.
 
         An exception of user code does not keep the other connections from being served; the first one is raised at the end.
         """
         flushed = closed = 0
-        error: BaseException | None = None
+        error = self._settle(None)
         for connection, key in self._pool.walk(idle_ns):
             if not self._pool.acquire_open(connection, key):
                 continue
             try:
-                gave_out = self._give_out(connection, held_ns, start_ns)
+                gave_out = self._give_out(connection, held_ns, start_ns) | self._give_up_acked(connection, acked_ns)
                 idle = connection.last_seen_ns < idle_ns and not connection.ended()
                 flushed += gave_out or idle
                 closed += idle or connection.ended()
@@ -63,6 +69,7 @@ class Flusher(Engine):
             finally:
                 self._out = []
                 self._pool.release(connection)
+                error = self._settle(error)
         if error is not None:
             raise error
         return flushed, closed

@@ -7,14 +7,16 @@ the lock looks again whether the connection is still the one of that key, since 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 from .._log import Log
 from ..flow import ConnectionKey
 from .clock import ALWAYS_NS
 from .connection import Connection, RawKey, key_object
+from .conversation import ConversationState, SideState
 
-__all__ = ["StreamPoolBase"]
+__all__ = ["ConversationPoolBase", "StreamPoolBase"]
 
 INITIAL_CONNECTIONS = 1024
 
@@ -23,6 +25,8 @@ _memory_log = Log("tcpreasm.memory")
 
 class StreamPoolBase:
     """The connections that one or several assemblers serve. Keeps 1024 ready, doubles when they run out."""
+
+    _pairs = False  # both directions are looked at together
 
     def __init__(self, factory: Any) -> None:
         new = getattr(factory, "new", factory)
@@ -40,6 +44,10 @@ class StreamPoolBase:
         self._requests = 0
         self._log = _memory_log.is_on()
         self._grow()
+
+    def _make(self, connection: Connection) -> Any:
+        """The factory's stream for it."""
+        return self._new(*connection.key)
 
     def __len__(self) -> int:
         """Open connections."""
@@ -170,6 +178,7 @@ class StreamPoolBase:
             self._open.pop(key, None)
             if self._closed.pop(key, None) is not None:
                 del self._closed_at[key]
+            self._leave(connection)
             connection.reset(key, seen_ns)
             connection.state = Connection.OPEN
             self._open[key] = connection
@@ -216,7 +225,97 @@ class StreamPoolBase:
         connection.lock.release()
         return True
 
+    def _leave(self, connection: Connection) -> None:
+        """It has no side of a conversation any more."""
+
     def _set_free(self, connection: Connection) -> None:
+        self._leave(connection)
         connection.reset((b"", b"", 0, 0), 0)
         connection.state = Connection.FREE
         self._free.append(connection)
+
+
+class ConversationPoolBase(StreamPoolBase):
+    """The same, with the two directions of each connection paired.
+
+    Args:
+        factory: what the user gave, for another pool like this one.
+        new: makes a stream: called with a ConversationState and the number of the side, 0 or 1.
+        tell: called with each ConversationState that is complete and has had a stream, as the last thing.
+    """
+
+    _pairs = True
+
+    def __init__(self, factory: Any, new: Any, tell: Any) -> None:
+        super().__init__(new)
+        self.factory = factory
+        self._tell = tell
+        self._pending: deque[ConversationState] = deque()  # something is to be done for these
+
+    def _make(self, connection: Connection) -> Any:
+        side = connection.side
+        assert side is not None
+        return self._new(side.conversation, side.index)
+
+    def _peer(self, key: RawKey, forget_ns: int) -> Connection | None:
+        src, dst, src_port, dst_port = key
+        back = (dst, src, dst_port, src_port)
+        peer = self._open.get(back)
+        if peer is None and not self._forget(back, forget_ns):
+            peer = self._closed.get(back)
+        return None if back == key else peer
+
+    def side_beside(self, key: RawKey, forget_ns: int) -> SideState | None:
+        """The side of a conversation that a segment without a connection comes from."""
+        with self._lock:
+            peer = self._peer(key, forget_ns)
+            side = None if peer is None or peer.side is None else peer.side.peer
+            return side if side is not None and side.connection is None else None
+
+    def join(self, connection: Connection, flags: int, isn: int, ack: int, forget_ns: int) -> SideState:
+        """The side of a connection that begins with such a segment: of its other direction's conversation, or of a new one."""
+        with self._lock:
+            peer = self._peer(connection._key, forget_ns)
+            side = None if peer is None or peer.side is None else peer.side.peer
+            if side is None or not side.may_be_taken(flags, isn, ack):
+                side = ConversationState(connection._key).sides[0]
+            side.taken = True
+            side.connection, connection.side = connection, side
+            return side
+
+    def _leave(self, connection: Connection) -> None:
+        side = connection.side
+        if side is not None:
+            connection.side = side.connection = None
+            self.look_after(side.conversation)
+
+    def give_back_side(self, connection: Connection) -> None:
+        """No stream could be made for it: the next segment tries again."""
+        side = connection.side
+        assert side is not None
+        side.taken = False
+
+    def end_side(self, side: SideState) -> None:
+        """Its stream has had its last call."""
+        with self._lock:
+            side.over = True
+            self.look_after(side.conversation)
+
+    def look_after(self, conversation: ConversationState) -> None:
+        """Note what is to be done for it, if anything."""
+        with self._lock:
+            conversation.complete = conversation.complete or conversation.is_over()
+            ends_other = (conversation.reset or conversation.refused) and not conversation.complete
+            tells = conversation.complete and not conversation.told
+            if (ends_other or tells or conversation.gives_up) and not conversation.pending:
+                conversation.pending = True
+                self._pending.append(conversation)
+
+    def next_pending(self) -> ConversationState | None:
+        """One that something is to be done for. None: there is none."""
+        with self._lock:
+            if not self._pending:
+                return None
+            conversation = self._pending.popleft()
+            conversation.pending = False
+            return conversation
