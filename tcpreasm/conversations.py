@@ -238,17 +238,18 @@ class Conversation:
 
     @property
     def syn_ns(self) -> int | None:
-        """Capture time of the client's first SYN, nanoseconds since 1970. None: not seen."""
+        """Capture time of the client's first SYN, nanoseconds since 1970. None: not seen. (Where both sides send a SYN at the same time: of
+        the one that a SYN-ACK answers, so that the three times belong together.)"""
         return self._facts.syn_ns
 
     @property
     def syn_ack_ns(self) -> int | None:
-        """That of the server's first SYN-ACK."""
+        """That of the first SYN-ACK."""
         return self._facts.syn_ack_ns
 
     @property
     def handshake_ack_ns(self) -> int | None:
-        """That of the first segment of the client which acknowledges it."""
+        """That of the first segment which acknowledges it."""
         return self._facts.handshake_ack_ns
 
     @property

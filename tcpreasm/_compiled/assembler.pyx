@@ -30,6 +30,7 @@ from .connection cimport (
     tally_s,
     waits,
 )
+from .conversation cimport is_watched, note_in_order, side_of
 from .decode cimport (
     BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
 )
@@ -55,7 +56,18 @@ from .flushing cimport Flusher
 from .fragments cimport Fragments, joined_s
 from .origin cimport keep_origin, let_go_of_origin, origin_s
 from .pages cimport UNIT, PageCache, cache_s, page_counts_s
-from .pool cimport BOTH_DIRECTIONS, StreamPoolBase, find, hash_of, prefetch, prefetch_connection, prefetch_slot, same_key, table_s
+from .pool cimport (
+    BOTH_DIRECTIONS,
+    ConversationPoolBase,
+    StreamPoolBase,
+    find,
+    hash_of,
+    prefetch,
+    prefetch_connection,
+    prefetch_slot,
+    same_key,
+    table_s,
+)
 from .reassembly cimport piece_s
 from .records cimport DENSE_BYTES, RecordReader, frame_s
 from .senders cimport Senders
@@ -114,6 +126,7 @@ cdef class AssemblerBase(Flusher):
         start_wait_ns,
         max_gap,
         hole_timeout_ns,
+        acked_timeout_ns,
         idle_timeout_ns,
         closed_timeout_ns,
         max_connections,
@@ -144,6 +157,7 @@ cdef class AssemblerBase(Flusher):
         self.start_wait_ns = start_wait_ns
         self.max_gap = max_gap
         self.hole_timeout_ns = hole_timeout_ns
+        self.acked_timeout_ns = acked_timeout_ns
         self.idle_timeout_ns = idle_timeout_ns
         self.closed_timeout_ns = closed_timeout_ns
         self.limit_connections = max_connections or NO_LIMIT
@@ -157,6 +171,9 @@ cdef class AssemblerBase(Flusher):
         finally:
             pool.unlock()
         self.pool_ = pool
+        self.pairs = pool.pairs
+        self.pairing = <ConversationPoolBase>pool if self.pairs else None
+        self.acked_before = NEVER_NS
 
     # -- the ways in ------------------------------------------------------------------------------------------------
 
@@ -187,7 +204,7 @@ cdef class AssemblerBase(Flusher):
         text.seen_ns = as_ns(timestamp, timestamp_ns)
         text.data = <const uint8_t *>PyBytes_AS_STRING(payload)
         text.size = <uint32_t>PyBytes_GET_SIZE(payload)
-        text.seq, text.wire, text.offset = tcp.seq, tcp.wire_payload_length, -1
+        text.seq, text.ack, text.wire, text.offset = tcp.seq, tcp.ack, tcp.wire_payload_length, -1
         text.urgent, text.header = tcp.urgent, 0
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
@@ -421,6 +438,10 @@ cdef class AssemblerBase(Flusher):
             self.fragments.drop_all()
             self.pool_.forget_all_closed()
             self.cache.shrink_now()
+            if self.pairs:
+                self._settle_with_gil()
+        if self.has_late_error:
+            raise_late_error(self)
         return 0
 
     def shut(self, finish):
@@ -676,6 +697,7 @@ cdef class AssemblerBase(Flusher):
         cdef const decoded_s *one
         cdef const frame_s *frame
         cdef uint64_t segments = 0, size = 0   # taken in at once, and not yet counted
+        cdef bint pairs = self.pairs
         cdef int i
         for i in range(count):
             if decoded[ours[i]].verdict == 0:
@@ -686,15 +708,21 @@ cdef class AssemblerBase(Flusher):
                 likely_ones[i] = NULL
                 if decoded[ours[i]].verdict == 0:
                     likely_ones[i] = prefetch_connection(&self.pool_.table, decoded[ours[i]].hash)
+                    if pairs and likely_ones[i] != NULL:
+                        prefetch(&likely_ones[i].more)
             if not self.pool_.counts:
                 self.pool_.prefetch_streams(likely_ones, count)
             for i in range(count):
                 frame, one = &frames[ours[i]], &decoded[ours[i]]
                 # The table may have changed since: whoever is open under that key is the one.
-                if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and take_in_order(
+                if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and not (
+                    pairs and is_watched(likely_ones[i])
+                ) and take_in_order(
                     self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload, one.segment.payload_length,
                     one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
                 ):
+                    if pairs:
+                        note_in_order(side_of(likely_ones[i]), one.segment.ack, one.segment.payload_length, frame.seen_ns)
                     segments += 1
                     size += one.segment.payload_length
                     if self.out_count == 0:
@@ -762,10 +790,12 @@ cdef class AssemblerBase(Flusher):
 
     cdef int _segment(self, const key_s *key, uint32_t hash, uint32_t flags, text_s *text, bint from_frame) except -1 nogil:
         cdef connection_s *connection = find(&self.pool_.table, key, hash)
-        cdef bint opens, no_ack
-        if connection != NULL and take_in_order(
+        cdef bint opens, no_ack, refuses
+        if connection != NULL and not (self.pairs and is_watched(connection)) and take_in_order(
             self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data
         ):
+            if self.pairs:
+                note_in_order(side_of(connection), text.ack, text.size, text.seen_ns)
             self._count_in_order(1, text.size, from_frame)
             return self._hand_over(connection) if self.out_count else 0
         opens = (flags & SYN or text.wire) and not flags & RST
@@ -779,29 +809,35 @@ cdef class AssemblerBase(Flusher):
         if no_ack:
             self.counts[NO_ACK_FLAG] += text.size
             return 0
+        if self.pairs:
+            self._hold_at_hand(flags, text)
         if connection == NULL:
+            refuses = self.pairs and self._note_beside(key, hash)
             if flags & RST:
-                self.counts[RST_IGNORED] += 1
+                self.counts[RST_IGNORED] += not refuses
                 self.counts[RST_TEXT] += text.size
             if self.debug:
                 with gil:
                     _log.debug("%s: nothing to open a stream with", key_object(key))
-            return 0
+            if self.pairs:
+                self._settle()
+            return self._raise_late()
         try:
             self._look_closer(<uint8_t>flags, text)
             self._take_in(connection, <uint8_t>flags, text)
         finally:
             if self.out_count:
                 self._drop_pieces()
+            if self.pairs:
+                self._mark_acked(connection)
             if connection.state == OPEN and not connection.has & LISTED and waits(connection):
                 self.pool_.list_waiting(connection)
+            if self.pairs:
+                self._settle()
             if self.has_conflicts:
                 with gil:
                     self._tell_conflicts(key)
-        if self.has_late_error:
-            with gil:
-                raise_late_error(self)
-        return 0
+        return self._raise_late()
 
 
 # What nearly every segment is: the next bytes, with nothing held; or no bytes at all. What is to be handed over goes to `out`. False: it
@@ -945,6 +981,7 @@ cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *n
 cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:
     text.data = segment.payload
     text.seq = segment.seq
+    text.ack = segment.ack
     text.size = segment.payload_length
     text.wire = segment.wire_payload_length
     text.offset = offset

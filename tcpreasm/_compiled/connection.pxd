@@ -54,6 +54,8 @@ cdef struct successor_s:
     page_list_s pages             # that data
     uint32_t tsval                # its timestamp,
     bint has_tsval                # where there is one, and it is looked for
+    uint32_t ack                  # what it acknowledged,
+    bint has_ack                  # if anything
 
 
 # COUNTED: what a ByteCountStream would have counted; with connection_s.skipped and phase.after.gap_count.
@@ -92,6 +94,12 @@ cdef union since_u:
     uint32_t tsval                # timestamp of what came in order last; from the start on
 
 
+# Streams are COUNTED in no pool that pairs.
+cdef union more_u:
+    int64_t skipped               # COUNTED: missing bytes so far, as far as known
+    void *side                    # in pools that pair: the side_s of its conversation; NULL: none yet
+
+
 cdef struct connection_s:
     key_s key
     uint8_t state                 # connection_state_e
@@ -111,7 +119,7 @@ cdef struct connection_s:
     connection_s *newer           # FREE: links the stack
     int64_t end_ns                # OPEN: capture time of the FIN, before that of the last SYN; CLOSED: believed capture time of closing
     since_u since
-    int64_t skipped               # COUNTED: missing bytes so far, as far as known
+    more_u more
     uint32_t first_seq            # sequence number of the stream's first byte
     uint32_t end_seq              # sequence number at which the FIN stands
     phase_u phase

@@ -40,7 +40,9 @@ cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noe
     connection.next_seq = connection.first_seq = connection.cut_end = 0
     connection.isn = connection.end_seq = 0
     connection.end_ns = -0x7FFFFFFFFFFFFFFF
-    connection.skip = connection.skipped = 0
+    connection.skip = 0
+    connection.more.skipped = 0
+    connection.more.side = NULL
     connection.phase.before.early_end = connection.phase.before.early_segments = 0
     connection.since.created_ns = connection.last_seen_ns = seen_ns
     connection.successor = NULL

@@ -4,8 +4,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .clock cimport clock_s
 from .connection cimport connection_s, key_s, successor_s
+from .conversation cimport ConversationState, conversation_s
 from .origin cimport origin_s
 from .pages cimport PageCache, cache_s, page_list_s, page_s
+from .pool cimport ConversationPoolBase
 from .serving cimport Server
 
 
@@ -67,6 +69,7 @@ cdef enum:
 cdef struct text_s:
     const uint8_t *data
     uint32_t seq                  # of its first byte
+    uint32_t ack                  # whether there is one or not
     uint32_t size                 # bytes captured
     uint32_t wire                 # bytes that it had on the wire, at least size
     int64_t seen_ns
@@ -78,6 +81,16 @@ cdef struct text_s:
     uint32_t apart                # its sequence number
     bint has_tsval                # it has a timestamp, and that is looked for
     uint32_t tsval
+
+
+# The segment at hand, as long as it does not count for a side of a conversation yet.
+cdef struct at_hand_s:
+    bint is_there
+    uint32_t flags
+    uint32_t seq
+    uint32_t ack
+    uint32_t size
+    int64_t seen_ns
 
 
 cdef class Engine(Server):
@@ -98,6 +111,7 @@ cdef class Engine(Server):
     cdef int64_t start_wait_ns
     cdef int64_t max_gap
     cdef int64_t hole_timeout_ns
+    cdef int64_t acked_timeout_ns
     cdef int64_t idle_timeout_ns
     cdef int64_t closed_timeout_ns
     cdef uint8_t overlap
@@ -114,6 +128,10 @@ cdef class Engine(Server):
     cdef clock_s clock_before     # of the packet at hand
     cdef bint debug
     cdef uint64_t counts[COUNTS]
+    cdef bint pairs               # the pool does:
+    cdef ConversationPoolBase pairing  # it is this one; else None
+    cdef at_hand_s at_hand
+    cdef int64_t acked_before     # in a walk over all connections: holes that were acknowledged before that are given up
 
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil
     cdef int64_t _forget_before(self) noexcept nogil
@@ -135,7 +153,7 @@ cdef class Engine(Server):
     cdef bint _reopens(self, connection_s *connection, uint8_t flags, text_s *text) noexcept nogil
     cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
     cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil
-    cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil
+    cdef int _remember(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
 
     cdef bint _is_old(self, connection_s *connection, const text_s *text, int64_t size) noexcept nogil
     cdef bint _settle_syn_data(self, connection_s *connection, uint32_t seq, int64_t size) except -1 nogil
@@ -184,3 +202,19 @@ cdef class Engine(Server):
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil
+
+    # Both directions together, in pools that pair.
+    cdef void _hold_at_hand(self, uint32_t flags, const text_s *text) noexcept nogil
+    cdef int _join(self, connection_s *connection, const at_hand_s *syn) except -1 nogil
+    cdef void _note(self, connection_s *connection, bint acknowledges) noexcept nogil
+    cdef void _note_syn(self, connection_s *connection, uint32_t isn, uint32_t flags, int64_t seen_ns) noexcept nogil
+    cdef bint _note_beside(self, const key_s *key, uint32_t hash) noexcept nogil
+    cdef bint _is_acked(self, const connection_s *connection, uint32_t ack) noexcept nogil
+    cdef void _mark_acked(self, connection_s *connection) noexcept nogil
+    cdef bint _give_up_acked(self, connection_s *connection, int64_t before_ns) except -1 nogil
+    # What user code raises there is kept as the late error.
+    cdef int _settle(self) except -1 nogil
+    cdef int _settle_with_gil(self) except -1
+    cdef int _serve_sides(self, conversation_s *conversation, bint closes) except -1
+    cdef int _tell_complete(self, conversation_s *conversation) except -1
+    cdef ConversationState _state_of(self, conversation_s *conversation)

@@ -9,7 +9,7 @@ The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in o
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
@@ -44,6 +44,32 @@ from .connection cimport (
     transport_flow_of,
     waits,
 )
+from .conversation cimport (
+    COMPLETE_NOW,
+    GIVES_UP,
+    HAS_ACK,
+    HAS_ACKED,
+    OVER,
+    PEER_WAITS,
+    REFUSED,
+    SIDE_ENDED,
+    TAKEN,
+    TOLD,
+    WAS_RESET,
+    ConversationState,
+    beside,
+    beside_s,
+    conversation_s,
+    let_go_of_conversation,
+    note,
+    note_fin,
+    note_rst,
+    note_syn,
+    peer_of,
+    side_of,
+    side_s,
+    state_of,
+)
 from .decode cimport timestamp_value
 from .origin cimport origin_s
 from .pages cimport (
@@ -74,7 +100,7 @@ from .pages cimport (
     take_mark,
     take_page_for,
 )
-from .pool cimport find
+from .pool cimport ENDLESS, find, listed_s
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
 from .sequence cimport difference
 from .serving cimport Server
@@ -166,7 +192,7 @@ cdef class Engine(Server):
             if not opens:
                 connection = NULL
                 break
-            self.pool_.forget_closed_before(self._forget_before(), FORGET_AT_ONCE)
+            self.pool_.forget_closed_before(self._forget_before(), ENDLESS if self.pairs else FORGET_AT_ONCE)
             if self.pool_.table.filled >= self.limit_connections and self._evict_for_room():
                 connection = find(&self.pool_.table, key, hash)
                 continue
@@ -251,9 +277,12 @@ cdef class Engine(Server):
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         if connection.state == CLOSED:
             if not self._reopens(connection, flags, text):
+                self._note(connection, True)
                 self.counts[AFTER_CLOSE] += text.size
                 return 0
             self._restart(connection, connection.successor, text.size, text.seen_ns)
+        elif self.pairs and connection.more.side == NULL:
+            self._join(connection, &self.at_hand)
         if not connection.has & SERVED:
             self._open_if_due(connection, flags, text)
         if flags & SYN and is_half_open(connection):
@@ -264,8 +293,10 @@ cdef class Engine(Server):
         if not flags & (SYN | RST):
             if text.wire or flags & FIN:
                 self._continue(connection, flags, text)
-            elif flags & ACK and not self._is_old(connection, text, 0) and connection.key.more & SYN_TEXT_HELD:
-                self._settle_syn_data(connection, text.seq, 0)
+            else:
+                self._note(connection, True)
+                if flags & ACK and not self._is_old(connection, text, 0) and connection.key.more & SYN_TEXT_HELD:
+                    self._settle_syn_data(connection, text.seq, 0)
         elif flags & RST:
             self._reset(connection, text)
         else:
@@ -298,7 +329,10 @@ cdef class Engine(Server):
         self.pool_.own(connection)
         try:
             try:
-                stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
+                if self.pairs:
+                    stream = self.pairing.new(self._state_of(side_of(connection).conversation), side_of(connection).index)
+                else:
+                    stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 made = True
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             finally:
@@ -307,6 +341,8 @@ cdef class Engine(Server):
             key = connection.key
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
+            if self.pairs:
+                side_of(connection).is_what &= ~TAKEN  # the next segment tries again
             self.pool_.remove(connection)
             self.pool_.free_removed(connection)
             if made and isinstance(error, AttributeError):
@@ -319,6 +355,7 @@ cdef class Engine(Server):
     cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil:
         cdef page_s *last = connection.pages.last
         cdef bint exact
+        self._note(connection, True)
         self.counts[RST_TEXT] += text.size
         if connection.key.more & SYN_TEXT_HELD and last != NULL and text.seq == page_end(last) + last.missing:
             self._advance(connection)  # it was accepted
@@ -333,6 +370,9 @@ cdef class Engine(Server):
             return 0
         connection.has |= HAS_END
         connection.end_seq, connection.end_ns = text.seq, text.seen_ns
+        if self.pairs:
+            note_rst(side_of(connection), WAS_RESET)
+            self.pairing.look_after(side_of(connection).conversation)
         if not connection.has & HAS_START:
             self._skip(connection)
         return 0
@@ -346,6 +386,7 @@ cdef class Engine(Server):
                 self._begin_anew(connection, NULL, text.size, text.seen_ns)
                 if not connection.has & SERVED:
                     self._open_if_due(connection, flags, text)
+            self._note_syn(connection, isn, flags, text.seen_ns)
             if self.debug:
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
@@ -359,16 +400,18 @@ cdef class Engine(Server):
                 self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
             return self._text(connection, flags, text, not waits_for_ack)
         if is_own_syn(connection, isn):
+            self._note_syn(connection, isn, flags, text.seen_ns)
             if not connection.has & HAS_ISN:
                 connection.has |= HAS_ISN
                 connection.isn = isn
                 self.counts[LATE_SYN] += 1
             return self._text(connection, flags, text, False)
-        return self._remember(connection, text)
+        return self._remember(connection, flags, text)
 
     # A SYN with another initial sequence number, on an open connection.
-    cdef int _remember(self, connection_s *connection, text_s *text) except -1 nogil:
+    cdef int _remember(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor
+        self._note(connection, False)
         self._drop_successor(connection)
         self.counts[SYN_REMEMBERED] += 1
         successor = <successor_s *>PyMem_RawCalloc(1, sizeof(successor_s))
@@ -379,6 +422,7 @@ cdef class Engine(Server):
         successor.next_seq = text.seq + text.wire
         successor.seen_ns = text.seen_ns
         successor.has_tsval, successor.tsval = text.has_tsval, text.tsval
+        successor.has_ack, successor.ack = flags & ACK, text.ack
         connection.successor = successor
         if text.wire:
             self._hold_in(&successor.pages, text, False, NULL)
@@ -392,6 +436,7 @@ cdef class Engine(Server):
         if successor != NULL and confirms(connection, successor, text.seq):
             connection.successor = NULL
             self._begin_anew(connection, successor, text.size, text.seen_ns)
+        self._note(connection, True)
         if self._is_old(connection, text, size):
             self.counts[PAWS] += text.size
             return 0
@@ -464,12 +509,18 @@ cdef class Engine(Server):
         cdef int64_t syn_seen_ns = 0
         cdef uint32_t tsval = 0
         cdef bint has_tsval = False
+        cdef at_hand_s syn = self.at_hand
         self.pool_.reopen(connection, seen_ns)
         if successor != NULL:
             connection.pages = successor.pages
             isn, syn_seen_ns = successor.isn, successor.seen_ns
             has_tsval, tsval = successor.has_tsval, successor.tsval
+            syn.is_there = False
+            syn.flags, syn.seq, syn.ack = SYN | ACK if successor.has_ack else SYN, isn, successor.ack
+            syn.seen_ns = syn_seen_ns
             PyMem_RawFree(successor)
+        if self.pairs:
+            self._join(connection, &syn)
         if successor != NULL or not self.opens_on_data:
             self._open_stream(connection, at_stake)
         if successor != NULL:
@@ -550,6 +601,8 @@ cdef class Engine(Server):
         elif not connection.has & HAS_END:
             connection.has |= HAS_END
             connection.end_seq, connection.end_ns = end_seq, seen_ns
+            if self.pairs:
+                note_fin(side_of(connection))
             self.pool_.note_held(seen_ns)
             cut_pages(&connection.pages, end_seq, &self.counts[AFTER_END])
         return 0
@@ -649,6 +702,8 @@ cdef class Engine(Server):
         if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
             self.counts[BYTES_SKIPPED] += missing
+            if self.pairs:
+                side_of(connection).skipped += missing
 
     # The bytes of the text from position to end, without what is out of band.
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
@@ -677,6 +732,8 @@ cdef class Engine(Server):
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
             piece.flags = PIECE_START if start else 0
+            if self.pairs:
+                side_of(connection).delivered += size
         connection.skip = 0
         return 0
 
@@ -1016,6 +1073,8 @@ cdef class Engine(Server):
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
         self.counts[STREAMS_CLOSED] += (connection.has & SERVED) != 0
+        if self.pairs:
+            side_of(connection).is_what |= SIDE_ENDED
         if self.debug:
             with gil:
                 _log.debug("%s: ended", key_object(&connection.key))
@@ -1036,6 +1095,8 @@ cdef class Engine(Server):
             self._emit(connection, NOTHING, 0, connection.end_ns if at_end else connection.last_seen_ns, -1, False)
         if at_end and self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
+        if at_end and self.pairs:
+            side_of(connection).is_what |= SIDE_ENDED
         self._drop_successor(connection)
         self.counts[STREAMS_CLOSED] += (connection.has & SERVED) != 0
         return 0
@@ -1052,9 +1113,193 @@ cdef class Engine(Server):
             if how == NATIVE or how == PYTHON:
                 self._finish_stream(connection, &served, how == NATIVE)
         finally:
+            if self.pairs:
+                self.pairing.end_side(side_of(connection))
             if after == FORGOTTEN:
                 self.pool_.free_removed(connection)
         return 0
+
+    # -- both directions together -----------------------------------------------------------------------------------
+
+    cdef void _hold_at_hand(self, uint32_t flags, const text_s *text) noexcept nogil:
+        self.at_hand.is_there = True
+        self.at_hand.flags, self.at_hand.seq, self.at_hand.ack = flags, text.seq, text.ack
+        self.at_hand.size, self.at_hand.seen_ns = text.size, text.seen_ns
+
+    # A connection that begins gets its side of a conversation: with the segment at hand, or with a SYN that was remembered, which is not
+    # `is_there`.
+    cdef int _join(self, connection_s *connection, const at_hand_s *syn) except -1 nogil:
+        cdef side_s *side = self.pairing.join(connection, syn.flags, syn.seq, syn.ack, self._forget_before())
+        if side == NULL:
+            self._drop(&connection.pages, FACTORY_ERROR)
+            self.pool_.remove(connection)
+            self.pool_.free_removed(connection)
+            with gil:
+                raise MemoryError()
+        if syn.flags & SYN:
+            note_syn(side, syn.flags, syn.seq, syn.seen_ns, syn.is_there)
+        if not syn.is_there and syn.flags & ACK:
+            side.ack = syn.ack
+            side.is_what |= HAS_ACK
+        self._note(connection, True)
+        return 0
+
+    # The segment at hand counts for this connection's side, unless it has done so already.
+    cdef void _note(self, connection_s *connection, bint acknowledges) noexcept nogil:
+        cdef at_hand_s *hand = &self.at_hand
+        cdef side_s *side
+        if not self.pairs or not hand.is_there:
+            return
+        hand.is_there = False
+        side = side_of(connection)
+        if note(side, hand.flags if acknowledges else hand.flags & ~<uint32_t>ACK, hand.ack, hand.size, hand.seen_ns):
+            if beside(peer_of(side)).connection != NULL:
+                self._mark_acked(beside(peer_of(side)).connection)
+
+    cdef void _note_syn(self, connection_s *connection, uint32_t isn, uint32_t flags, int64_t seen_ns) noexcept nogil:
+        if self.pairs:
+            self._note(connection, True)
+            note_syn(side_of(connection), flags, isn, seen_ns, True)
+
+    # The segment at hand has no connection, but may belong to a conversation. True: it refuses that, by RFC 9293 3.10.7.3.
+    cdef bint _note_beside(self, const key_s *key, uint32_t hash) noexcept nogil:
+        cdef at_hand_s *hand = &self.at_hand
+        cdef side_s *side = self.pairing.side_beside(key, hash, self._forget_before())
+        cdef connection_s *peer
+        hand.is_there = False
+        if side == NULL:
+            return False
+        peer = beside(peer_of(side)).connection
+        if note(side, hand.flags, hand.ack, hand.size, hand.seen_ns):
+            self._mark_acked(peer)
+        if (hand.flags & (FIN | ACK | RST)) == (FIN | ACK):
+            note_fin(side)
+            self.pairing.look_after(side.conversation)
+        if (hand.flags & (ACK | RST)) != (ACK | RST) or peer.state == CLOSED or (side.is_what | peer_of(side).is_what) & HAS_ACK:
+            return False
+        if not peer.has & HAS_ISN or (hand.ack != peer.isn + 1 and hand.ack != peer.next_seq):
+            return False
+        note_rst(side, REFUSED)
+        self.pairing.look_after(side.conversation)
+        return True
+
+    # The lowest hole ends at or before a number that the other side has acknowledged.
+    cdef bint _is_acked(self, const connection_s *connection, uint32_t ack) noexcept nogil:
+        if connection.state != OPEN or not connection.has & HAS_START or connection.key.more & SYN_TEXT_HELD:
+            return False
+        if not waits(<connection_s *>connection):
+            return False
+        return difference(first_held(<connection_s *>connection), ack) >= 0 and difference(connection.next_seq, ack) <= self.max_gap
+
+    # Note since when the other side has had what is missing before the lowest thing held.
+    cdef void _mark_acked(self, connection_s *connection) noexcept nogil:
+        cdef side_s *side = side_of(connection)
+        cdef side_s *peer
+        cdef beside_s *rest
+        if side == NULL:
+            return
+        rest, peer = beside(side), peer_of(side)
+        if connection.state == OPEN and self.acked_timeout_ns >= 0 and waits(connection):
+            peer.watched |= PEER_WAITS
+        else:
+            peer.watched &= ~PEER_WAITS
+        if side.is_what & HAS_ACKED and self._is_acked(connection, rest.acked_to):
+            return
+        side.is_what &= ~HAS_ACKED
+        if peer.is_what & HAS_ACK and self.acked_timeout_ns >= 0 and self._is_acked(connection, peer.ack):
+            side.is_what |= HAS_ACKED
+            rest.acked_ns, rest.acked_to = self.clock.now, peer.ack
+            self.pairing.acked_bound = min(self.pairing.acked_bound, self.clock.now)
+            if self.acked_timeout_ns == 0:
+                side.conversation.is_what |= GIVES_UP
+                self.pairing.look_after(side.conversation)
+
+    # Holes go that were acknowledged before that time, no others: who acknowledges has the bytes, and nobody sends them again.
+    cdef bint _give_up_acked(self, connection_s *connection, int64_t before_ns) except -1 nogil:
+        cdef side_s *side = side_of(connection)
+        cdef bint gives_up = False
+        if side == NULL or not side.is_what & HAS_ACKED or beside(side).acked_ns >= before_ns:
+            return False
+        while self._is_acked(connection, beside(side).acked_to):
+            gives_up = True
+            self._skip(connection)
+        side.is_what &= ~HAS_ACKED
+        self._mark_acked(connection)
+        return gives_up
+
+    # What the last segments led to for conversations.
+    cdef int _settle(self) except -1 nogil:
+        if self.pairing.first_pending != NULL:
+            self._take_gil()
+            with gil:
+                self._settle_with_gil()
+        return 0
+
+    cdef int _settle_with_gil(self) except -1:
+        cdef bint kept = self.keeps_gil
+        cdef conversation_s *conversation = self.pairing.next_pending()
+        cdef bint gives_up
+        self.keeps_gil = True
+        while conversation != NULL:
+            gives_up = conversation.is_what & GIVES_UP
+            conversation.is_what &= ~GIVES_UP
+            if gives_up:
+                self._serve_sides(conversation, False)
+            if conversation.is_what & (WAS_RESET | REFUSED) and not conversation.is_what & COMPLETE_NOW:
+                self._serve_sides(conversation, True)
+            if (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.has_object:
+                self._tell_complete(conversation)
+            let_go_of_conversation(conversation)
+            conversation = self.pairing.next_pending()
+        self.keeps_gil = kept
+        return 0
+
+    # Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is.
+    cdef int _serve_sides(self, conversation_s *conversation, bint closes) except -1:
+        cdef connection_s *connection
+        cdef listed_s picked
+        cdef int i
+        for i in range(2):
+            connection = conversation.beside[i].connection
+            if connection == NULL or conversation.side[i].is_what & OVER:
+                continue
+            picked.connection, picked.serial = connection, connection.serial
+            try:
+                if not self._acquire_open(&picked):
+                    continue
+                if closes:
+                    self._finish_pieces(connection)
+                    self._end_stream(connection, REMEMBERED)
+                elif self._give_up_acked(connection, ALWAYS_NS):
+                    self._serve(connection)
+            except BaseException as raised:
+                self._keep_error(raised)
+            finally:
+                if self.out_count:
+                    self._drop_pieces()
+        return 0
+
+    cdef int _tell_complete(self, conversation_s *conversation) except -1:
+        cdef ConversationState state = self.pairing.objects.pop(<uintptr_t>conversation)
+        conversation.is_what |= TOLD
+        self.pool_.unlock()
+        try:
+            if state.conversation is not None:
+                self.pairing.tell(state)
+        except BaseException as raised:
+            self._keep_error(raised)
+        finally:
+            state = None          # without the lock: what dies with it may be user code
+            self.pool_.lock()
+        return 0
+
+    # The object that names a conversation.
+    cdef ConversationState _state_of(self, conversation_s *conversation):
+        state = self.pairing.objects.get(<uintptr_t>conversation)
+        if state is None:
+            state = self.pairing.objects.setdefault(<uintptr_t>conversation, state_of(conversation))
+            conversation.has_object = True
+        return state
 
 
 cdef void start_at(connection_s *connection, uint32_t isn) noexcept nogil:
@@ -1070,7 +1315,7 @@ cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) 
     tally.first_seen_ns = min(tally.first_seen_ns, seen_ns)
     tally.last_seen_ns = max(tally.last_seen_ns, seen_ns)
     if connection.skip > 0:
-        connection.skipped += connection.skip
+        connection.more.skipped += connection.skip
         connection.phase.after.gap_count += 1
 
 

@@ -10,9 +10,11 @@ from libc.stdlib cimport qsort
 
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
 from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
+from .conversation cimport HAS_ACKED, beside, side_of, side_s
 from .engine cimport Engine
 from .pool cimport ENDLESS, hash_of, listed_s, prefetch, prefetch_slot
 from .sequence cimport difference
+from .serving cimport raise_late_error
 
 cdef enum:
     WALK_AHEAD = 16               # connections that are fetched from memory before they are served
@@ -47,8 +49,10 @@ cdef class Flusher(Engine):
         cdef int64_t start_ns = self._expiry(self.start_wait_ns)
         try:
             self.pool_.forget_closed_before(self._forget_before(), ENDLESS)
+            self.acked_before = self._expiry(self.acked_timeout_ns) if self.pairs else NEVER_NS
             self._walk_due(held_ns, idle_ns, start_ns, flushed, closed)
         finally:
+            self.acked_before = NEVER_NS
             with gil:
                 self.cache.shrink_now()
         return 0
@@ -60,8 +64,11 @@ cdef class Flusher(Engine):
         cdef connection_s *connection = self.pool_.open.oldest
         cdef listed_s *picked
         cdef size_t count = 0
+        if self.pairs:
+            self._settle()
+            connection = self.pool_.open.oldest
         if connection == NULL:
-            return 0
+            return self._raise_late()
         picked = <listed_s *>PyMem_RawMalloc(self.pool_.open.count * sizeof(listed_s))
         if picked == NULL:
             with gil:
@@ -85,6 +92,11 @@ cdef class Flusher(Engine):
         cdef size_t count = 0, kept = 0, room, i
         cdef uint32_t target
         cdef bint late = self.pool_.late_ns < held_ns
+        cdef bint acked = self.pairs and self.pairing.acked_bound < self.acked_before
+        if self.pairs:
+            self._settle()
+        if acked:
+            self.pairing.acked_bound = ALWAYS_NS
         picked = <listed_s *>PyMem_RawMalloc(max(<size_t>1, self.pool_.listed_count) * sizeof(listed_s))
         if picked == NULL:
             with gil:
@@ -94,7 +106,7 @@ cdef class Flusher(Engine):
             self.pool_.late_ns = ALWAYS_NS
         for i in range(self.pool_.listed_count):
             entry = &self.pool_.listed[i]
-            if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late:
+            if entry.oldest_ns < held_ns or entry.oldest_ns == NEVER_NS or late or acked:
                 connection = entry.connection
                 self.pool_.looked_at += 1
                 if connection.serial != entry.serial or connection.state != OPEN:
@@ -102,7 +114,11 @@ cdef class Flusher(Engine):
                 if not waits(connection):
                     connection.has &= ~LISTED
                     continue
-                if waits_until(connection, held_ns, &target) or waits_for_start_since(connection, start_ns):
+                if (
+                    waits_until(connection, held_ns, &target)
+                    or waits_for_start_since(connection, start_ns)
+                    or (acked and self._is_acked_before(connection))
+                ):
                     picked[count] = entry[0]
                     picked[count].oldest_ns = NEVER_NS
                     count += 1
@@ -119,7 +135,7 @@ cdef class Flusher(Engine):
                 raise MemoryError()
         if count == 0:
             PyMem_RawFree(picked)
-            return 0
+            return self._raise_late()
         qsort(picked, count, sizeof(listed_s), by_age)
         return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
 
@@ -180,13 +196,18 @@ cdef class Flusher(Engine):
     ) except -1:
         cdef bint kept = self.keeps_gil
         cdef size_t i
-        error = None
+        error = self.late_error
+        self.late_error, self.has_late_error = None, False
         self.keeps_gil = True
         for i in range(count):
             try:
                 self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
             except BaseException as raised:
                 error = error or raised
+            if self.pairs:
+                self._settle_with_gil()
+                error = error or self.late_error
+                self.late_error, self.has_late_error = None, False
         self.keeps_gil = kept
         if error is not None:
             raise error
@@ -201,6 +222,8 @@ cdef class Flusher(Engine):
             if not self._acquire_open(picked):
                 return 0
             gave_out = self._give_out(connection, held_ns, start_ns)
+            if self.pairs and self._give_up_acked(connection, self.acked_before):
+                gave_out = True
             idle = connection.last_seen_ns < idle_ns and not ended(connection)
             flushed[0] += gave_out or idle
             closed[0] += idle or ended(connection)
@@ -213,6 +236,22 @@ cdef class Flusher(Engine):
                 self._drop_pieces()
             if picked.oldest_ns == TAKEN_OUT and connection.serial == picked.serial and connection.state == OPEN:
                 self.pool_.note_seen(connection)
+        return 0
+
+    # What was missing was acknowledged before `acked_before`. If not, but later on, that is noted.
+    cdef bint _is_acked_before(self, connection_s *connection) noexcept nogil:
+        cdef side_s *side = side_of(connection)
+        if not side.is_what & HAS_ACKED:
+            return False
+        if beside(side).acked_ns < self.acked_before:
+            return True
+        self.pairing.acked_bound = min(self.pairing.acked_bound, beside(side).acked_ns)
+        return False
+
+    cdef int _raise_late(self) except -1 nogil:
+        if self.has_late_error:
+            with gil:
+                raise_late_error(self)
         return 0
 
     cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil:

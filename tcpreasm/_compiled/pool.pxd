@@ -12,6 +12,7 @@ meanwhile the connection that it is called for has an owner, and others wait unt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
+from .conversation cimport conversation_s, side_s
 
 
 cdef extern from "pthread.h" nogil:
@@ -207,6 +208,7 @@ cdef class StreamPoolBase:
     cdef uint32_t owned           # connections that have one
     cdef object condition         # what they wait on
     cdef bint log
+    cdef bint pairs               # it is a ConversationPoolBase
 
     # The lock. The first where the GIL is held, the second where it is not.
     cdef int lock(self) except -1
@@ -274,3 +276,25 @@ cdef class StreamPoolBase:
     cdef void _leave_open(self, connection_s *connection) noexcept nogil
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil
     cdef uint32_t _erase(self, connection_s *connection) noexcept nogil
+
+
+cdef class ConversationPoolBase(StreamPoolBase):
+    cdef object tell
+    cdef dict objects             # the ConversationState of each conversation that has had a stream and is not complete, by its address
+    cdef conversation_s *first_pending  # something is to be done for these
+    cdef conversation_s *last_pending
+    cdef int64_t acked_bound      # no side's acked_ns lies before this, as far as is known without looking
+
+    # The side of a connection that begins with such a segment: of its other direction's conversation, or of a new one. NULL: no memory.
+    cdef side_s *join(self, connection_s *connection, uint32_t flags, uint32_t isn, uint32_t ack, int64_t forget_ns) noexcept nogil
+    # The opposite.
+    cdef void leave(self, connection_s *connection) noexcept nogil
+    # The side of a conversation that a segment without a connection comes from, or NULL.
+    cdef side_s *side_beside(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil
+    # Its stream has had its last call.
+    cdef void end_side(self, side_s *side) noexcept nogil
+    # Note what is to be done for it, if anything. The next one of those, or NULL.
+    cdef void look_after(self, conversation_s *conversation) noexcept nogil
+    cdef conversation_s *next_pending(self) noexcept nogil
+
+    cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil

@@ -9,6 +9,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
 from .connection cimport (
     CLOSED,
@@ -30,6 +31,24 @@ from .connection cimport (
     served_s,
     waits,
 )
+from .conversation cimport (
+    COMPLETE_NOW,
+    GIVES_UP,
+    OVER,
+    PENDING,
+    REFUSED,
+    TAKEN,
+    TOLD,
+    WAS_RESET,
+    beside,
+    is_over,
+    keep_conversation,
+    let_go_of_conversation,
+    may_be_taken,
+    new_conversation,
+    peer_of,
+    side_of,
+)
 from .pages cimport PageCache, give_back_page, pop_first
 from .sequence cimport difference
 from .streams cimport NativeStream, serves_natively
@@ -37,7 +56,7 @@ from .streams cimport NativeStream, serves_natively
 from .._log import Log
 from .streams import ByteCountStream
 
-__all__ = ["StreamPoolBase"]
+__all__ = ["ConversationPoolBase", "StreamPoolBase"]
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
@@ -152,6 +171,9 @@ cdef class StreamPoolBase:
                 while connection.successor.pages.count:
                     give_back_page(pop_first(&connection.successor.pages))
                 PyMem_RawFree(connection.successor)
+            if self.pairs and connection.more.side != NULL:
+                beside(side_of(connection)).connection = NULL
+                let_go_of_conversation(side_of(connection).conversation)
         for i in range(self.cache_count):
             Py_DECREF(<object>self.caches[i])
         PyMem_RawFree(self.caches)
@@ -460,6 +482,8 @@ cdef class StreamPoolBase:
             unlink(&self.closed, connection)
         else:
             self._leave_open(connection)
+        if self.pairs:
+            (<ConversationPoolBase>self).leave(connection)
         reset(connection, &key, seen_ns)
         self._open(connection, seen_ns)
         self.note_seen(connection)
@@ -480,6 +504,8 @@ cdef class StreamPoolBase:
         connection.state = REMOVED
 
     cdef void free_removed(self, connection_s *connection) noexcept nogil:
+        if self.pairs:
+            (<ConversationPoolBase>self).leave(connection)
         connection.state = FREE
         connection.newer = self.free
         self.free = connection
@@ -491,7 +517,7 @@ cdef class StreamPoolBase:
             connection = connection.newer
 
     cdef void forget_all_closed(self) noexcept nogil:
-        if self.owned:            # one that is being served may be closed already, and stays
+        if self.owned or self.pairs:  # one that is being served may be closed already, and stays; a conversation may end with each
             self.forget_closed_before(UNKNOWN_BOUND, ENDLESS)
         else:
             self.has_forgotten, self.forgotten = True, self.serial
@@ -635,6 +661,10 @@ cdef class StreamPoolBase:
         cdef PyObject **served = (<PyListObject *>self.served).ob_item  # changes under the lock only
         cdef const served_s *of
         cdef int i
+        if self.pairs:
+            for i in range(count):
+                if connections[i] != NULL:
+                    prefetch(connections[i].more.side)
         for i in range(count):
             if connections[i] != NULL and (connections[i].has & SERVED) in (NATIVE, PYTHON):
                 of = &connections[i].stream.served
@@ -693,6 +723,102 @@ cdef class StreamPoolBase:
     def _looked_at(self):
         """Connections that flushes have looked at so far."""
         return self.looked_at
+
+
+cdef class ConversationPoolBase(StreamPoolBase):
+    """The same, with the two directions of each connection paired.
+
+    Args:
+        factory: what the user gave, for another pool like this one.
+        new: makes a stream: called with a ConversationState and the number of the side, 0 or 1.
+        tell: called with each ConversationState that is complete and has had a stream, as the last thing.
+    """
+
+    def __cinit__(self, *args, **keywords):
+        self.pairs = True
+        self.objects = {}
+        self.acked_bound = UNKNOWN_BOUND
+
+    def __init__(self, factory, new, tell):
+        super().__init__(new)
+        self.factory = factory
+        self.tell = tell
+
+    cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil:
+        cdef connection_s *peer
+        cdef key_s back = key[0]
+        memcpy(back.src, key.dst, sizeof(back.src))
+        memcpy(back.dst, key.src, sizeof(back.dst))
+        back.src_port, back.dst_port = key.dst_port, key.src_port
+        peer = find(&self.table, &back, hash ^ ~<uint32_t>BOTH_DIRECTIONS)
+        return NULL if peer != NULL and peer.state == CLOSED and self.forget(peer, forget_ns) else peer
+
+    cdef side_s *side_beside(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil:
+        cdef connection_s *peer = self._peer(key, hash, forget_ns)
+        cdef side_s *side
+        if peer == NULL or peer.more.side == NULL:
+            return NULL
+        side = peer_of(side_of(peer))
+        return side if beside(side).connection == NULL else NULL
+
+    cdef side_s *join(self, connection_s *connection, uint32_t flags, uint32_t isn, uint32_t ack, int64_t forget_ns) noexcept nogil:
+        cdef connection_s *peer = self._peer(&connection.key, hash_of(&self.table, &connection.key), forget_ns)
+        cdef side_s *side = NULL
+        cdef conversation_s *conversation
+        if peer != NULL and peer.more.side != NULL:
+            side = peer_of(side_of(peer))
+        if side == NULL or not may_be_taken(side, flags, isn, ack):
+            conversation = new_conversation(&connection.key)
+            if conversation == NULL:
+                return NULL
+            side = &conversation.side[0]
+        keep_conversation(side.conversation)
+        side.is_what |= TAKEN
+        beside(side).connection = connection
+        connection.more.side = side
+        return side
+
+    cdef void leave(self, connection_s *connection) noexcept nogil:
+        cdef side_s *side = side_of(connection)
+        if side == NULL:
+            return
+        connection.more.side = NULL
+        beside(side).connection = NULL
+        self.look_after(side.conversation)
+        let_go_of_conversation(side.conversation)
+
+    cdef void end_side(self, side_s *side) noexcept nogil:
+        side.is_what |= OVER
+        self.look_after(side.conversation)
+
+    cdef void look_after(self, conversation_s *conversation) noexcept nogil:
+        cdef bint ends_other, tells
+        if not conversation.is_what & COMPLETE_NOW and is_over(conversation):
+            conversation.is_what |= COMPLETE_NOW
+        ends_other = conversation.is_what & (WAS_RESET | REFUSED) and not conversation.is_what & COMPLETE_NOW
+        tells = (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.has_object
+        if (ends_other or tells or conversation.is_what & GIVES_UP) and not conversation.is_what & PENDING:
+            conversation.is_what |= PENDING
+            keep_conversation(conversation)
+            conversation.next = NULL
+            if self.first_pending == NULL:
+                self.first_pending = conversation
+            else:
+                self.last_pending.next = conversation
+            self.last_pending = conversation
+
+    cdef conversation_s *next_pending(self) noexcept nogil:
+        cdef conversation_s *conversation = self.first_pending
+        if conversation != NULL:
+            self.first_pending = conversation.next
+            conversation.is_what &= ~PENDING
+        return conversation
+
+    def __dealloc__(self):
+        cdef conversation_s *conversation = self.next_pending()
+        while conversation != NULL:
+            let_go_of_conversation(conversation)
+            conversation = self.next_pending()
 
 
 cdef bint is_method_of(object stream, object method):

@@ -41,6 +41,7 @@ class SideState:
         "over",
         "packets",
         "skipped",
+        "syn_ns",
         "taken",
     )
 
@@ -59,6 +60,7 @@ class SideState:
         self.has_rst = False
         self.ended = False  # its stream has reached that
         self.ack: int | None = None  # the highest acknowledgement number that it sent
+        self.syn_ns: int | None = None  # capture time of its first SYN without ACK
         self.acked_ns: int | None = None  # since when the other side is known to have what is missing here
         self.acked_to = 0  # up to there
         self.first_seen_ns: int | None = None
@@ -80,7 +82,7 @@ class SideState:
             return False
         conversation = self.conversation
         awaited = conversation.awaited_ack
-        if awaited is not None and not flags & SYN and self.index == conversation.client and 0 <= difference(awaited, ack) <= SYN_REACH:
+        if awaited is not None and not flags & SYN and self.index == conversation.opener and 0 <= difference(awaited, ack) <= SYN_REACH:
             conversation.handshake_ack_ns = seen_ns
             conversation.awaited_ack = None
         if self.ack is not None and difference(self.ack, ack) <= 0:
@@ -95,10 +97,11 @@ class SideState:
         if conversation.guessed:
             conversation.client = 1 - self.index if flags & ACK else self.index
             conversation.guessed = False
-        if not flags & ACK and self.index == conversation.client and conversation.syn_ns is None:
-            conversation.syn_ns = seen_ns
-        elif flags & ACK and self.index != conversation.client and conversation.syn_ack_ns is None:
+        if not flags & ACK:
+            self.syn_ns = seen_ns if self.syn_ns is None else self.syn_ns
+        elif conversation.syn_ack_ns is None:
             conversation.syn_ack_ns = seen_ns
+            conversation.opener = 1 - self.index
             awaited = add(isn, 1)
             if awaits_ack and (self.peer.ack is None or difference(awaited, self.peer.ack) < 0):  # else it has come already, unnoticed
                 conversation.awaited_ack = awaited
@@ -156,12 +159,12 @@ class ConversationState:
         "guessed",
         "handshake_ack_ns",
         "key",
+        "opener",
         "pending",
         "refused",
         "reset",
         "sides",
         "syn_ack_ns",
-        "syn_ns",
         "told",
     )
 
@@ -172,7 +175,7 @@ class ConversationState:
         # Until a SYN tells: the server has the lower port; of equal ones, the client was seen first.
         self.client = 1 if key[2] < key[3] else 0
         self.guessed = True
-        self.syn_ns: int | None = None
+        self.opener: int | None = None  # whose SYN the first SYN-ACK answers: the client's, unless both open at the same time
         self.syn_ack_ns: int | None = None
         self.handshake_ack_ns: int | None = None
         self.awaited_ack: int | None = None  # what acknowledges the SYN of the server; as long as that is waited for
@@ -193,10 +196,11 @@ class ConversationState:
 
     def facts(self) -> tuple[Any, ...]:
         """Number of the client's side, guessed, complete, reset, refused; number of the side that closed or None, by RST; capture times of
-        SYN, SYN-ACK, the client's ACK: nanoseconds or None."""
+        the handshake's SYN, SYN-ACK and ACK: nanoseconds or None."""
+        syn_ns = self.sides[self.client if self.opener is None else self.opener].syn_ns
         return (
             *(self.client, self.guessed, self.complete, self.reset, self.refused, self.closed_by, self.closed_by_rst),
-            *(self.syn_ns, self.syn_ack_ns, self.handshake_ack_ns),
+            *(syn_ns, self.syn_ack_ns, self.handshake_ack_ns),
         )
 
     def side_facts(self, index: int) -> tuple[Any, ...]:
