@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from types import ModuleType
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .captures import Capture
 
 __all__ = [
+    "TOGETHER",
     "WAYS",
     "Job",
     "Measurement",
@@ -126,14 +128,18 @@ class Job:
         return getattr(self.tcpreasm, name)
 
     def assemble(self, factory: Any, source: Any = None, **keywords: Any) -> Totals:
-        """assemble_capture, from the file unless there is another source."""
+        """assemble_capture into a StreamPool, from the file unless there is another source."""
+        return self.assemble_into(lambda: self.tcpreasm.StreamPool(factory), source, **keywords)
+
+    def assemble_into(self, make_pool: Callable[[], Any], source: Any = None, **keywords: Any) -> Totals:
+        """The same into any pool."""
         tcpreasm, options = self.tcpreasm, self.options
         known = inspect.signature(tcpreasm.Assembler.assemble_capture).parameters
         for keyword in keywords:
             if keyword not in known:
                 raise Missing(f"no {keyword}=")
         begin = perf_counter_ns()
-        with tcpreasm.Assembler(tcpreasm.StreamPool(factory), options) as assembler:
+        with tcpreasm.Assembler(make_pool(), options) as assembler:
             summary = assembler.assemble_capture(str(self.path) if source is None else source, **keywords)
         elapsed = perf_counter_ns() - begin
         return Totals(elapsed, summary.packets, summary.bytes_delivered, summary.bytes_skipped, summary.streams)
@@ -187,6 +193,25 @@ class _PythonStream:
         self.streams.counts.append((self.length, self.skipped))
 
 
+class _PythonHandler:
+    """Of a conversation: does for each side what such a stream does."""
+
+    __slots__ = ("sides", "streams")
+
+    def __init__(self, streams: PythonStreams, conversation: Any) -> None:
+        self.streams = streams
+        self.sides = {conversation.client: _PythonStream(streams), conversation.server: _PythonStream(streams)}
+
+    def reassembled(self, side: Any, reassemblies: list[Any]) -> None:
+        self.sides[side].reassembled(reassemblies)
+
+    def side_complete(self, side: Any) -> None:
+        self.sides[side].reassembly_complete()
+
+    def conversation_complete(self) -> None:
+        pass
+
+
 class Kept:
     """A factory that keeps the streams that it makes."""
 
@@ -209,6 +234,8 @@ class Way(NamedTuple):
 
 
 WAYS: dict[str, Way] = {}
+TOGETHER = ("count-made", "conversations-count", "collect-memory", "conversations-collect", "python-memory", "conversations-python")
+"""Both directions together, each behind what it is to be compared with: the same done to each direction by itself."""
 
 
 def way(text: str) -> Callable[[Callable[[Job], Totals]], Callable[[Job], Totals]]:
@@ -292,6 +319,19 @@ def python_threads(job: Job) -> Totals:
     return streams.totals(job.assemble(streams, threads=2))
 
 
+@way("streams in Python, the capture in memory")
+def python_memory(job: Job) -> Totals:
+    streams = PythonStreams()
+    return streams.totals(job.assemble(streams, job.path.read_bytes()))
+
+
+@way("conversations, a handler in Python, the capture in memory")
+def conversations_python(job: Job) -> Totals:
+    make_pool = job.need("ConversationPool")
+    streams = PythonStreams()
+    return streams.totals(job.assemble_into(lambda: make_pool(partial(_PythonHandler, streams)), job.path.read_bytes()))
+
+
 @way("counting streams, assemble_frame from a Python loop")
 def frames(job: Job) -> Totals:
     return job.assemble_frames(job.tcpreasm.ByteCountStream)
@@ -308,6 +348,36 @@ def collect(job: Job) -> Totals:
     streams = Kept(job.tcpreasm.BytesStream)
     totals = job.assemble(streams)
     return totals._replace(bytes_delivered=sum(len(stream.data) for stream in streams.streams))
+
+
+@way("all bytes in memory (BytesStream), the capture too")
+def collect_memory(job: Job) -> Totals:
+    return _collected(job, lambda keep: job.tcpreasm.StreamPool(keep))
+
+
+@way("conversations, all bytes of both sides in memory (BytesStream), the capture too")
+def conversations_collect(job: Job) -> Totals:
+    make_pool = job.need("ConversationPool")
+    return _collected(job, lambda keep: make_pool(streams=lambda side: keep(side.net_flow, side.transport_flow)))
+
+
+def _collected(job: Job, make_pool: Callable[[Callable[..., Any]], Any]) -> Totals:
+    streams = Kept(job.tcpreasm.BytesStream)
+    totals = job.assemble_into(lambda: make_pool(streams.new), job.path.read_bytes())
+    return totals._replace(bytes_delivered=sum(len(stream.data) for stream in streams.streams))
+
+
+@way("conversations, counting streams for both sides, the capture in memory")
+def conversations_count(job: Job) -> Totals:
+    make_pool = job.need("ConversationPool")
+    count = job.tcpreasm.ByteCountStream
+    return job.assemble_into(lambda: make_pool(streams=lambda side: count(side.net_flow, side.transport_flow)), job.path.read_bytes())
+
+
+@way("counting streams, made one by one, the capture in memory")
+def count_made(job: Job) -> Totals:
+    count = job.tcpreasm.ByteCountStream
+    return job.assemble(lambda net_flow, transport_flow: count(net_flow, transport_flow), job.path.read_bytes())
 
 
 @way("a file for each stream (FileStream)")

@@ -17,7 +17,7 @@ from textwrap import fill
 
 from . import floor
 from .captures import WHERE_KEPT, Capture, get, select
-from .measure import WAYS, Measurement, Missing, check, import_ns, run_way
+from .measure import TOGETHER, WAYS, Measurement, Missing, check, import_ns, run_way
 from .report import number, rounds, say, spread, table, versions, write_json
 
 __all__ = ["Case", "Results", "cases"]
@@ -47,7 +47,7 @@ def cases(workloads: Iterable[str], ways: Iterable[str]) -> list[Case]:
     found: list[Case] = []
     for workload in workloads:
         for way in ways:
-            if (way in ON_SOME and workload not in SOME) or (way != "count" and workload.startswith("ooo-")):
+            if (way in (*ON_SOME, *TOGETHER) and workload not in SOME) or (way != "count" and workload.startswith("ooo-")):
                 continue
             found.append((way, "compiled", workload))
             if way in PURE and workload in SOME:
@@ -127,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", metavar="F", type=float, default=1.0, help="how much of each workload (default 1)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every single measurement there")
-    parser.add_argument("--way", metavar="WAY", action="append", choices=[*EVERYWHERE, *ON_SOME], help="only this way; may be repeated")
+    parser.add_argument(
+        "--way", metavar="WAY", action="append", choices=[*EVERYWHERE, *ON_SOME, *TOGETHER], help="only this way; may be repeated"
+    )
     parser.add_argument("names", metavar="NAME", nargs="*", help="workloads; default: all")
     given = parser.parse_args(arguments)
     if given.rounds < 1:
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     captures = {name: get(name, given.scale) for name in workloads}
-    todo = cases(workloads, given.way or [*EVERYWHERE, *ON_SOME])
+    todo = cases(workloads, given.way or [*EVERYWHERE, *ON_SOME, *TOGETHER])
     results = Results()
     for _ in rounds(given.rounds):
         measure_all(todo, captures, results)

@@ -17,7 +17,9 @@ The same in parts, each of which you can replace:
     Stream                                         what your factory returns: reassembled(list of Reassembly), reassembly_complete()
     Reassembly                                     one piece of a stream: bytes, skip, start, end, seen
 
-A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own.
+A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own. A ConversationPool in the
+place of the StreamPool pairs them: a handler for both sides, who is client, the handshake, how it was closed; `conversations` is to it
+what `follow` is to streams.
 
 Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
 FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. All but the first are fed in C, without the

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from weakref import WeakSet
+from typing import Any, NamedTuple, Protocol, cast
+from weakref import WeakSet, ref
 
 from ._select import core
 from .api import Assembler, CaptureSource
@@ -67,7 +67,7 @@ class _SideFacts(NamedTuple):
 
 
 class Side:
-    """One direction of a conversation: what one of the two sends. Made by the pool; equal to another one of the same direction.
+    """One direction of a conversation: what one of the two sends. Made by the pool.
 
     Attributes:
         conversation: the Conversation that it is a side of.
@@ -75,17 +75,11 @@ class Side:
     Everything else is a property, and tells how things are when it is asked for.
     """
 
-    __slots__ = ("_index", "conversation")
+    __slots__ = ("__weakref__", "_index", "conversation")
 
     def __init__(self, conversation: Conversation, index: int) -> None:
         self.conversation = conversation
         self._index = index
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Side) and self.conversation is other.conversation and self._index == other._index
-
-    def __hash__(self) -> int:
-        return hash((id(self.conversation), self._index))
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.key}>"
@@ -97,7 +91,7 @@ class Side:
 
     @property
     def role(self) -> str:
-        """"client" or "server"; see `Conversation.guessed`."""
+        """Which of the two it is, "client" or "server"; see `Conversation.guessed`."""
         return ROLES[self._index != self.conversation._facts.client]
 
     @property
@@ -185,7 +179,7 @@ class Conversation:
 
     def __init__(self, state: core.ConversationState) -> None:
         self._state = state
-        self._sides: tuple[Side, Side] | None = (Side(self, 0), Side(self, 1))  # until it is complete: later they are made when asked for
+        self._sides: list[Any] = [Side(self, 0), Side(self, 1)]  # when it is complete, weak references
         self._streams: list[Any] = [None, None]
         self._lock: threading.RLock | None = threading.RLock()  # until there is a handler
         self._makes = False
@@ -200,8 +194,11 @@ class Conversation:
         return _Facts._make(self._state.facts())
 
     def _side(self, index: int) -> Side:
-        sides = self._sides
-        return Side(self, index) if sides is None else sides[index]
+        side = self._sides[index]
+        if isinstance(side, ref):
+            side = side() or Side(self, index)
+            self._sides[index] = ref(side)
+        return cast("Side", side)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -266,7 +263,7 @@ class Conversation:
 
     @property
     def closed_by(self) -> str | None:
-        """"client" or "server": whose FIN or RST came first. None: no one's."""
+        """Whose FIN or RST came first, "client" or "server". None: no one's."""
         facts = self._facts
         return None if facts.closed_by is None else ROLES[facts.closed_by != facts.client]
 
@@ -278,8 +275,8 @@ class Conversation:
 
     @property
     def state(self) -> str:
-        """"opening": a SYN, and nothing else yet; "open"; "half-closed": one FIN; "closed": both; "reset": an exact RST of either side (RFC
-        5961 3.2); "refused": a RST in answer to the SYN (RFC 9293 3.10.7.3)."""
+        """One of "opening": a SYN, and nothing else yet; "open"; "half-closed": one FIN; "closed": both; "reset": an exact RST of either
+        side (RFC 5961 3.2); "refused": a RST in answer to the SYN (RFC 9293 3.10.7.3)."""
         facts = self._facts
         if facts.reset or facts.refused:
             return "reset" if facts.reset else "refused"
@@ -353,9 +350,9 @@ class ConversationPool(core.ConversationPoolBase):
     The factory is called when the first stream of a conversation is due, `streams` when that of each side is: see
     `AssemblerOptions.open_on`. TypeError for anything else than one callable or factory.
 
-    Beyond what a StreamPool does: an exact RST of one side ends the other one too. A RST in answer to a SYN ends that. What is missing on one
-    side and acknowledged by the other is waited for `acked_hole_timeout` only. A conversation is complete when both sides are; or a
-    RST has ended it; or one side is over, has been forgotten, and nothing came from the other one.
+    Beyond what a StreamPool does: an exact RST of one side ends the other one too, and a RST in answer to a SYN that one. What is missing
+    on one side and acknowledged by the other is waited for `acked_hole_timeout` only. A conversation is complete when both sides are over;
+    or a RST has ended it; or one side is over, has been forgotten, and nothing came from the other one.
 
     `len(pool)` is the number of open connections (sides), `pool.keys()` lists them.
     """
@@ -368,7 +365,7 @@ class ConversationPool(core.ConversationPoolBase):
     ) -> None:
         if (factory is None) == (streams is None):
             raise TypeError("a ConversationPool has a factory, or streams=, and not both")
-        new = getattr(factory, "new", factory)
+        new: Any = getattr(factory, "new", factory)
         if streams is None and not callable(new):
             raise TypeError(f"a conversation factory has a method new(conversation) or is callable, not {factory!r}")
         if factory is None and not callable(streams):
@@ -415,8 +412,10 @@ class ConversationPool(core.ConversationPoolBase):
 
     def _tell_complete(self, state: core.ConversationState) -> None:
         conversation, state.conversation = state.conversation, None
-        conversation._sides = None  # they refer to it: nothing of this is to wait for the garbage collector
-        self._end(conversation)
+        try:
+            self._end(conversation)
+        finally:
+            conversation._sides = [ref(side) for side in conversation._sides]  # else all would wait for the garbage collector
 
     def _end(self, conversation: Conversation) -> None:
         if conversation.handler is not None:
@@ -503,8 +502,8 @@ class _Followed(ConversationPool):
         self._done.append(conversation)
 
 
-_SAME_OF_CONVERSATION = tuple(name for name in FinishedConversation.__dataclass_fields__ if name not in ROLES)
-_SAME_OF_SIDE = tuple(name for name in FinishedSide.__dataclass_fields__ if name not in ("data", "gaps"))
+_SAME_OF_CONVERSATION = [one.name for one in fields(FinishedConversation) if one.name not in ROLES]
+_SAME_OF_SIDE = [one.name for one in fields(FinishedSide) if one.name not in ("data", "gaps")]
 
 
 def conversations(source: CaptureSource, options: AssemblerOptions | None = None) -> Iterator[FinishedConversation]:
@@ -528,11 +527,12 @@ def conversations(source: CaptureSource, options: AssemblerOptions | None = None
 def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
     while done:
         conversation = done.popleft()
-        sides = {role: _finished_side(side) for role, side in zip(ROLES, conversation.sides, strict=True)}
-        yield FinishedConversation(**sides, **{name: getattr(conversation, name) for name in _SAME_OF_CONVERSATION})
+        same: dict[str, Any] = {name: getattr(conversation, name) for name in _SAME_OF_CONVERSATION}
+        yield FinishedConversation(client=_finished_side(conversation.client), server=_finished_side(conversation.server), **same)
 
 
 def _finished_side(side: Side) -> FinishedSide:
     stream = side.stream
     data, gaps = (b"", ()) if stream is None else (stream.data, stream.gaps)
-    return FinishedSide(data=data, gaps=gaps, **{name: getattr(side, name) for name in _SAME_OF_SIDE})
+    same: dict[str, Any] = {name: getattr(side, name) for name in _SAME_OF_SIDE}
+    return FinishedSide(data=data, gaps=gaps, **same)

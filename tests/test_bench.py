@@ -116,7 +116,7 @@ def test_a_way_of_use_gets_the_totals(tcpreasm: ModuleType, made: Made, name: st
     check_way(tcpreasm, made(name)[0], way)
 
 
-@pytest.mark.parametrize("way", ["collect", "write-files", "digest", "spans"])
+@pytest.mark.parametrize("way", ["collect", "write-files", "digest", "spans", *measure.TOGETHER])
 def test_a_kind_of_stream_gets_the_totals(tcpreasm: ModuleType, made: Made, way: str) -> None:
     check_way(tcpreasm, made("lossy")[0], way)
 

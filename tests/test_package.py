@@ -33,13 +33,14 @@ OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zsta
 
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
-    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams"},
-    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams"},
-    "_select": {"api", "capture", "cli", "streams"},
-    "api": {*CORES, "cli"},
-    "capture": {*CORES, "api", "cli", "streams"},
+    "_compiled": {"_pure", "_select", "api", "capture", "cli", "conversations", "streams"},
+    "_pure": {"_compiled", "_select", "api", "capture", "cli", "conversations", "streams"},
+    "_select": {"api", "capture", "cli", "conversations", "streams"},
+    "api": {*CORES, "cli", "conversations"},
+    "capture": {*CORES, "api", "cli", "conversations", "streams"},
     "cli": {*CORES},
-    "streams": {*CORES, "api", "capture", "cli"},
+    "conversations": {*CORES, "capture", "cli"},
+    "streams": {*CORES, "api", "capture", "cli", "conversations"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
 LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
@@ -273,6 +274,7 @@ INTERNAL = {
             "pages",
             "reassembled",
             "reassembly_complete",
+            "side",
             "state",
             "stream",
             "successor",
@@ -282,6 +284,11 @@ INTERNAL = {
             "is_half_open",
             "last_syn_ns",
         ),
+    },
+    "ConversationPoolBase": {"end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
+    "ConversationState": {
+        *("awaited_ack", "client", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
+        *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
     },
     "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -75,15 +76,18 @@ class KeptStream(RecordedStream):
 
 
 class Side:
-    """One core with two Assemblers on one pool."""
+    """One core with two Assemblers on one pool. Option `pairs`: a ConversationPool."""
 
     def __init__(self, package: ModuleType, isns: list[int], keep: bool, options: dict[str, Any]) -> None:
         self.package = package
         self.isns = isns
         self.recorder = Keeper(keep)
-        self.pool = package.StreamPool(self.recorder)
+        self.ends: list[Any] = []  # sides of conversations
+        pairs = options.get("pairs", False)
+        self.pool = recorded_conversations(package, self.recorder, self.ends) if pairs else package.StreamPool(self.recorder)
         self.assemblers = []
         options = dict(options)
+        options.pop("pairs", None)
         if options.pop("tells", False):
             options["on_conflict"] = self.tell
         for overlap in options.pop("overlaps", ("first", "first")):
@@ -112,7 +116,53 @@ class Side:
             if not with_allocated:
                 del numbers["pages_allocated"]
             states.append((numbers, assembler.now_ns(), assembler.closed))
-        return states
+        return states + [facts_of_side(side) for side in self.ends]
+
+
+def facts_of_side(side: Any) -> tuple[Any, ...]:
+    """All that a side tells, and its conversation."""
+    conversation = side.conversation
+    return (
+        *(str(side.key), side.role, side.packets, side.bytes, side.delivered, side.skipped, side.acked, side.started, side.ended),
+        *(side.first_seen_ns, side.last_seen_ns, str(conversation.key), conversation.guessed, conversation.handshake),
+        *(conversation.syn_ns, conversation.syn_ack_ns, conversation.handshake_ack_ns, conversation.handshake_time_ns),
+        *(conversation.closed_by, conversation.closed_how, conversation.state, conversation.complete),
+        *(conversation.first_seen_ns, conversation.last_seen_ns, side.peer == conversation.client),
+    )
+
+
+def recorded_conversations(package: ModuleType, recorder: Keeper, ends: list[Any]) -> Any:
+    """A pool whose conversations write down what is called, for each side as a stream does, and their end; the sides come to `ends`."""
+
+    class Handler:
+        def __init__(self, conversation: Any) -> None:
+            self.conversation = conversation
+            self.streams: dict[Any, Any] = {}
+            self.ended: list[Any] = []
+            recorder.raise_planned("new")
+
+        def stream(self, side: Any) -> Any:
+            if side not in self.streams:
+                ends.append(side)
+                recorder.calls.append(("new", str(side.key)))
+                self.streams[side] = KeptStream(recorder, str(side.key))
+            return self.streams[side]
+
+        def reassembled(self, side: Any, pieces: list[Any]) -> None:
+            recorder.expect(side.conversation is self.conversation and not self.ended.count(side), f"{side}: a call behind its end")
+            self.stream(side).reassembled(pieces)
+
+        def side_complete(self, side: Any) -> None:
+            self.ended.append(side)
+            self.stream(side).reassembly_complete()
+
+        def conversation_complete(self) -> None:
+            recorder.expect(self.conversation.complete, "told as complete, and it is not")
+            recorder.expect({*self.ended} >= {*self.streams}, "told as complete, and a side is not")
+            recorder.calls.append(("over", str(self.conversation.key), self.conversation.state, len(self.streams)))
+            recorder.raise_planned("over")
+
+    return package.ConversationPool(Handler)
 
 
 class LockStep:
@@ -139,6 +189,8 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
+            if kind == "over":
+                continue
             if kind == "conflict":
                 _, held, new, wins = rest
                 assert len(held) == len(new) > 0
@@ -186,16 +238,21 @@ def content(which: int, place: int, size: int, variant: int) -> bytes:
     return bytes((place + i) * 31 + which * 7 + variant * 101 & 255 for i in range(size))
 
 
-def send(which: int, assembler: int, place: int, size: int, cut: int, flags: int, variant: int, now: int) -> Callable[[Side], Any]:
-    """A segment; place counts from behind the ISN."""
+def send(
+    which: int, assembler: int, place: int, size: int, cut: int, flags: int, variant: int, now: int, *, ack_place: int | None = None
+) -> Callable[[Side], Any]:
+    """A segment; place counts from behind the ISN, ack_place from behind that of the other direction."""
     ends = CONNECTIONS[which]
     named = {name: bool(flags & bit) for bit, name in ((1, "fin"), (2, "syn"), (4, "rst"), (16, "ack_flag"))}
     payload = content(which, place, size, variant)
     if flags & URG:
         named |= {"urg": True, "urgent": (place * 7 + variant) % (size + 2)}
+    numbers: dict[str, Any] = dict(named)
 
     def act(side: Side) -> Any:
-        tcp = segment(side.package, side.isns[which] + 1 + place, payload, ends=ends, wire=size + cut, **named)
+        if ack_place is not None:
+            numbers["ack"] = side.isns[1 - which] + 1 + ack_place & 0xFFFFFFFF
+        tcp = segment(side.package, side.isns[which] + 1 + place, payload, ends=ends, wire=size + cut, **numbers)
         return side.assemblers[assembler].assemble(side.package.Flow(ends[0], ends[2]), tcp, timestamp_ns=now)
 
     return act
@@ -274,6 +331,10 @@ def perform(step: LockStep, action: tuple[Any, ...]) -> None:
     if kind == "segment":
         which, assembler, place, size, cut, flags, variant = rest
         step.do(send(which, assembler, place, size, cut, flags, variant, step.now))
+    elif kind == "talk":
+        which, assembler, place, size, flags, ack_place, isn_shift = rest
+        shifted = place + isn_shift, ack_place + isn_shift
+        step.do(send(which, assembler, shifted[0], size, 0, flags, 0, step.now, ack_place=shifted[1]))
     elif kind == "frame":
         step.do(send_frame(*rest, step.now))
     elif kind == "flush":
@@ -333,6 +394,102 @@ def test_any_segments(both: Both, actions: list[tuple[tuple[Any, ...], int]], is
     run(both, actions, isns, keep, options, nested=False)
 
 
+TALK = st.tuples(
+    st.just("talk"),
+    st.integers(0, 1),
+    st.sampled_from([0, 0, 0, 1]),
+    st.one_of(st.integers(-1, 12), st.sampled_from([-1, 0, 5000, 1 << 27])),
+    st.integers(0, 4),
+    st.sampled_from([ACK] * 12 + [ACK | 1] * 3 + [2, 2, 2 | ACK, 2 | ACK, 4, 4 | ACK, 4 | ACK, 0]),
+    st.one_of(st.integers(-1, 14), st.sampled_from([0, 0, 5000, -5000, 1 << 30])),
+    st.sampled_from([0] * 9 + [100_000]),  # the same ports again, with other numbers
+)
+CONVERSATION_RAISES = RAISE.filter(lambda action: action[1] != "conflict") | st.just(("raise", "over", ValueError))
+CONVERSATION_OPTIONS = st.tuples(OPTIONS, st.sampled_from([None, 0, 0.5, 1.0, 100.0])).map(
+    lambda drawn: drawn[0] | {"acked_hole_timeout": drawn[1], "pairs": True}
+)
+
+
+@examples(500)
+@given(
+    actions=st.lists(st.tuples(st.one_of(*[TALK] * 14, SEGMENT, FLUSH, FLUSH, CONVERSATION_RAISES), STEP), min_size=4, max_size=70),
+    isns=st.lists(st.sampled_from(ISNS), min_size=3, max_size=3),
+    keep=st.booleans(),
+    options=CONVERSATION_OPTIONS,
+)
+def test_any_conversation(both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], keep: bool, options: Any) -> None:
+    """Both directions of one connection, paired; what each side tells is compared after every call."""
+    run(both, actions, isns, keep, options, nested=False)
+
+
+def script(rng: random.Random) -> list[tuple[tuple[Any, ...], int]]:
+    """Uses of the same two ports, one after the other: each opens, talks and closes in one of many ways, as captured by who loses packets,
+    takes some twice, and others in another order."""
+    actions: list[tuple[tuple[Any, ...], int]] = []
+    lost, moved = rng.choice([(0, 0), (0.1, 0.1), (0.3, 0.2)])
+    for use in range(rng.randrange(1, 4)):
+        sent, acked = [0, 0], [0, 0]  # by each side
+        packets: list[tuple[int, int, int, int, int]] = []
+
+        def say(which: int, size: int, flags: int, packets: Any = packets, sent: Any = sent, acked: Any = acked) -> None:
+            syn = bool(flags & 2)
+            packets.append((which, sent[which] - syn, size, flags, acked[which]))
+            sent[which] += size + (flags & 1)
+
+        say(0, rng.choice([0, 0, 0, 3]), 2)
+        if rng.random() < 0.15:
+            packets.append((1, 0, 0, 4 | ACK, rng.choice([0, sent[0], 7])))  # refused
+        elif rng.random() < 0.15:
+            say(1, 0, 2)  # both at the same time
+            say(0, 0, 2 | ACK)
+            say(1, 0, ACK)
+        else:
+            say(1, 0, 2 | ACK)
+            say(0, 0, ACK)
+        for _ in range(rng.randrange(10)):
+            which = rng.randrange(2)
+            for _ in range(rng.randrange(1, 4)):
+                say(which, rng.randrange(1, 6), ACK)
+            acked[1 - which] = sent[which]
+            if rng.random() < 0.8:
+                say(1 - which, 0, ACK)
+        first = rng.randrange(2)
+        for which, end in ((first, rng.choice([ACK | 1, ACK | 1, 4, 4 | ACK, None])), (1 - first, rng.choice([ACK | 1, ACK | 1, None]))):
+            if end is not None:
+                say(which, 0, end)
+                acked[1 - which] = sent[which]
+                say(1 - which, 0, ACK)
+        packets = [packet for packet in packets for _ in range(1 + (rng.random() < moved / 2)) if rng.random() >= lost]
+        for at in range(len(packets) - 1):
+            if rng.random() < moved:
+                packets[at], packets[at + 1] = packets[at + 1], packets[at]
+        for which, place, size, flags, ack_place in packets:
+            talk = ("talk", which, int(rng.random() < 0.1), place, size, flags, ack_place, use * 100_000)
+            actions.append((talk, rng.choice([0, 1000, NS // 100, NS // 100, NS // 3])))
+            if rng.random() < 0.25:
+                actions.append((("expire", rng.randrange(2)), rng.choice([0, NS // 2, NS, 3 * NS])))
+        actions.append((rng.choice([("expire", 0), ("flush", 0, NS, True), ("flush all", 1)]), rng.choice([0, NS, 61 * NS, 4000 * NS])))
+    return actions
+
+
+@pytest.mark.parametrize("seed", range(150 * EXAMPLES))
+def test_conversations_as_they_are(both: Both, seed: int) -> None:
+    rng = random.Random(seed)
+    options: dict[str, Any] = {"pairs": True, "acked_hole_timeout": rng.choice([None, 0, 0.5, 1.0, 1.0])}
+    for name, values in (
+        ("open_on", ["data"]),
+        ("start_wait_segments", [1, 2, None]),
+        ("hole_timeout", [0, 1.0]),
+        ("idle_timeout", [5.0]),
+        ("closed_timeout", [0, 1.0]),
+        ("max_connections", [1, 2, 3]),
+        ("syn_data", ["acked"]),
+    ):
+        if rng.random() < 0.25:
+            options[name] = rng.choice(values)
+    run(both, script(rng), rng.choices(ISNS, k=3), rng.random() < 0.3, options, nested=False)
+
+
 NEST = st.tuples(
     st.just("nest"),
     st.sampled_from(["new", "reassembled", "reassembled", "complete"]),
@@ -361,6 +518,18 @@ def test_callbacks_that_call_the_other_assembler(
     both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], options: dict[str, Any]
 ) -> None:
     """From a callback into the other assembler of the pool, or into the one at work, which refuses."""
+    run(both, actions, isns, False, options, nested=True)
+
+
+@examples(300)
+@given(
+    actions=st.lists(st.tuples(st.one_of(*[TALK] * 6, NEST, NEST, FLUSH), STEP), min_size=4, max_size=50),
+    isns=st.lists(st.sampled_from(ISNS), min_size=3, max_size=3),
+    options=CONVERSATION_OPTIONS,
+)
+def test_callbacks_of_conversations_that_call_the_other_assembler(
+    both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], options: Any
+) -> None:
     run(both, actions, isns, False, options, nested=True)
 
 

@@ -1,11 +1,11 @@
 """What is known of both directions of one TCP connection together: the C contract. Touched by every packet, in pools that pair.
 
-Holds state only; the engine alone changes it, under the pool's lock. A connection has a side of a conversation from its first segment on, until
-it begins anew or is forgotten; the conversation lives on with the other one, and with the Python object that names it. What such an object
-reads, without the lock, are numbers that may be one segment old.
+Holds state only; the engine alone changes it, under the pool's lock. A connection has a side of a conversation from its first segment on,
+until it begins anew or is forgotten; the conversation lives on with the other one, and with the Python object that names it. What such an
+object reads, without the lock, are numbers that may be one segment old.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
 from .sequence cimport difference
@@ -20,6 +20,7 @@ cdef enum:                        # of a side
     TAKEN = 32                    # a connection has it, or had it
     OVER = 64                     # and its stream has had its last call
     HAS_ACKED = 128               # acked_ns and acked_to mean something
+    HAS_ANSWERED = 256            # answered means something
 
 cdef enum:                        # why the next segment of a side is to be looked at, even if it is simply the next one
     AWAITED = 1                   # it may be the ACK of the handshake
@@ -52,16 +53,16 @@ cdef struct side_s:
     uint64_t skipped
     int64_t first_seen_ns
     uint32_t ack                  # the highest acknowledgement number that it sent
-    uint8_t is_what               # HAS_ACK ... HAS_ACKED
+    uint16_t is_what              # HAS_ACK ... HAS_ANSWERED
     uint8_t watched               # AWAITED, PEER_WAITS; 0: for nothing
     uint8_t index                 # 0, 1
-    uint8_t unused
 
 cdef struct beside_s:             # the rest of a side
     connection_s *connection      # that has it now, or NULL
     int64_t syn_ns                # capture time of its first SYN without ACK, or NO_TIME
     int64_t acked_ns              # since when the other side is known to have what is missing here,
     uint32_t acked_to             # up to there
+    uint32_t answered             # what its SYN-ACK acknowledged
 
 cdef struct conversation_s:
     side_s side[2]
@@ -106,7 +107,7 @@ cdef inline void note_in_order(side_s *side, uint32_t ack, uint32_t size, int64_
 # One that came first, and may be no such: True if it acknowledges more than those before.
 cdef bint note(side_s *side, uint32_t flags, uint32_t ack, uint32_t size, int64_t seen_ns) noexcept nogil
 # The SYN that began its stream came, maybe once more. awaits_ack: the segment at hand is that SYN.
-cdef void note_syn(side_s *side, uint32_t flags, uint32_t isn, int64_t seen_ns, bint awaits_ack) noexcept nogil
+cdef void note_syn(side_s *side, uint32_t flags, uint32_t isn, uint32_t ack, int64_t seen_ns, bint awaits_ack) noexcept nogil
 # Its FIN; its exact RST; its RST that has answered a SYN.
 cdef void note_fin(side_s *side) noexcept nogil
 cdef void note_rst(side_s *side, uint8_t what) noexcept nogil

@@ -17,7 +17,8 @@ cdef enum:                        # as in engine.pxd, which knows this module
     ACK = 16
 
 cdef enum:
-    SYN_REACH = 1 << 24           # what acknowledges a SYN lies at most so many bytes behind it
+    SYN_REACH = 1 << 24           # what acknowledges a SYN, and what came after it, lies at most so many bytes behind it
+    SYN_TEXT = 1 << 16            # and what a SYN-ACK acknowledges, at most so many
     LINE = 64                     # a cache line
 
 cdef extern from *:
@@ -48,7 +49,7 @@ cdef bint note(side_s *side, uint32_t flags, uint32_t ack, uint32_t size, int64_
     return True
 
 
-cdef void note_syn(side_s *side, uint32_t flags, uint32_t isn, int64_t seen_ns, bint awaits_ack) noexcept nogil:
+cdef void note_syn(side_s *side, uint32_t flags, uint32_t isn, uint32_t ack, int64_t seen_ns, bint awaits_ack) noexcept nogil:
     cdef conversation_s *conversation = side.conversation
     cdef side_s *peer = peer_of(side)
     side.is_what |= HAS_SYN
@@ -58,7 +59,10 @@ cdef void note_syn(side_s *side, uint32_t flags, uint32_t isn, int64_t seen_ns, 
     if not flags & ACK:
         if beside(side).syn_ns == NO_TIME:
             beside(side).syn_ns = seen_ns
-    elif conversation.syn_ack_ns == NO_TIME:
+        return
+    side.is_what |= HAS_ANSWERED
+    beside(side).answered = ack
+    if conversation.syn_ack_ns == NO_TIME:
         conversation.syn_ack_ns = seen_ns
         conversation.opener = peer.index
         conversation.awaited_ack = isn + 1
@@ -93,10 +97,12 @@ cdef bint may_be_taken(side_s *side, uint32_t flags, uint32_t isn, uint32_t ack)
         return False
     if not flags & SYN:
         return True
-    if peer.is_what & OVER:
-        return False
-    if flags & ACK:
-        return connection == NULL or not connection.has & HAS_ISN or 0 <= difference(connection.isn + 1, ack) <= SYN_REACH
+    if flags & ACK and connection != NULL and connection.has & HAS_ISN:
+        return 0 <= difference(connection.isn + 1, ack) <= SYN_TEXT
+    if not flags & ACK and peer.is_what & HAS_ANSWERED:
+        return 0 <= difference(isn + 1, beside(peer).answered) <= SYN_TEXT
+    if peer.is_what & OVER or flags & ACK:
+        return not peer.is_what & OVER
     if not peer.is_what & HAS_ACK:
         return (peer.is_what & HAS_SYN) != 0
     return 0 <= difference(isn + 1, peer.ack) <= SYN_REACH

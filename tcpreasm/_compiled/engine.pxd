@@ -83,9 +83,8 @@ cdef struct text_s:
     uint32_t tsval
 
 
-# The segment at hand, as long as it does not count for a side of a conversation yet.
+# The segment at hand, where the pool pairs; or a SYN that was remembered.
 cdef struct at_hand_s:
-    bint is_there
     uint32_t flags
     uint32_t seq
     uint32_t ack
@@ -131,6 +130,7 @@ cdef class Engine(Server):
     cdef bint pairs               # the pool does:
     cdef ConversationPoolBase pairing  # it is this one; else None
     cdef at_hand_s at_hand
+    cdef bint is_noted            # that counts for its side of a conversation already
     cdef int64_t acked_before     # in a walk over all connections: holes that were acknowledged before that are given up
 
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil
@@ -205,9 +205,9 @@ cdef class Engine(Server):
 
     # Both directions together, in pools that pair.
     cdef void _hold_at_hand(self, uint32_t flags, const text_s *text) noexcept nogil
-    cdef int _join(self, connection_s *connection, const at_hand_s *syn) except -1 nogil
+    cdef int _join(self, connection_s *connection, const at_hand_s *syn, bint remembered) except -1 nogil
     cdef void _note(self, connection_s *connection, bint acknowledges) noexcept nogil
-    cdef void _note_syn(self, connection_s *connection, uint32_t isn, uint32_t flags, int64_t seen_ns) noexcept nogil
+    cdef void _note_syn(self, connection_s *connection) noexcept nogil
     cdef bint _note_beside(self, const key_s *key, uint32_t hash) noexcept nogil
     cdef bint _is_acked(self, const connection_s *connection, uint32_t ack) noexcept nogil
     cdef void _mark_acked(self, connection_s *connection) noexcept nogil

@@ -282,7 +282,7 @@ cdef class Engine(Server):
                 return 0
             self._restart(connection, connection.successor, text.size, text.seen_ns)
         elif self.pairs and connection.more.side == NULL:
-            self._join(connection, &self.at_hand)
+            self._join(connection, &self.at_hand, False)
         if not connection.has & SERVED:
             self._open_if_due(connection, flags, text)
         if flags & SYN and is_half_open(connection):
@@ -386,7 +386,7 @@ cdef class Engine(Server):
                 self._begin_anew(connection, NULL, text.size, text.seen_ns)
                 if not connection.has & SERVED:
                     self._open_if_due(connection, flags, text)
-            self._note_syn(connection, isn, flags, text.seen_ns)
+            self._note_syn(connection)
             if self.debug:
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
@@ -400,7 +400,7 @@ cdef class Engine(Server):
                 self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
             return self._text(connection, flags, text, not waits_for_ack)
         if is_own_syn(connection, isn):
-            self._note_syn(connection, isn, flags, text.seen_ns)
+            self._note_syn(connection)
             if not connection.has & HAS_ISN:
                 connection.has |= HAS_ISN
                 connection.isn = isn
@@ -515,12 +515,11 @@ cdef class Engine(Server):
             connection.pages = successor.pages
             isn, syn_seen_ns = successor.isn, successor.seen_ns
             has_tsval, tsval = successor.has_tsval, successor.tsval
-            syn.is_there = False
             syn.flags, syn.seq, syn.ack = SYN | ACK if successor.has_ack else SYN, isn, successor.ack
             syn.seen_ns = syn_seen_ns
             PyMem_RawFree(successor)
         if self.pairs:
-            self._join(connection, &syn)
+            self._join(connection, &syn, successor != NULL)
         if successor != NULL or not self.opens_on_data:
             self._open_stream(connection, at_stake)
         if successor != NULL:
@@ -1122,13 +1121,12 @@ cdef class Engine(Server):
     # -- both directions together -----------------------------------------------------------------------------------
 
     cdef void _hold_at_hand(self, uint32_t flags, const text_s *text) noexcept nogil:
-        self.at_hand.is_there = True
+        self.is_noted = False
         self.at_hand.flags, self.at_hand.seq, self.at_hand.ack = flags, text.seq, text.ack
         self.at_hand.size, self.at_hand.seen_ns = text.size, text.seen_ns
 
-    # A connection that begins gets its side of a conversation: with the segment at hand, or with a SYN that was remembered, which is not
-    # `is_there`.
-    cdef int _join(self, connection_s *connection, const at_hand_s *syn) except -1 nogil:
+    # A connection that begins gets its side of a conversation: with the segment at hand, or with a SYN that was remembered.
+    cdef int _join(self, connection_s *connection, const at_hand_s *syn, bint remembered) except -1 nogil:
         cdef side_s *side = self.pairing.join(connection, syn.flags, syn.seq, syn.ack, self._forget_before())
         if side == NULL:
             self._drop(&connection.pages, FACTORY_ERROR)
@@ -1137,8 +1135,8 @@ cdef class Engine(Server):
             with gil:
                 raise MemoryError()
         if syn.flags & SYN:
-            note_syn(side, syn.flags, syn.seq, syn.seen_ns, syn.is_there)
-        if not syn.is_there and syn.flags & ACK:
+            note_syn(side, syn.flags, syn.seq, syn.ack, syn.seen_ns, not remembered)
+        if remembered and syn.flags & ACK:
             side.ack = syn.ack
             side.is_what |= HAS_ACK
         self._note(connection, True)
@@ -1148,25 +1146,26 @@ cdef class Engine(Server):
     cdef void _note(self, connection_s *connection, bint acknowledges) noexcept nogil:
         cdef at_hand_s *hand = &self.at_hand
         cdef side_s *side
-        if not self.pairs or not hand.is_there:
+        if not self.pairs or self.is_noted:
             return
-        hand.is_there = False
+        self.is_noted = True
         side = side_of(connection)
         if note(side, hand.flags if acknowledges else hand.flags & ~<uint32_t>ACK, hand.ack, hand.size, hand.seen_ns):
             if beside(peer_of(side)).connection != NULL:
                 self._mark_acked(beside(peer_of(side)).connection)
 
-    cdef void _note_syn(self, connection_s *connection, uint32_t isn, uint32_t flags, int64_t seen_ns) noexcept nogil:
+    # It is the SYN of this connection.
+    cdef void _note_syn(self, connection_s *connection) noexcept nogil:
+        cdef at_hand_s *hand = &self.at_hand
         if self.pairs:
             self._note(connection, True)
-            note_syn(side_of(connection), flags, isn, seen_ns, True)
+            note_syn(side_of(connection), hand.flags, hand.seq, hand.ack, hand.seen_ns, True)
 
     # The segment at hand has no connection, but may belong to a conversation. True: it refuses that, by RFC 9293 3.10.7.3.
     cdef bint _note_beside(self, const key_s *key, uint32_t hash) noexcept nogil:
         cdef at_hand_s *hand = &self.at_hand
         cdef side_s *side = self.pairing.side_beside(key, hash, self._forget_before())
         cdef connection_s *peer
-        hand.is_there = False
         if side == NULL:
             return False
         peer = beside(peer_of(side)).connection

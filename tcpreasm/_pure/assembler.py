@@ -75,6 +75,7 @@ class AssemblerBase(Flusher):
         self._pool = pool
         self._pairing = pool if isinstance(pool, ConversationPoolBase) else None
         self._at_hand = None
+        self._is_noted = False
         self._cache = PageCache()
         self._limit_with = []
         self._limit_total = max_buffered_pages_total
@@ -492,6 +493,7 @@ class AssemblerBase(Flusher):
             return
         if self._pairing is not None:
             self._at_hand = AtHand(flags, seq, ack, len(payload), seen_ns)
+            self._is_noted = False
         if connection is None:
             refuses = self._note_beside(key)
             if flags & RST:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConversationState", "SideState"]
 
-SYN_REACH = 1 << 24  # what acknowledges a SYN lies at most so many bytes behind it
+SYN_REACH = 1 << 24  # what acknowledges a SYN, and what came after it, lies at most so many bytes behind it
+SYN_TEXT = 1 << 16  # and what a SYN-ACK acknowledges, at most so many
 
 
 class SideState:
@@ -27,6 +28,7 @@ class SideState:
         "ack",
         "acked_ns",
         "acked_to",
+        "answered",
         "bytes",
         "connection",
         "conversation",
@@ -61,6 +63,7 @@ class SideState:
         self.ended = False  # its stream has reached that
         self.ack: int | None = None  # the highest acknowledgement number that it sent
         self.syn_ns: int | None = None  # capture time of its first SYN without ACK
+        self.answered: int | None = None  # what its SYN-ACK acknowledged
         self.acked_ns: int | None = None  # since when the other side is known to have what is missing here
         self.acked_to = 0  # up to there
         self.first_seen_ns: int | None = None
@@ -90,7 +93,7 @@ class SideState:
         self.ack = ack
         return True
 
-    def note_syn(self, flags: int, isn: int, seen_ns: int, awaits_ack: bool) -> None:
+    def note_syn(self, flags: int, isn: int, ack: int, seen_ns: int, awaits_ack: bool) -> None:
         """The SYN that began its stream came, maybe once more. awaits_ack: the segment at hand is that SYN."""
         conversation = self.conversation
         self.has_syn = True
@@ -99,7 +102,9 @@ class SideState:
             conversation.guessed = False
         if not flags & ACK:
             self.syn_ns = seen_ns if self.syn_ns is None else self.syn_ns
-        elif conversation.syn_ack_ns is None:
+            return
+        self.answered = ack
+        if conversation.syn_ack_ns is None:
             conversation.syn_ack_ns = seen_ns
             conversation.opener = 1 - self.index
             awaited = add(isn, 1)
@@ -133,11 +138,13 @@ class SideState:
             return False
         if not flags & SYN:
             return True
-        if peer.over:
-            return False
-        if flags & ACK:
-            known = None if peer.connection is None else peer.connection.isn
-            return known is None or 0 <= difference(add(known, 1), ack) <= SYN_REACH
+        known = None if peer.connection is None else peer.connection.isn
+        if flags & ACK and known is not None:
+            return 0 <= difference(add(known, 1), ack) <= SYN_TEXT
+        if not flags & ACK and peer.answered is not None:
+            return 0 <= difference(add(isn, 1), peer.answered) <= SYN_TEXT
+        if peer.over or flags & ACK:
+            return not peer.over
         return peer.has_syn if peer.ack is None else 0 <= difference(add(isn, 1), peer.ack) <= SYN_REACH
 
 

@@ -39,7 +39,7 @@ _log = Log("tcpreasm.assembly")
 
 
 class AtHand(NamedTuple):
-    """The segment at hand, as long as it does not count for a side of a conversation yet."""
+    """The segment at hand, where the pool pairs."""
 
     flags: int
     seq: int
@@ -75,6 +75,7 @@ class Engine(Server):
     _on_conflict: Any
     _pairing: ConversationPoolBase | None  # the pool, where it pairs
     _at_hand: AtHand | None
+    _is_noted: bool  # it counts for its side of a conversation already
     _conflicts: list[tuple[int, bytes, bytes, str]]  # found in the segment at hand, for on_conflict
     _counts: dict[str, int]
     _clock: Clock
@@ -209,7 +210,7 @@ class Engine(Server):
                 self._begin_anew(connection, None, len(payload), seen_ns)
                 if connection.stream is None:
                     self._open_if_due(connection, flags, len(payload), wire)
-            self._note_syn(connection, isn, flags, seen_ns)
+            self._note_syn(connection)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
             connection.syn_data = self._syn_data_waits and wire > 0 and not connection.waits()
@@ -220,7 +221,7 @@ class Engine(Server):
                 self._emit(connection, b"", seen_ns, True)
             self._text(connection, text_seq, flags, payload, wire, seen_ns, not connection.syn_data)
         elif self._is_own_syn(connection, isn):
-            self._note_syn(connection, isn, flags, seen_ns)
+            self._note_syn(connection)
             if connection.isn is None:
                 connection.isn = isn
                 self._counts["late_syn"] += 1
@@ -228,7 +229,7 @@ class Engine(Server):
         else:
             self._drop_successor(connection)
             self._counts["syn_remembered"] += 1
-            ack = self._at_hand.ack if self._at_hand is not None and flags & ACK else None
+            ack = None if self._at_hand is None or not flags & ACK else self._at_hand.ack
             self._note(connection, False)
             connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList(), self._tsval, ack)
             if wire:
@@ -833,29 +834,32 @@ class Engine(Server):
             seen_ns = successor.seen_ns
         side = self._pairing.join(connection, flags, isn, ack, self._forget_before())
         if flags & SYN:
-            side.note_syn(flags, isn, seen_ns, successor is None)
+            side.note_syn(flags, isn, ack, seen_ns, successor is None)
         if successor is not None:
             side.ack = successor.ack
         self._note(connection)
 
     def _note(self, connection: Connection, acknowledges: bool = True) -> None:
         """The segment at hand counts for this connection's side, unless it has done so already."""
-        side, at_hand, self._at_hand = connection.side, self._at_hand, None
-        if side is None or at_hand is None:
+        side, at_hand = connection.side, self._at_hand
+        if side is None or at_hand is None or self._is_noted:
             return
+        self._is_noted = True
         if side.note(at_hand.flags if acknowledges else at_hand.flags & ~ACK, at_hand.ack, at_hand.size, at_hand.seen_ns):
             peer = side.peer.connection
             if peer is not None:
                 self._mark_acked(peer)
 
-    def _note_syn(self, connection: Connection, isn: int, flags: int, seen_ns: int) -> None:
+    def _note_syn(self, connection: Connection) -> None:
+        """The segment at hand is the SYN of this connection."""
         self._note(connection)
-        if connection.side is not None:
-            connection.side.note_syn(flags, isn, seen_ns, True)
+        if connection.side is not None and self._at_hand is not None:
+            flags, isn, ack, _, seen_ns = self._at_hand
+            connection.side.note_syn(flags, isn, ack, seen_ns, True)
 
     def _note_beside(self, key: RawKey) -> bool:
         """The segment at hand has no connection, but may belong to a conversation. True: it refuses that, by RFC 9293 3.10.7.3."""
-        at_hand, self._at_hand = self._at_hand, None
+        at_hand = self._at_hand
         if at_hand is None or self._pairing is None:
             return False
         side = self._pairing.side_beside(key, self._forget_before())
