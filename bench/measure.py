@@ -196,20 +196,21 @@ class _PythonStream:
 class _PythonHandler:
     """Of a conversation: does for each side what such a stream does."""
 
-    __slots__ = ("sides", "streams")
+    __slots__ = ("lengths", "skipped", "streams")
 
     def __init__(self, streams: PythonStreams, conversation: Any) -> None:
         self.streams = streams
-        self.sides = {conversation.client: _PythonStream(streams), conversation.server: _PythonStream(streams)}
+        self.lengths = dict.fromkeys(conversation.sides, 0)
+        self.skipped = dict.fromkeys(conversation.sides, 0)
 
     def reassembled(self, side: Any, reassemblies: list[Any]) -> None:
-        self.sides[side].reassembled(reassemblies)
-
-    def side_complete(self, side: Any) -> None:
-        self.sides[side].reassembly_complete()
+        for piece in reassemblies:
+            self.lengths[side] += len(piece)
+            if piece.skip > 0:
+                self.skipped[side] += piece.skip
 
     def conversation_complete(self) -> None:
-        pass
+        self.streams.counts += zip(self.lengths.values(), self.skipped.values())
 
 
 class Kept:

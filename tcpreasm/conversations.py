@@ -75,11 +75,12 @@ class Side:
     Everything else is a property, and tells how things are when it is asked for.
     """
 
-    __slots__ = ("__weakref__", "_index", "conversation")
+    __slots__ = ("__weakref__", "_index", "_key", "conversation")
 
     def __init__(self, conversation: Conversation, index: int) -> None:
         self.conversation = conversation
         self._index = index
+        self._key: ConnectionKey | None = None
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.key}>"
@@ -102,7 +103,9 @@ class Side:
     @property
     def key(self) -> ConnectionKey:
         """Who sends to whom."""
-        key: ConnectionKey = self.conversation._state.key_of(self._index)
+        key = self._key
+        if key is None:
+            key = self._key = cast("ConnectionKey", self.conversation._state.key_of(self._index))
         return key
 
     @property
@@ -177,11 +180,11 @@ class Conversation:
 
     __slots__ = ("_lock", "_makes", "_sides", "_state", "_streams", "context", "handler")
 
-    def __init__(self, state: core.ConversationState) -> None:
+    def __init__(self, state: core.ConversationState, lock: threading.RLock | None) -> None:
         self._state = state
         self._sides: list[Any] = [Side(self, 0), Side(self, 1)]  # when it is complete, weak references
         self._streams: list[Any] = [None, None]
-        self._lock: threading.RLock | None = threading.RLock()  # until there is a handler
+        self._lock = lock  # until there is a handler; None: none is made
         self._makes = False
         self.handler: Any = None
         self.context: Any = None
@@ -381,10 +384,12 @@ class ConversationPool(core.ConversationPoolBase):
         return ConversationPool(self.factory, streams=self.streams)
 
     def _stream_for(self, state: core.ConversationState, index: int) -> Any:
-        with self._objects:  # the two sides may begin in two threads
-            conversation = state.conversation
-            if conversation is None:
-                conversation = state.conversation = Conversation(state)
+        conversation = state.conversation
+        if conversation is None:
+            with self._objects:  # the two sides may begin in two threads
+                conversation = state.conversation
+                if conversation is None:
+                    conversation = state.conversation = Conversation(state, None if self.streams else threading.RLock())
         side = conversation._side(index)
         if self.streams is not None:
             stream = conversation._streams[index] = self.streams(side)

@@ -263,6 +263,7 @@ def test_both_cores_export_the_same_names(both: tuple[ModuleType, ModuleType]) -
 
 DUNDERS = ("__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__", "__next__")
 
+POOL = {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "remove", "reopen", "set_back", "walk"}
 # What the pure core's modules say to each other by Python names, and the compiled core's by C functions and struct fields.
 INTERNAL = {
     "Connection": {
@@ -285,14 +286,14 @@ INTERNAL = {
             "last_syn_ns",
         ),
     },
-    "ConversationPoolBase": {"end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
+    "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
     "ConversationState": {
         *("awaited_ack", "client", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
         *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
     },
     "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
-    "StreamPoolBase": {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "remove", "reopen", "set_back", "walk"},
+    "StreamPoolBase": POOL,
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
     "Reassembly": {"__contains__", "__getitem__", "__iter__"},
 }

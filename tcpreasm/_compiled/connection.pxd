@@ -5,6 +5,7 @@ good. Three cache lines: the first finds the connection, the first two are all t
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 
 from .pages cimport page_list_s
 from .sequence cimport difference
@@ -185,6 +186,14 @@ cdef bint waits_until(connection_s *connection, int64_t t_ns, uint32_t *seq) noe
 
 # The capture time of the oldest thing held, its FIN among them. Looks at every page.
 cdef int64_t oldest_held(connection_s *connection) noexcept nogil
+
+# That of the other direction.
+cdef inline key_s reverse_key(const key_s *key) noexcept nogil:
+    cdef key_s back = key[0]
+    memcpy(back.src, key.dst, sizeof(back.src))
+    memcpy(back.dst, key.src, sizeof(back.dst))
+    back.src_port, back.dst_port = key.dst_port, key.src_port
+    return back
 
 # The two flows, as Python objects, and both in one.
 cdef object net_flow_of(const key_s *key)

@@ -7,7 +7,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
-from .connection cimport HAS_ISN, key_object
+from .connection cimport HAS_ISN, key_object, key_s, reverse_key
 
 __all__ = ["ConversationState"]
 
@@ -205,8 +205,10 @@ cdef class ConversationState:
 
     def key_of(self, index):
         """The ConnectionKey of what side `index` sends."""
-        key = key_object(&self._of().key)
-        return key.reverse() if index else key
+        cdef key_s key = self._of().key
+        if index:
+            key = reverse_key(&key)
+        return key_object(&key)
 
     cdef conversation_s *_of(self) except NULL:
         if self.conversation_ == NULL:

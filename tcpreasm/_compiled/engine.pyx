@@ -1223,7 +1223,6 @@ cdef class Engine(Server):
             gives_up = True
             self._skip(connection)
         side.is_what &= ~HAS_ACKED
-        self._mark_acked(connection)
         return gives_up
 
     # What the last segments led to for conversations.
@@ -1270,6 +1269,7 @@ cdef class Engine(Server):
                     self._finish_pieces(connection)
                     self._end_stream(connection, REMEMBERED)
                 elif self._give_up_acked(connection, ALWAYS_NS):
+                    self._mark_acked(connection)
                     self._serve(connection)
             except BaseException as raised:
                 self._keep_error(raised)

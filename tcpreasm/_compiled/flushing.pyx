@@ -222,8 +222,10 @@ cdef class Flusher(Engine):
             if not self._acquire_open(picked):
                 return 0
             gave_out = self._give_out(connection, held_ns, start_ns)
-            if self.pairs and self._give_up_acked(connection, self.acked_before):
-                gave_out = True
+            if self.pairs:
+                gave_out |= self._give_up_acked(connection, self.acked_before)
+                if gave_out:
+                    self._mark_acked(connection)
             idle = connection.last_seen_ns < idle_ns and not ended(connection)
             flushed[0] += gave_out or idle
             closed[0] += idle or ended(connection)

@@ -9,7 +9,6 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy
 
 from .connection cimport (
     CLOSED,
@@ -28,6 +27,7 @@ from .connection cimport (
     owner_of,
     raw_key,
     reset,
+    reverse_key,
     served_s,
     waits,
 )
@@ -746,10 +746,7 @@ cdef class ConversationPoolBase(StreamPoolBase):
 
     cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil:
         cdef connection_s *peer
-        cdef key_s back = key[0]
-        memcpy(back.src, key.dst, sizeof(back.src))
-        memcpy(back.dst, key.src, sizeof(back.dst))
-        back.src_port, back.dst_port = key.dst_port, key.src_port
+        cdef key_s back = reverse_key(key)
         peer = find(&self.table, &back, hash ^ ~<uint32_t>BOTH_DIRECTIONS)
         return NULL if peer != NULL and peer.state == CLOSED and self.forget(peer, forget_ns) else peer
 

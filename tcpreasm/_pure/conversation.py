@@ -1,7 +1,7 @@
 """`ConversationState`: what is known of both directions of one TCP connection together. Touched by every packet, in pools that pair.
 
-Holds state and answers questions about it; the engine alone changes it. A connection has a side of a conversation from its first segment on,
-until it begins anew or is forgotten; the conversation lives on with the other one.
+Holds state and answers questions about it; the engine alone changes it. A connection has a side of a conversation from its first segment
+on, until it begins anew or is forgotten; the conversation lives on with the other one.
 """
 
 from __future__ import annotations

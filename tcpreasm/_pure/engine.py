@@ -907,7 +907,6 @@ class Engine(Server):
         while self._is_acked(connection, side.acked_to):
             self._skip(connection)
         side.acked_ns = None
-        self._mark_acked(connection)
         return gives_up
 
     def _settle(self, error: BaseException | None) -> BaseException | None:
@@ -937,6 +936,7 @@ class Engine(Server):
                 if closes:
                     self._close(connection, True)
                 elif self._give_up_acked(connection, ALWAYS_NS):
+                    self._mark_acked(connection)
                     self._serve(connection)
             except BaseException as raised:
                 error = error or raised

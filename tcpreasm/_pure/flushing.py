@@ -57,6 +57,8 @@ class Flusher(Engine):
                 continue
             try:
                 gave_out = self._give_out(connection, held_ns, start_ns) | self._give_up_acked(connection, acked_ns)
+                if gave_out:
+                    self._mark_acked(connection)
                 idle = connection.last_seen_ns < idle_ns and not connection.ended()
                 flushed += gave_out or idle
                 closed += idle or connection.ended()
