@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakSet, ref
 
@@ -93,7 +94,7 @@ class Side:
     @property
     def role(self) -> str:
         """Which of the two it is, "client" or "server"; see `Conversation.guessed`."""
-        return ROLES[self._index != self.conversation._facts.client]
+        return ROLES[self._index != self.conversation._state.client]
 
     @property
     def stream(self) -> Any:
@@ -105,7 +106,7 @@ class Side:
         """Who sends to whom."""
         key = self._key
         if key is None:
-            key = self._key = cast("ConnectionKey", self.conversation._state.key_of(self._index))
+            key = self._key = self.conversation._state.key_of(self._index)
         return key
 
     @property
@@ -180,11 +181,12 @@ class Conversation:
 
     __slots__ = ("_lock", "_makes", "_sides", "_state", "_streams", "context", "handler")
 
-    def __init__(self, state: core.ConversationState, lock: threading.RLock | None) -> None:
+    def __init__(self, state: core.ConversationState, handled: bool) -> None:
         self._state = state
-        self._sides: list[Any] = [Side(self, 0), Side(self, 1)]  # when it is complete, weak references
+        kind = _HandledSide if handled else Side
+        self._sides: list[Any] = [kind(self, 0), kind(self, 1)]  # when it is complete, weak references
         self._streams: list[Any] = [None, None]
-        self._lock = lock  # until there is a handler; None: none is made
+        self._lock = threading.RLock() if handled else None  # until there is a handler
         self._makes = False
         self.handler: Any = None
         self.context: Any = None
@@ -206,18 +208,18 @@ class Conversation:
     @property
     def sides(self) -> tuple[Side, Side]:
         """Client and server."""
-        client = self._facts.client
+        client = self._state.client
         return self._side(client), self._side(1 - client)
 
     @property
     def client(self) -> Side:
         """Who sent the SYN, or was answered with a SYN-ACK; else see `guessed`."""
-        return self._side(self._facts.client)
+        return self._side(self._state.client)
 
     @property
     def server(self) -> Side:
         """The other one."""
-        return self._side(1 - self._facts.client)
+        return self._side(1 - self._state.client)
 
     @property
     def guessed(self) -> bool:
@@ -326,19 +328,22 @@ class ConversationFactory(Protocol):
         """A handler for a new conversation."""
 
 
-class _HandlerSide:
-    """What the core takes for the stream of a side."""
+class _HandledSide(Side):
+    """A side that the core takes for a stream: its methods are the handler's, called with the side, and nothing lies in between."""
 
-    __slots__ = ("reassembled", "reassembly_complete")
+    __slots__ = ()
 
-    def __init__(self, handler: Any, side: Side) -> None:
-        self.reassembled = partial(handler.reassembled, side)
-        completed = getattr(handler, "side_complete", None)
-        self.reassembly_complete = _nothing if completed is None else partial(completed, side)
+    @property
+    def reassembled(self) -> Callable[[list[core.Reassembly]], None]:
+        return MethodType(self.conversation.handler.reassembled, self)
+
+    @property
+    def reassembly_complete(self) -> Callable[[], None]:
+        return MethodType(getattr(self.conversation.handler, "side_complete", _nothing), self)
 
 
-def _nothing() -> None:
-    pass
+def _nothing(side: Side) -> None:
+    """What a handler does without a method side_complete."""
 
 
 class ConversationPool(core.ConversationPoolBase):
@@ -373,7 +378,7 @@ class ConversationPool(core.ConversationPoolBase):
             raise TypeError(f"a conversation factory has a method new(conversation) or is callable, not {factory!r}")
         if factory is None and not callable(streams):
             raise TypeError(f"streams is a callable of a Side, not {streams!r}")
-        super().__init__(factory, self._stream_for, self._tell_complete)
+        super().__init__(streams if factory is None else factory)
         self.streams = streams
         self._handler_of = new
         self._objects = threading.Lock()
@@ -381,7 +386,7 @@ class ConversationPool(core.ConversationPoolBase):
 
     def _another(self) -> ConversationPool:
         """One of the same factory, without connections."""
-        return ConversationPool(self.factory, streams=self.streams)
+        return ConversationPool(self.factory) if self.streams is None else ConversationPool(streams=self.streams)
 
     def _stream_for(self, state: core.ConversationState, index: int) -> Any:
         conversation = state.conversation
@@ -389,13 +394,13 @@ class ConversationPool(core.ConversationPoolBase):
             with self._objects:  # the two sides may begin in two threads
                 conversation = state.conversation
                 if conversation is None:
-                    conversation = state.conversation = Conversation(state, None if self.streams else threading.RLock())
+                    conversation = state.conversation = Conversation(state, self.streams is None)
         side = conversation._side(index)
         if self.streams is not None:
             stream = conversation._streams[index] = self.streams(side)
             return stream
         self._make_handler(conversation)
-        return _HandlerSide(conversation.handler, side)
+        return side
 
     def _make_handler(self, conversation: Conversation) -> None:
         lock = conversation._lock

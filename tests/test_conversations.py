@@ -719,6 +719,30 @@ def test_what_is_over_is_let_go_of(tcpreasm: ModuleType) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("mode", ["factory", "streams"])
+def test_a_pool_is_let_go_of(tcpreasm: ModuleType, mode: str) -> None:
+    """With open conversations whose handlers know the assembler: the garbage collector finds them."""
+    known: list[Any] = []
+
+    class Knows(Least):
+        def __init__(self, of: Any) -> None:
+            super().__init__(of)
+            self.known = known[0], of
+
+        reassembly_complete = gc.isenabled
+
+    pool = tcpreasm.ConversationPool(Knows) if mode == "factory" else tcpreasm.ConversationPool(streams=Knows)
+    if mode == "streams":
+        Knows.reassembled = lambda self, pieces: None  # type: ignore[method-assign, assignment]
+    known.append(tcpreasm.Assembler(pool))
+    Talk(tcpreasm, known[0]).shake()
+    gone = weakref.ref(pool)
+    del pool
+    known.clear()
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_conversation_outlives_its_pool(tcpreasm: ModuleType) -> None:
     talks = Talks(tcpreasm)
     talks.talk.shake()

@@ -288,7 +288,7 @@ INTERNAL = {
     },
     "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
     "ConversationState": {
-        *("awaited_ack", "client", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
+        *("awaited_ack", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
         *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
     },
     "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},

@@ -168,6 +168,11 @@ cdef class ConversationState:
         if self.conversation_ != NULL:
             let_go_of_conversation(self.conversation_)
 
+    @property
+    def client(self):
+        """Number of the client's side."""
+        return self._of().client
+
     def facts(self):
         """Number of the client's side, guessed, complete, reset, refused; number of the side that closed or None, by RST; capture times of
         the handshake's SYN, SYN-ACK and ACK: nanoseconds or None."""

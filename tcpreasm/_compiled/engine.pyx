@@ -330,7 +330,7 @@ cdef class Engine(Server):
         try:
             try:
                 if self.pairs:
-                    stream = self.pairing.new(self._state_of(side_of(connection).conversation), side_of(connection).index)
+                    stream = self.pairing._stream_for(self._state_of(side_of(connection).conversation), side_of(connection).index)
                 else:
                     stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 made = True
@@ -1284,7 +1284,7 @@ cdef class Engine(Server):
         self.pool_.unlock()
         try:
             if state.conversation is not None:
-                self.pairing.tell(state)
+                self.pairing._tell_complete(state)
         except BaseException as raised:
             self._keep_error(raised)
         finally:

@@ -279,7 +279,6 @@ cdef class StreamPoolBase:
 
 
 cdef class ConversationPoolBase(StreamPoolBase):
-    cdef object tell
     cdef dict objects             # the ConversationState of each conversation that has had a stream and is not complete, by its address
     cdef conversation_s *first_pending  # something is to be done for these
     cdef conversation_s *last_pending

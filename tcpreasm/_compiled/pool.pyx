@@ -726,23 +726,16 @@ cdef class StreamPoolBase:
 
 
 cdef class ConversationPoolBase(StreamPoolBase):
-    """The same, with the two directions of each connection paired.
+    """The same, with the two directions of each connection paired. A subclass has two methods:
 
-    Args:
-        factory: what the user gave, for another pool like this one.
-        new: makes a stream: called with a ConversationState and the number of the side, 0 or 1.
-        tell: called with each ConversationState that is complete and has had a stream, as the last thing.
+    _stream_for: makes a stream; called with a ConversationState and the number of the side, 0 or 1.
+    _tell_complete: called with each ConversationState that is complete and has had a stream, as the last thing.
     """
 
     def __cinit__(self, *args, **keywords):
         self.pairs = True
         self.objects = {}
         self.acked_bound = UNKNOWN_BOUND
-
-    def __init__(self, factory, new, tell):
-        super().__init__(new)
-        self.factory = factory
-        self.tell = tell
 
     cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil:
         cdef connection_s *peer

@@ -921,7 +921,7 @@ class Engine(Server):
                 conversation.told = True
                 try:
                     if conversation.conversation is not None:
-                        self._pairing._tell(conversation)
+                        self._pairing._tell_complete(conversation)
                 except BaseException as raised:
                     error = error or raised
         return error

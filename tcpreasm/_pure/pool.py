@@ -26,8 +26,6 @@ _memory_log = Log("tcpreasm.memory")
 class StreamPoolBase:
     """The connections that one or several assemblers serve. Keeps 1024 ready, doubles when they run out."""
 
-    _pairs = False  # both directions are looked at together
-
     def __init__(self, factory: Any) -> None:
         new = getattr(factory, "new", factory)
         if not callable(new):
@@ -236,26 +234,26 @@ class StreamPoolBase:
 
 
 class ConversationPoolBase(StreamPoolBase):
-    """The same, with the two directions of each connection paired.
+    """The same, with the two directions of each connection paired. A subclass has two methods:
 
-    Args:
-        factory: what the user gave, for another pool like this one.
-        new: makes a stream: called with a ConversationState and the number of the side, 0 or 1.
-        tell: called with each ConversationState that is complete and has had a stream, as the last thing.
+    _stream_for: makes a stream; called with a ConversationState and the number of the side, 0 or 1.
+    _tell_complete: called with each ConversationState that is complete and has had a stream, as the last thing.
     """
 
-    _pairs = True
-
-    def __init__(self, factory: Any, new: Any, tell: Any) -> None:
-        super().__init__(new)
-        self.factory = factory
-        self._tell = tell
+    def __init__(self, factory: Any) -> None:
+        super().__init__(factory)
         self._pending: deque[ConversationState] = deque()  # something is to be done for these
 
     def _make(self, connection: Connection) -> Any:
         side = connection.side
         assert side is not None
-        return self._new(side.conversation, side.index)
+        return self._stream_for(side.conversation, side.index)
+
+    def _stream_for(self, state: ConversationState, index: int) -> Any:
+        raise NotImplementedError
+
+    def _tell_complete(self, state: ConversationState) -> None:
+        raise NotImplementedError
 
     def _peer(self, key: RawKey, forget_ns: int) -> Connection | None:
         src, dst, src_port, dst_port = key
