@@ -126,7 +126,8 @@ class AssemblerOptions:
             of some: "gre" (RFC 2784, RFC 2890; Ethernet in it too), "vxlan" (RFC 7348; UDP ports 4789 and 8472), "geneve" (RFC 8926; UDP
             port 6081), "ipip" (IPv4 in IPv4, RFC 2003), "6in4" (RFC 4213), "4in6" and "6in6" (RFC 2473), "mpls" (RFC 3032; IP
             behind the labels, no pseudo-wires), "pppoe" (RFC 2516), "gtp" (user data, 3GPP TS 29.281; UDP port 2152). Up to eight, one
-            within the other. Connections are told by the innermost addresses and ports alone.
+            within the other. Connections are told by the innermost addresses and ports and by the number of tunnels around them
+            (`Flow.tunnels`; labels, that is mpls and pppoe, are none); which tunnels they are does not count.
         defragment: put fragmented IP datagrams together (RFC 791 3.2, RFC 8200 4.5), in any order; the segment comes with the last
             fragment and its time. Of bytes that come twice the first copy stays (IPv4); an IPv6 datagram with overlapping fragments is
             discarded (RFC 5722), unless the copy is the same. Default True. False: fragments are left out, as `Verdict.FRAGMENT`.

@@ -683,16 +683,16 @@ def test_an_idle_connection_that_stays_is_found_the_next_time(tcpreasm: ModuleTy
 # -- the table's hash -----------------------------------------------------------------------------------------------------
 
 
-RawKey = tuple[bytes, bytes, int, int]
+RawKey = tuple[bytes, bytes, int, int, int]
 
 
 def sequential(count: int) -> list[RawKey]:
-    return [((10 << 24 | which >> 4).to_bytes(4, "big"), bytes([192, 0, 2, 1]), 1024 + (which & 15), 80) for which in range(count)]
+    return [((10 << 24 | which >> 4).to_bytes(4, "big"), bytes([192, 0, 2, 1]), 1024 + (which & 15), 80, 0) for which in range(count)]
 
 
 def chance(count: int) -> list[RawKey]:
     rng = random.Random(1)
-    return [(rng.randbytes(4), rng.randbytes(4), rng.randrange(65536), rng.randrange(65536)) for _ in range(count)]
+    return [(rng.randbytes(4), rng.randbytes(4), rng.randrange(65536), rng.randrange(65536), 0) for _ in range(count)]
 
 
 def alike(count: int) -> list[RawKey]:
@@ -700,7 +700,7 @@ def alike(count: int) -> list[RawKey]:
     keys = []
     for which in range(count):
         high, low = which >> 8 & 255, which & 255
-        keys.append((bytes([10, high, low, which >> 16]), bytes([10, high, low, which >> 16]), 1024 + low, 1024 + low))
+        keys.append((bytes([10, high, low, which >> 16]), bytes([10, high, low, which >> 16]), 1024 + low, 1024 + low, 0))
     return keys
 
 
@@ -712,16 +712,17 @@ def test_two_pools_place_the_same_keys_differently(compiled: ModuleType) -> None
 
 
 def test_two_processes_place_the_same_keys_differently() -> None:
-    script = "import tcpreasm; print(tcpreasm.StreamPool(tcpreasm.BytesStream)._hash_of((b'abcd', b'efgh', 1, 2)))"
+    script = "import tcpreasm; print(tcpreasm.StreamPool(tcpreasm.BytesStream)._hash_of((b'abcd', b'efgh', 1, 2, 0)))"
     told = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(3)}
     assert len(told) == 3
 
 
 def test_both_directions_are_placed_alike(compiled: ModuleType) -> None:
     pool = compiled.StreamPool(Recorder())
-    for src, dst, src_port, dst_port in chance(100):
-        one, other = pool._hash_of((src, dst, src_port, dst_port)), pool._hash_of((dst, src, dst_port, src_port))
+    for src, dst, src_port, dst_port, _ in chance(100):
+        one, other = pool._hash_of((src, dst, src_port, dst_port, 0)), pool._hash_of((dst, src, dst_port, src_port, 0))
         assert one ^ other == 1 << 31
+        assert pool._hash_of((src, dst, src_port, dst_port, 2)) == one, "tunnels are compared, not hashed"
 
 
 def test_keys_that_collide_under_one_secret_do_not_under_another(compiled: ModuleType) -> None:
@@ -741,7 +742,7 @@ def test_no_long_way_in_the_table(compiled: ModuleType, keys: Callable[[int], li
     """98,304 is where a table of 2**17 is as full as it gets: three quarters. Linear probing over a random hash has its longest way then at
     about 100 (medians of many runs), far below what keys that lie together would make of it."""
     frames = syns(count)
-    for row, (src, dst, src_port, dst_port) in zip(frames, keys(count)):
+    for row, (src, dst, src_port, dst_port, _) in zip(frames, keys(count)):
         row[26:38] = np.frombuffer(src + dst + src_port.to_bytes(2, "big") + dst_port.to_bytes(2, "big"), np.uint8)
     pool = compiled.StreamPool(compiled.ByteCountStream)
     assembler = compiled.Assembler(pool)

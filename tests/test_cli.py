@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -287,6 +288,7 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
     assert flow == {
         "client": ["10.0.0.1", 40000],
         "server": ["10.0.0.2", 80],
+        "tunnels": 0,
         "state": "half-closed",
         "first_seen": "2023-11-14T22:13:20.000000000Z",
         "last_seen": "2023-11-14T22:13:20.003000000Z",
@@ -307,6 +309,34 @@ def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[...,
     path = capture(first, second)
     assert [(flow["c2s"]["bytes"], flow["s2c"]["bytes"]) for flow in run("flows", "--json", path).json] == [(3, 0), (6, 6)]
     assert [line.split()[2:4] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
+
+
+def in_vxlan(talk: Talk) -> Talk:
+    """The same, seen in a tunnel."""
+    for at, (seen_ns, frame) in enumerate(talk.records):
+        udp = struct.pack("!HHHHII", 50000, 4789, 16 + len(frame), 0, 0x08000000, 77 << 8) + frame
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, b"\xac\x10\0\1", b"\xac\x10\0\2")
+        talk.records[at] = seen_ns, bytes(12) + b"\x08\0" + ip + udp
+    return talk
+
+
+def inside_and_outside() -> tuple[Talk, Talk]:
+    """Equal addresses and ports, packet by packet in turn; the one outside begins."""
+    outside = Talk().open().say(0, b"question").say(1, b"answer").close()
+    inside = in_vxlan(Talk(start_ns=1_700_000_000_000_500_000).open().say(0, b"forged").say(1, b"lie").close())
+    return outside, inside
+
+
+def test_a_tunnel_is_another_flow(run: Run, capture: Callable[..., Path]) -> None:
+    """Directions are paired within it."""
+    flows = run("flows", "--json", capture(*inside_and_outside())).json
+    assert [(flow["tunnels"], flow["c2s"]["bytes"], flow["s2c"]["bytes"], flow["state"]) for flow in flows] == [
+        (0, 8, 6, "closed"),
+        (1, 6, 3, "closed"),
+    ]
+    assert {(*flow["client"], *flow["server"]) for flow in flows} == {("10.0.0.1", 40000, "10.0.0.2", 80)}
+    rows = [line.split()[:4] for line in run("flows", capture(*inside_and_outside())).lines[1:]]
+    assert rows == [["10.0.0.1:40000", "10.0.0.2:80", "8", "6"], ["10.0.0.1:40000", "10.0.0.2:80", "6", "3"]]
 
 
 def test_no_flows(run: Run, capture: Callable[..., Path]) -> None:
@@ -380,6 +410,18 @@ def test_extract_numbers_later_streams_of_the_same_endpoints(run: Run, tmp_path:
     assert run("extract", capture(*talks), "-o", tmp_path / "out").status == 0
     name = "010.000.000.001.40000-010.000.000.002.00080"
     assert files_in(tmp_path / "out") == {name: b"first", f"{name}c1": b"second", f"{name}c2": b"third"}
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_extract_keeps_what_came_in_a_tunnel_apart(run: Run, tmp_path: Path, capture: Callable[..., Path], threads: str) -> None:
+    assert run("extract", capture(*inside_and_outside()), "-o", tmp_path / "out", "--threads", threads).status == 0
+    to_server, to_client = ("010.000.000.001.40000-010.000.000.002.00080", "010.000.000.002.00080-010.000.000.001.40000")
+    assert files_in(tmp_path / "out") == {
+        to_server: b"question",
+        f"{to_server}c1": b"forged",
+        to_client: b"answer",
+        f"{to_client}c1": b"lie",
+    }
 
 
 def test_extract_and_gaps(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:

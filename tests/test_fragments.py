@@ -364,7 +364,8 @@ def test_ipv6_only_the_first_fragment_tells_the_protocol(tcpreasm: ModuleType) -
 
 def test_tunnels_in_fragments_and_fragments_in_tunnels(tcpreasm: ModuleType) -> None:
     gre = b"\0\0\x08\0"
-    rig = opened(tcpreasm)
+    rig = Rig(tcpreasm)
+    rig.feed([ipv4(gre + ipv4(tcp(b"", 1000, SYN)), protocol=47)])
     rig.feed(fragments(4, gre + ipv4(tcp(BODY)), 48, protocol=47))
     assert rig.data == BODY
     inner = fragments(4, tcp(BODY, 1101), 48, ident=5)

@@ -377,8 +377,8 @@ def test_a_connection_with_absurd_addresses(both: tuple[ModuleType, ModuleType],
     connection = both[0].Connection()
     for src, dst in ((b"x" * size, b"y" * size), (bytes(4), b"y" * size), (b"x" * size, bytes(4)), (bytes(4), bytes(16))):
         with pytest.raises(ValueError, match="packed addresses have 4 or 16 bytes, not "):
-            connection.reset((src, dst, 0, 0), 0)
-    connection.reset((bytes(4), bytes(4), 1, 2), 3)
+            connection.reset((src, dst, 0, 0, 0), 0)
+    connection.reset((bytes(4), bytes(4), 1, 2, 0), 3)
     assert (str(connection.key), connection.created_ns) == ("0.0.0.0:1->0.0.0.0:2", 3)
 
 

@@ -31,7 +31,7 @@ from .connection cimport (
     waits,
 )
 from .decode cimport (
-    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
+    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, LEVEL_IPV6, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
 )
 from .engine cimport (
     ACK,
@@ -164,7 +164,7 @@ cdef class AssemblerBase(Flusher):
         """Take in one segment.
 
         Args:
-            net_flow: the packet's addresses.
+            net_flow: the packet's addresses; its `tunnels` are not looked at: it is in none.
             tcp: the segment.
             timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
             timestamp_ns: the same in integer nanoseconds.
@@ -192,7 +192,7 @@ cdef class AssemblerBase(Flusher):
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))
-        key.src_port, key.dst_port, key.is_ipv6 = tcp.src_port, tcp.dst_port, PyBytes_GET_SIZE(src) == 16
+        key.src_port, key.dst_port, key.level = tcp.src_port, tcp.dst_port, LEVEL_IPV6 if PyBytes_GET_SIZE(src) == 16 else 0
         cdef uint32_t flags = tcp.flags
         self._enter()
         try:
@@ -926,7 +926,7 @@ cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) e
     assembler.warned = True
     with gil:
         src, dst = (<const char *>decoded.segment.src)[:16], (<const char *>decoded.segment.dst)[:16]
-        size = 16 if decoded.segment.is_ipv6 else 4
+        size = 16 if decoded.segment.level & LEVEL_IPV6 else 4
         _log.warning("checksums of %s are left to its network card: not verified", Flow(src[:size], dst[:size]).src)
     return 0
 

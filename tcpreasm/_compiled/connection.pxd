@@ -33,7 +33,7 @@ cdef enum:
     HAS_TSVAL = 2                 # since.tsval means something
 
 cdef enum:
-    KEY_BYTES = 37                # src .. is_ipv6, without a hole
+    KEY_BYTES = 37                # src .. level, without a hole
 
 
 # As in segment_s: the run of KEY_BYTES bytes is compared and hashed as one.
@@ -42,7 +42,7 @@ cdef struct key_s:
     uint8_t dst[16]
     uint16_t src_port
     uint16_t dst_port
-    uint8_t is_ipv6
+    uint8_t level                 # LEVEL_IPV6, and LEVEL_TUNNEL for each tunnel around
     uint8_t more                  # no part of the key. In a connection: SYN_TEXT_HELD, HAS_TSVAL
 
 
@@ -182,7 +182,7 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil
 cdef object net_flow_of(const key_s *key)
 cdef object transport_flow_of(const key_s *key)
 cdef object key_object(const key_s *key)
-# The opposite of packed source and destination address, source and destination port.
+# The opposite of packed source and destination address, source and destination port, tunnels around.
 cdef key_s raw_key(object key) except *
 
 

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from .connection cimport KEY_BYTES, key_s
-from .decode cimport FRAGMENT, MAX_TUNNELS, decode_datagram, fragment_s, segment_s
+from .decode cimport FRAGMENT, LEVEL_IPV6, MAX_TUNNELS, decode_datagram, fragment_s, segment_s
 from .pool cimport hash_of, table_s
 
 __all__ = ["Fragments"]
@@ -122,7 +122,9 @@ cdef class Fragments:
         datagram = self.buckets[hash & self.mask]
         while datagram != NULL:
             # IPv6's protocol is told by the first fragment alone (RFC 8200 4.5).
-            if memcmp(&datagram.first, fragment, KEY_BYTES) == 0 and (fragment.is_ipv6 or fragment.protocol == datagram.first.protocol):
+            if memcmp(&datagram.first, fragment, KEY_BYTES) == 0 and (
+                fragment.level & LEVEL_IPV6 or fragment.protocol == datagram.first.protocol
+            ):
                 return datagram
             datagram = datagram.chained
         return NULL
@@ -170,9 +172,9 @@ cdef class Fragments:
         if there < behind and datagram.ranges[there].begin < end:
             if datagram.ranges[there].begin <= begin and end <= datagram.ranges[there].end:
                 until = min(min(end, captured), max(begin, datagram.cut_at))
-                if not fragment.is_ipv6 or memcmp(datagram.memory.data + begin, fragment.data, until - begin) == 0:
+                if not fragment.level & LEVEL_IPV6 or memcmp(datagram.memory.data + begin, fragment.data, until - begin) == 0:
                     return REPEATED
-            if fragment.is_ipv6:  # RFC 5722 3
+            if fragment.level & LEVEL_IPV6:  # RFC 5722 3
                 return OVERLAP
         if datagram.range_room == datagram.range_count:
             ranges = <range_s *>realloc(datagram.ranges, (2 * datagram.range_room + 4) * sizeof(range_s))

@@ -169,7 +169,7 @@ cdef class StreamPoolBase:
         return self.open.count
 
     def keys(self):
-        """The keys of the open connections, oldest first."""
+        """The keys of the open connections, oldest first. Two may be equal: then their `net_flow.tunnels` differ."""
         cdef connection_s *connection
         cdef uint32_t count = 0
         cdef bytes raw
@@ -670,7 +670,7 @@ cdef class StreamPoolBase:
     # -- for tests --------------------------------------------------------------------------------------------------
 
     def _hash_of(self, key):
-        """Where the table begins to look for packed source and destination address, source and destination port; before the mask."""
+        """Where the table begins to look for a key (as in raw_key); before the mask."""
         cdef key_s raw = raw_key(key)
         return hash_of(&self.table, &raw)
 

@@ -123,7 +123,7 @@ class AssemblerBase(Flusher):
         """Take in one segment.
 
         Args:
-            net_flow: the packet's addresses.
+            net_flow: the packet's addresses; its `tunnels` are not looked at: it is in none.
             tcp: the segment.
             timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
             timestamp_ns: the same in integer nanoseconds.
@@ -139,7 +139,7 @@ class AssemblerBase(Flusher):
         if len(net_flow.raw_src) != len(net_flow.raw_dst) or len(net_flow.raw_src) not in (4, 16):
             raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         seen_ns = to_ns(timestamp, timestamp_ns)
-        key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port)
+        key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port, 0)
         self._enter()
         try:
             self._observe(seen_ns)
@@ -415,7 +415,7 @@ class AssemblerBase(Flusher):
             verdict, result, data = self._fragments.take(result, now_ns, self._tunnels)
         if self._checksums == JUDGE and verdict >= Verdict.BAD_CHECKSUM and result is not None:
             noticed = self._senders.offloading
-            verdict = self._senders.judge(result.src, verdict)
+            verdict = self._senders.judge((result.src, result.tunnels), verdict)
             if self._senders.offloading > noticed == 0:
                 _log.warning("checksums of %s are left to its network card: not verified", Flow(result.src, result.dst).src)
         return Verdict(verdict), result if verdict == Verdict.SEGMENT else None, data
@@ -427,7 +427,7 @@ class AssemblerBase(Flusher):
         else:
             text = segment.payload_offset
             self._segment(
-                (segment.src, segment.dst, segment.src_port, segment.dst_port),
+                (segment.src, segment.dst, segment.src_port, segment.dst_port, segment.tunnels),
                 segment.seq,
                 segment.flags,
                 memoryview(data)[text : text + segment.payload_length],

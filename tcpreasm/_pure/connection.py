@@ -15,13 +15,13 @@ from .sequence import add, difference
 
 __all__ = ["Connection", "RawKey", "Successor", "key_object"]
 
-RawKey = tuple[bytes, bytes, int, int]  # packed source and destination address, source and destination port
+RawKey = tuple[bytes, bytes, int, int, int]  # packed source and destination address, source and destination port, tunnels around
 
 
 def key_object(key: RawKey) -> ConnectionKey:
     """The two flows."""
-    src, dst, src_port, dst_port = key
-    return ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
+    src, dst, src_port, dst_port, tunnels = key
+    return ConnectionKey(Flow(src, dst, tunnels), Flow(src_port, dst_port))
 
 
 class Successor(NamedTuple):
@@ -77,7 +77,7 @@ class Connection:
         self.owner = 0  # identity of the thread that holds the lock
         self.pages = PageList()
         self.state = self.FREE
-        self.reset((b"", b"", 0, 0), 0)
+        self.reset((b"", b"", 0, 0, 0), 0)
 
     def reset(self, key: RawKey, seen_ns: int) -> None:
         """Forget everything, last_seen_ns too. Nothing may be held or put aside, as closing leaves it."""

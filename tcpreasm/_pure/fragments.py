@@ -16,7 +16,7 @@ __all__ = ["Fragments"]
 
 MAX_DATAGRAM = 65_535  # bytes (RFC 791 3.1); IPv6 (RFC 8200 3) counts from behind its header
 
-Key = tuple[bytes, bytes, int, int]
+Key = tuple[bytes, bytes, int, int, int]
 
 
 class Datagram:
@@ -90,7 +90,7 @@ class Fragments:
             counts["malformed"] += 1
             return None
         # IPv6's protocol is told by the first fragment alone (RFC 8200 4.5).
-        key = fragment.src, fragment.dst, fragment.id, fragment.protocol if len(fragment.src) == 4 else -1
+        key = fragment.src, fragment.dst, fragment.id, fragment.level, fragment.protocol if len(fragment.src) == 4 else -1
         datagram = self._datagrams.get(key)
         if datagram is None:
             while len(self._datagrams) >= self._max_datagrams:

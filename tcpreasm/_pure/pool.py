@@ -46,7 +46,7 @@ class StreamPoolBase:
         return len(self._open)
 
     def keys(self) -> list[ConnectionKey]:
-        """The keys of the open connections, oldest first."""
+        """The keys of the open connections, oldest first. Two may be equal: then their `net_flow.tunnels` differ."""
         with self._lock:
             keys = list(self._open)
         return [key_object(key) for key in keys]
@@ -217,6 +217,6 @@ class StreamPoolBase:
         return True
 
     def _set_free(self, connection: Connection) -> None:
-        connection.reset((b"", b"", 0, 0), 0)
+        connection.reset((b"", b"", 0, 0, 0), 0)
         connection.state = Connection.FREE
         self._free.append(connection)
