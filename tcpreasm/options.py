@@ -134,8 +134,9 @@ class AssemblerOptions:
         fragment_timeout: seconds of capture time for which the fragments of a datagram are kept, 0 to 1e9. None: until a limit is
             reached. Default 30.
         max_fragmented_datagrams: datagrams of which fragments are kept, 1 to 2**31 - 1; the oldest one gives way. Default 1024.
-        max_fragment_bytes: bytes for all of them (each up to its highest byte that came), 1 to 2**31 - 1; the oldest ones give way.
-            Default 16 MiB.
+        max_fragment_bytes: bytes of memory for all of them, 1 to 2**31 - 1; the oldest ones give way. A datagram takes 256, room for its
+            payload up to the highest byte that came (256 bytes, or a greater power of two), and 8 for each run of bytes that has come, or
+            that there is room for (4 at first). Default 16 MiB.
         start_wait_segments: a stream whose SYN was not captured starts after so many segments, 1 or more. None: their number does not
             start it. Default 16.
         start_wait: ... or after so many seconds of capture time, 0 to 1e9. None: time does not start it. Default 1.

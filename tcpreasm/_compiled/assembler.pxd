@@ -42,11 +42,11 @@ cdef bint decode_frames(
 ) noexcept nogil
 
 # By the fragments that the assembler holds and the senders that it knows. *joined: the memory that the segment lies in, where it came in
-# fragments: to be freed once it was taken in; else NULL. True: a sender was noticed for its checksums.
+# fragments: to be freed once it was taken in; else NULL. True: a sender was noticed for its checksums, the first one.
 cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil
 
-# Of that, once.
-cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil
+# Of that.
+cdef int warn_of_offloading(const decoded_s *decoded) except -1 nogil
 
 # Capture time as it is believed with each of these frames, and the clock after them. False: it did not only go on, in small steps.
 cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil
@@ -59,8 +59,6 @@ cdef class AssemblerBase(Flusher):
     cdef bint judges
     cdef Fragments fragments
     cdef Senders senders
-    cdef bint warned              # of offloading
-    cdef uint32_t offloading      # senders that assemblers noticed which were absorbed
     # the call at hand
     cdef bint busy                # a call is under way: no other may begin
     cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it

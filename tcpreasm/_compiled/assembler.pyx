@@ -476,17 +476,26 @@ cdef class AssemblerBase(Flusher):
         """The opposite."""
         self.busy = False
 
+    def stand_in(self, AssemblerBase whole not None, bint settles):
+        """Do part of another one's work, which does nothing itself meanwhile (occupy), over a pool of its own that has no connections yet:
+        capture time goes on from there. With settles, what is held of fragments and known of senders is that one's, too: for one only."""
+        self.clock = whole.clock
+        self.has_ticked, self.ticked_ns, self.tick_ns = whole.has_ticked, whole.ticked_ns, whole.tick_ns
+        if settles:
+            self.fragments, self.senders = whole.fragments, whole.senders
+            # They lie where that one's hash tells.
+            self.pool_.table.secret0, self.pool_.table.secret1 = whole.pool_.table.secret0, whole.pool_.table.secret1
+
     def absorb(self, AssemblerBase other not None):
-        """What another assembler has counted counts here too, and its clock goes on here."""
+        """What one that stood in has counted counts here too, and capture time goes on from there."""
         cdef int number
         for number in range(COUNTS):
             self.counts[number] += other.counts[number]
         for number in range(VERDICTS):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
-        self.fragments.absorb(other.fragments)
-        self.offloading += other.offloading + other.senders.offloading
         self.clock = other.clock
+        self.has_ticked, self.ticked_ns, self.tick_ns = other.has_ticked, other.ticked_ns, other.tick_ns
 
     def counters(self):
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -503,7 +512,7 @@ cdef class AssemblerBase(Flusher):
             tuple(fragment_counts),
             {
                 "fragments_held": fragments_held,
-                "offloading_senders": self.offloading + self.senders.offloading,
+                "offloading_senders": self.senders.offloading,
                 "bytes_held": pages.held_bytes,
                 "connections": len(self.pool_),
                 "pages_used": pages.used,
@@ -512,6 +521,10 @@ cdef class AssemblerBase(Flusher):
                 "page_requests": pages.requests,
             },
         )
+
+    def _fragment_table(self):
+        """For tests: buckets of the table of datagrams, datagrams, and the most of them that lie in one bucket."""
+        return self.fragments._table()
 
     # -- a call -----------------------------------------------------------------------------------------------------
 
@@ -740,8 +753,8 @@ cdef class AssemblerBase(Flusher):
         if self.settles and not decoded.verdict & SETTLED:
             settled = decoded[0]
             decoded = &settled
-            if settle(self, &settled, self.clock.now, 1, &joined) and not self.warned:
-                warn_of_offloading(self, decoded)
+            if settle(self, &settled, self.clock.now, 1, &joined):
+                warn_of_offloading(decoded)
         verdict = decoded.verdict & ~SETTLED
         if verdict != 0:
             self.verdicts[verdict] += 1
@@ -903,7 +916,7 @@ cdef inline void place(decoded_s *decoded, const table_s *table, int shards) noe
 
 cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil:
     cdef const table_s *table = &assembler.pool_.table
-    cdef uint32_t noticed = assembler.senders.offloading
+    cdef bint noticed = assembler.senders.offloading != 0
     cdef int verdict = decoded.verdict
     joined[0] = NULL
     if verdict == FRAGMENT and assembler.defragments and (<fragment_s *>&decoded.segment).data != NULL:
@@ -914,16 +927,15 @@ cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, in
     if verdict == SEGMENT:
         place(decoded, table, shards)
         if joined[0] == NULL:
-            return assembler.senders.offloading != noticed
+            return not noticed and assembler.senders.offloading != 0
     else:
         free(joined[0])
         joined[0] = NULL
     decoded.verdict |= SETTLED
-    return assembler.senders.offloading != noticed
+    return not noticed and assembler.senders.offloading != 0
 
 
-cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil:
-    assembler.warned = True
+cdef int warn_of_offloading(const decoded_s *decoded) except -1 nogil:
     with gil:
         src, dst = (<const char *>decoded.segment.src)[:16], (<const char *>decoded.segment.dst)[:16]
         size = 16 if decoded.segment.level & LEVEL_IPV6 else 4

@@ -262,11 +262,8 @@ cdef class Shards:
             return False
         for i in range(entry.count):
             if entry.decoded[i].verdict == FRAGMENT or entry.decoded[i].verdict >= BAD_CHECKSUM:
-                if (
-                    settle(<AssemblerBase>assembler, &entry.decoded[i], entry.now_ns[i], self.count, &joined)
-                    and not (<AssemblerBase>assembler).warned
-                ):
-                    warn_of_offloading(<AssemblerBase>assembler, &entry.decoded[i])
+                if settle(<AssemblerBase>assembler, &entry.decoded[i], entry.now_ns[i], self.count, &joined):
+                    warn_of_offloading(&entry.decoded[i])
                 if joined != NULL:
                     joined.next, entry.joined = entry.joined, joined
         return True

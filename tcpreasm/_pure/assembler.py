@@ -89,7 +89,6 @@ class AssemblerBase(Flusher):
         self._defragments = defragment
         self._fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
         self._senders = Senders()
-        self._offloading = 0  # senders that assemblers noticed which were absorbed
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
         self._max_gap = max_gap
@@ -329,16 +328,21 @@ class AssemblerBase(Flusher):
         """The opposite."""
         self._busy.release()
 
+    def stand_in(self, whole: AssemblerBase, settles: bool) -> None:
+        """Do part of another one's work, which does nothing itself meanwhile (occupy), over a pool of its own that has no connections yet:
+        capture time goes on from there. With settles, what is held of fragments and known of senders is that one's, too: for one only."""
+        self._clock, self._ticked_ns = whole._clock, whole._ticked_ns
+        if settles:
+            self._fragments, self._senders = whole._fragments, whole._senders
+
     def absorb(self, other: AssemblerBase) -> None:
-        """What another assembler has counted counts here too, and its clock goes on here."""
+        """What one that stood in has counted counts here too, and capture time goes on from there."""
         for name, count in other._counts.items():
             self._counts[name] += count
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
-        self._fragments.absorb(other._fragments)
-        self._offloading += other._offloading + other._senders.offloading
-        self._clock = other._clock
+        self._clock, self._ticked_ns = other._clock, other._ticked_ns
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -350,7 +354,7 @@ class AssemblerBase(Flusher):
             tuple(fragment_counts),
             {
                 "fragments_held": fragments_held,
-                "offloading_senders": self._offloading + self._senders.offloading,
+                "offloading_senders": self._senders.offloading,
                 "bytes_held": self._cache.held_bytes,
                 "connections": len(self._pool),
                 "pages_used": self._cache.used,
