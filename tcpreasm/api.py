@@ -266,7 +266,7 @@ class Assembler(core.AssemblerBase):
         shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
-            shard.stand_in(self, shard is shards[0])
+        shards[0].stand_in(self)  # which settles what is no matter of one frame alone
         errors: list[BaseException] = []
         base = 0
         try:

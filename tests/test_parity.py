@@ -24,7 +24,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, key_of, segment, timestamps
+from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, in_a_tunnel, key_of, segment, timestamps
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
 START_NS = 1_700_000_000 * NS
@@ -103,7 +103,8 @@ class Side:
         return result, self.recorder.take()
 
     def state(self, with_allocated: bool) -> list[Any]:
-        states: list[Any] = [[*map(str, self.pool.keys())]]
+        keys = self.pool.keys()
+        states: list[Any] = [[*map(str, keys)], [key.net_flow.tunnels for key in keys]]
         for assembler in self.assemblers:
             stats = assembler.stats
             numbers = {field.name: getattr(stats, field.name) for field in fields(stats)}
@@ -427,6 +428,8 @@ def frames(draw: st.DrawFn) -> tuple[Any, ...]:
             urgent=urgent,
         )
     )
+    for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 2])) if linktype == 1 else 0):
+        data = bytearray(in_a_tunnel(bytes(data)))
     how = draw(st.sampled_from(["whole", "whole", "whole", "cut", "cut", "padded", "changed", "changed", "changed", "noise"]))
     wire = None
     if how == "cut":

@@ -476,18 +476,15 @@ cdef class AssemblerBase(Flusher):
         """The opposite."""
         self.busy = False
 
-    def stand_in(self, AssemblerBase whole not None, bint settles):
-        """Do part of another one's work, which does nothing itself meanwhile (occupy), over a pool of its own that has no connections yet:
-        capture time goes on from there. With settles, what is held of fragments and known of senders is that one's, too: for one only."""
-        self.clock = whole.clock
-        self.has_ticked, self.ticked_ns, self.tick_ns = whole.has_ticked, whole.ticked_ns, whole.tick_ns
-        if settles:
-            self.fragments, self.senders = whole.fragments, whole.senders
-            # They lie where that one's hash tells.
-            self.pool_.table.secret0, self.pool_.table.secret1 = whole.pool_.table.secret0, whole.pool_.table.secret1
+    def stand_in(self, AssemblerBase other not None):
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+        time, over a pool of its own that has no connections yet."""
+        self.fragments, self.senders = other.fragments, other.senders
+        # They lie where that one's hash tells.
+        self.pool_.table.secret0, self.pool_.table.secret1 = other.pool_.table.secret0, other.pool_.table.secret1
 
     def absorb(self, AssemblerBase other not None):
-        """What one that stood in has counted counts here too, and capture time goes on from there."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock goes on here."""
         cdef int number
         for number in range(COUNTS):
             self.counts[number] += other.counts[number]
@@ -495,7 +492,6 @@ cdef class AssemblerBase(Flusher):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
         self.clock = other.clock
-        self.has_ticked, self.ticked_ns, self.tick_ns = other.has_ticked, other.ticked_ns, other.tick_ns
 
     def counters(self):
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and

@@ -328,21 +328,19 @@ class AssemblerBase(Flusher):
         """The opposite."""
         self._busy.release()
 
-    def stand_in(self, whole: AssemblerBase, settles: bool) -> None:
-        """Do part of another one's work, which does nothing itself meanwhile (occupy), over a pool of its own that has no connections yet:
-        capture time goes on from there. With settles, what is held of fragments and known of senders is that one's, too: for one only."""
-        self._clock, self._ticked_ns = whole._clock, whole._ticked_ns
-        if settles:
-            self._fragments, self._senders = whole._fragments, whole._senders
+    def stand_in(self, other: AssemblerBase) -> None:
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+        time, over a pool of its own that has no connections yet."""
+        self._fragments, self._senders = other._fragments, other._senders
 
     def absorb(self, other: AssemblerBase) -> None:
-        """What one that stood in has counted counts here too, and capture time goes on from there."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock goes on here."""
         for name, count in other._counts.items():
             self._counts[name] += count
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
-        self._clock, self._ticked_ns = other._clock, other._ticked_ns
+        self._clock = other._clock
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
