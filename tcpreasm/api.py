@@ -265,6 +265,7 @@ class Assembler(core.AssemblerBase):
         shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
+            shard.number_from(self.packets_given)
         errors: list[BaseException] = []
         base = 0
         try:
