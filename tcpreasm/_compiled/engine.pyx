@@ -64,6 +64,8 @@ from .pages cimport (
     flatten,
     hold_bytes,
     lend_page,
+    note_packet,
+    packet_of,
     page_end,
     page_list_s,
     page_s,
@@ -100,7 +102,6 @@ cdef enum:
     FORGET_AT_ONCE = 16           # closed connections that a new one may erase: what has piled up delays no packet much
     FLAT_FROM = 1024              # bytes of a segment that may lie over many pages
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
-    GROUP_AT_MOST = 1 << 24       # packets that are taken in before `packets` goes on
 
 cdef const uint8_t *NOTHING = b""
 
@@ -704,7 +705,7 @@ cdef class Engine(Server):
             give_back_page(page)
             return 0
         self._emit(
-            connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page, self.packets), page.seq
+            connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page), page.seq
         )
         if (connection.has & SERVED) == COUNTED:
             give_back_page(page)
@@ -813,7 +814,7 @@ cdef class Engine(Server):
                     )
                     hold_bytes(page, text.data + position, size)
                     came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
-                    came_of(page).packet = <uint32_t>text.packet
+                    note_packet(page, text.packet)
                 page.seq = text.seq + <uint32_t>position
                 page.urgent = position == apart and size != 0
                 if last == NULL:
@@ -846,7 +847,7 @@ cdef class Engine(Server):
         if gives_way:
             hold_bytes(page, copy, 1)
             page.offset = -1 if text.offset < 0 else text.offset + position
-            came_of(page).packet = <uint32_t>text.packet
+            note_packet(page, text.packet)
             page.urgent = text.has_apart and text.apart == page.seq
         return 0
 
@@ -955,7 +956,9 @@ cdef class Engine(Server):
             else:
                 tail = take_page_for(&self.cache.state, page.seen_ns, offset, behind)
                 hold_bytes(tail, page.bytes + end, behind)
-                came_of(tail)[0] = brought_by(page)
+                if self.overlap > LAST:
+                    came_of(tail)[0] = brought_by(page)
+                note_packet(tail, packet_of(page))
             tail.seq = page.seq + end
             tail.missing = page.missing
             push_between(pages, page, page.next, tail, tail)
@@ -1091,26 +1094,13 @@ cdef void tally_piece(connection_s *connection, uint32_t size, int64_t seen_ns) 
         connection.phase.after.gap_count += 1
 
 
-# The segment that a page's bytes came with; where an assembler with another policy brought it, no more is known than the page, and of a
-# mark not even the packet.
-cdef came_s brought_by(const page_s *page) noexcept nogil:
+# The segment that a page's bytes came with; where an assembler with another policy brought it, nothing is known but the page.
+cdef came_s brought_by(page_s *page) noexcept nogil:
     cdef came_s came
-    came.packet = 0
-    if page.cache.kind != MARKS:
-        came = came_of(page)[0]
-    if not page.cache.keeps_came:
-        came.begin, came.behind = page.seq, page_end(page)
+    if page.cache.keeps_came:
+        return came_of(page)[0]
+    came.begin, came.behind = page.seq, page_end(page)
     return came
-
-
-# The number of the packet that brought a page's bytes: the last one with that low half. No page is held for 2**32 packets.
-cdef int64_t packet_of(const page_s *page, int64_t packets) noexcept nogil:
-    cdef int64_t last = packets + GROUP_AT_MOST
-    cdef int64_t number
-    if page.cache.kind == MARKS:
-        return 0
-    number = last - <uint32_t>(<uint32_t>last - came_of(page).packet)
-    return number if number >= 0 else number + (<int64_t>1 << 32)  # of another assembler, which was given more
 
 
 cdef void note_tsval(connection_s *connection, bint has, uint32_t tsval) noexcept nogil:

@@ -74,6 +74,7 @@ cdef struct cache_s:
     uint64_t used                 # pages that are taken
     uint64_t requests             # pages taken so far
     int64_t held_bytes            # payload in the taken pages
+    int64_t newest_packet         # the highest number of a packet that brought a page's bytes
 
 
 cdef struct page_s:               # a cache line, and aligned to one
@@ -98,6 +99,15 @@ cdef struct came_s:
 
 cdef inline came_s *came_of(const page_s *page) noexcept nogil:
     return <came_s *>(page.bytes + page.cache.stride - CAME_BYTES)
+
+# The number of the packet that brought a page's bytes. No page is held for 2**32 packets, so that low halves do; a mark has none: 0.
+cdef inline void note_packet(page_s *page, int64_t packet) noexcept nogil:
+    came_of(page).packet = <uint32_t>packet
+    page.cache.newest_packet = max(page.cache.newest_packet, packet)
+
+cdef inline int64_t packet_of(const page_s *page) noexcept nogil:
+    cdef int64_t newest = page.cache.newest_packet
+    return 0 if page.cache.kind == MARKS else newest - <uint32_t>(<uint32_t>newest - came_of(page).packet)
 
 
 cdef struct page_list_s:          # all zero: an empty list
