@@ -18,7 +18,7 @@ import dpkt
 import numpy as np
 import pytest
 from conftest import DATA
-from recorder import ACK, ENDS, FIN, RST, SYN, Ends, frame, pcap, segment
+from recorder import ACK, ENDS, FIN, RST, SYN, URG, Ends, frame, pcap, segment
 from test_corpus_perturbed import CAPTURES
 
 import tcpreasm as tcpreasm_package
@@ -262,6 +262,16 @@ def test_what_only_a_flush_led_to_has_no_packet(tcpreasm: ModuleType) -> None:
     assert noter.pieces == [(b"", 0, 1, 1000), (b"late", 10, 2, 1010)]
 
 
+def test_a_gap_behind_the_last_byte_has_no_packet(tcpreasm: ModuleType) -> None:
+    """The capture cut the last segment short: what is missing is told at the end."""
+    assembler, noter = noting(tcpreasm)
+    assembler.assemble_frame(frame(999, flags=SYN), timestamp_ns=0)
+    whole = frame(1000, b"abcdef")
+    assembler.assemble_frame(whole[:-4], timestamp_ns=1, wire_length=len(whole))
+    assembler.close()
+    assert noter.pieces == [(b"", 0, 1, 1000), (b"ab", 0, 2, 1000), (b"", 4, 0, 1006)]
+
+
 def test_a_stream_that_opens_with_data_starts_by_that_packet(tcpreasm: ModuleType) -> None:
     _, noter = fed(tcpreasm, (999, b"", SYN), (1000, b"a", ACK), open_on="data")
     assert noter.pieces == [(b"", 0, 2, 1000), (b"a", 0, 2, 1000)]
@@ -281,6 +291,31 @@ def test_the_text_of_a_syn_has_its_number(tcpreasm: ModuleType) -> None:
         _, noter = fed(tcpreasm, (999, b"text", SYN), (1004, b"", ACK), (1004, b"more", ACK), syn_data=how)
         pieces = [piece for piece in noter.pieces if piece[0]]
         assert pieces == [(b"text", 0, 1, 1000), (b"more", 0, 3, 1004)]
+
+
+# -- parts of a segment -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_new_of_a_segment_begins_where_it_does(tcpreasm: ModuleType) -> None:
+    """It begins before what is expected, and has a page in its midst."""
+    packets = [(2**32 - 4, b"", SYN), (2**32 - 3, b"ab", ACK), (1, b"ef", ACK), (2**32 - 3, b"abcdefghij", ACK)]
+    _, noter = fed(tcpreasm, *packets)
+    first = 2**32 - 3
+    assert noter.pieces == [
+        *((b"", 0, 1, first), (b"ab", 0, 2, first), (b"cd", 0, 4, 2**32 - 1)),
+        *((b"ef", 0, 3, 1), (b"ghij", 0, 4, 3)),
+    ]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_an_urgent_byte_is_left_out_and_counted_on_over(tcpreasm: ModuleType, early: bool) -> None:
+    assembler, noter = noting(tcpreasm, urgent="oob")
+    assembler.assemble_frame(frame(999, flags=SYN), timestamp_ns=0)
+    assembler.assemble_frame(frame(1000 + early, b"abcdef", ACK | URG, urgent=3), timestamp_ns=1)
+    if early:
+        assembler.assemble_frame(frame(1000, b"!"), timestamp_ns=2)
+    filler = [(b"!", 0, 3, 1000)] if early else []
+    assert noter.pieces[1:] == [*filler, (b"ab", 0, 2, 1000 + early), (b"def", 0, 2, 1003 + early)]
 
 
 # -- what is held -------------------------------------------------------------------------------------------------------
@@ -322,6 +357,24 @@ def test_what_an_overlap_leaves_of_a_page_keeps_its_number(tcpreasm: ModuleType,
     else:
         held = [(b"c" * 10, 0, 4, 1005), (b"a" * 35, 0, 2, 1015)]
     assert noter.pieces == [*first, *held]
+
+
+@pytest.mark.parametrize("size", [12, 400, 1800])
+def test_what_is_split_has_its_number_beyond_32_bits(tcpreasm: ModuleType, size: int) -> None:
+    """The part behind is held in a page of another size than the one that had the whole, which has seen no such number yet."""
+    assembler, noter = noting(tcpreasm, overlap="last")
+    flow = tcpreasm.Flow(ENDS[0], ENDS[2])
+    assembler.assemble(flow, segment(tcpreasm, 999, syn=True), timestamp_ns=0)
+    assembler.assemble(flow, segment(tcpreasm, 5000, b"x" * size), timestamp_ns=0)
+    assembler.number_from(2**32 - 2)
+    behind = 2901 - size
+    for at, text in ((1001, b"a" * 1900), (behind - 10, b"b" * 10), (1000, b"!")):
+        assembler.assemble(flow, segment(tcpreasm, at, text), timestamp_ns=0)
+    assembler.flush_all()
+    assert noter.pieces[1:] == [
+        *((b"!", 0, 2**32 + 1, 1000), (b"a" * (1890 - size), 0, 2**32 - 1, 1001)),
+        *((b"b" * 10, 0, 2**32, behind - 10), (b"a" * size, 0, 2**32 - 1, behind), (b"x" * size, 2099, 2, 5000)),
+    ]
 
 
 def test_a_byte_that_gives_way_takes_the_number_of_the_other(tcpreasm: ModuleType) -> None:
