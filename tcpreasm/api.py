@@ -266,6 +266,7 @@ class Assembler(core.AssemblerBase):
         shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
+            shard.number_from(self.packets_given)
         shards[0].stand_in(self)  # which settles what is no matter of one frame alone
         errors: list[BaseException] = []
         base = 0

@@ -86,8 +86,8 @@ class AssemblerOptions:
         max_buffered_pages_per_connection: pages that one direction of a connection may hold, 0 to 2**31 - 1; at so many its lowest hole
             is skipped. 0: no limit. Default 16,384.
         max_buffered_bytes_total: memory in bytes that the pages of all connections of the assembler together may take, headers and unused
-            room included, 1 to 2**62; at so much the connection at hand stops waiting. A page takes 96 bytes where it holds up to 24,
-            512 up to 440, else 1984. None: no limit. Default 131,072 * 1984 = 260,046,848, what so many full pages take.
+            room included, 1 to 2**62; at so much the connection at hand stops waiting. A page takes 96 bytes where it holds up to 16,
+            512 up to 432, else 1984. None: no limit. Default 131,072 * 1984 = 260,046,848, what so many full pages take.
         max_buffered_bytes_per_connection: the same for one direction of a connection, 1 to 2**62; at so much its lowest hole is skipped.
             None, the default: no limit.
         overlap: whose bytes stay where a segment covers bytes that are held. What was delivered is never revised. "first" (the

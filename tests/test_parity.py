@@ -71,6 +71,7 @@ class KeptStream(RecordedStream):
             for i, piece in enumerate(reassemblies):
                 kept = (piece, memoryview(piece), memoryview(piece)[1:], piece.bytes)[(i + len(self.recorder.calls)) % 4]
                 self.recorder.copies.append((kept, bytes(kept)))
+        self.recorder.calls.append(("numbers", self.key, [(piece.packet_number, piece.seq) for piece in reassemblies]))
         super().reassembled(reassemblies)
 
 
@@ -84,10 +85,12 @@ class Side:
         self.pool = package.StreamPool(self.recorder)
         self.assemblers = []
         options = dict(options)
+        first_number = options.pop("first_number", 0)
         if options.pop("tells", False):
             options["on_conflict"] = self.tell
         for overlap in options.pop("overlaps", ("first", "first")):
             self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, **options)))
+            self.assemblers[-1].number_from(first_number)
 
     def tell(self, net_flow: Any, transport_flow: Any, *conflict: Any) -> None:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
@@ -140,6 +143,8 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
+            if kind == "numbers":
+                continue
             if kind == "conflict":
                 _, held, new, wins = rest
                 assert len(held) == len(new) > 0
@@ -265,6 +270,7 @@ OPTIONS = st.fixed_dictionaries(
         "urgent": st.sampled_from(["inline", "oob", "oob-linux"]),
         "paws": st.booleans(),
         "syn_data": st.sampled_from(["deliver", "acked"]),
+        "first_number": st.sampled_from([2**32 - 8, 2**40]),
     },
 )
 LIMIT_NS = 2**62
@@ -672,7 +678,8 @@ class DigestedStream:
 
     def reassembled(self, reassemblies: list[Any]) -> None:
         for piece in reassemblies:
-            self.digest.note(struct.pack("<qqbb", piece.skip, piece.seen_ns, piece.start, piece.end), memoryview(piece))
+            told = piece.skip, piece.seen_ns, piece.packet_number, piece.seq, piece.start, piece.end
+            self.digest.note(struct.pack("<qqqIbb", *told), memoryview(piece))
         self.digest.note(b"reassembled", self.key)
 
     def reassembly_complete(self) -> None:

@@ -197,6 +197,8 @@ cdef class AssemblerBase(Flusher):
         self._enter()
         try:
             self.packet = payload
+            self.packets += 1
+            text.packet = self.packets
             self._observe(text.seen_ns)
             self._segment(&key, hash_of(&self.pool_.table, &key), flags | self.long_way, &text, False)
         except BaseException as raised:
@@ -238,14 +240,15 @@ cdef class AssemblerBase(Flusher):
         length = <size_t>PyBytes_GET_SIZE(data)
         self._enter()
         try:
+            self.packets += 1
             self._observe(text.seen_ns)
             self.packet = data
             verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.flags, segment)
             if verdict != 0:
                 decoded.verdict = <uint8_t>verdict
-                verdict = self._unusual(NULL, text.seen_ns, &decoded)
+                verdict = self._unusual(NULL, text.seen_ns, &decoded, self.packets)
             else:
-                text_of(segment, &text, -1)
+                text_of(segment, &text, -1, self.packets)
                 self._segment(
                     <const key_s *>segment, hash_of(&self.pool_.table, <const key_s *>segment), segment.flags | self.long_way, &text, True
                 )
@@ -444,6 +447,17 @@ cdef class AssemblerBase(Flusher):
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self.clock.now if self.clock.has_now else None
 
+    @property
+    def packets_given(self):
+        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        return self.packets
+
+    def number_from(self, int64_t packets):
+        """What comes next has the number after that many."""
+        self._enter()
+        self.packets = packets
+        self._leave()
+
     def advance_clock(self, now_ns):
         """Time goes on without packets (live captures)."""
         cdef int64_t seen_ns = as_ns(None, now_ns)
@@ -484,7 +498,8 @@ cdef class AssemblerBase(Flusher):
         self.pool_.table.secret0, self.pool_.table.secret1 = other.pool_.table.secret0, other.pool_.table.secret1
 
     def absorb(self, AssemblerBase other not None):
-        """What another assembler has counted counts here too, but of fragments and senders, and its clock goes on here."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
+        on here."""
         cdef int number
         for number in range(COUNTS):
             self.counts[number] += other.counts[number]
@@ -492,6 +507,7 @@ cdef class AssemblerBase(Flusher):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
         self.clock = other.clock
+        self.packets = max(self.packets, other.packets)
 
     def counters(self):
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -566,6 +582,7 @@ cdef class AssemblerBase(Flusher):
                 self._walk_frames(frames, count, True, &done)
             finally:
                 taken[0] += done
+                self.packets += done
                 if done < count:
                     records.unread(frames + done, count - done)
         return 0
@@ -596,7 +613,10 @@ cdef class AssemblerBase(Flusher):
                 frames[i].wire_length = <uint32_t>min(LENGTH_LIMIT, on_wire[first + i])
                 frames[i].linktype = linktype
             done = 0
-            self._walk_frames(frames, count, False, &done)
+            try:
+                self._walk_frames(frames, count, False, &done)
+            finally:
+                self.packets += done
             first += count
         return 0
 
@@ -628,7 +648,9 @@ cdef class AssemblerBase(Flusher):
             if at < count:
                 self._set_clock(now_ns, at)
                 done[0] = at + 1
-                self._frame_and_tick(&frames[at], &decoded[at] if begin < our_count and ours[begin] == at else NULL, True)
+                self._frame_and_tick(
+                    &frames[at], &decoded[at] if begin < our_count and ours[begin] == at else NULL, self.packets + at + 1, True
+                )
                 begin += begin < our_count and ours[begin] == at
                 at += 1
         self.clock.now = now_ns[count - 1]
@@ -660,15 +682,15 @@ cdef class AssemblerBase(Flusher):
         for i in range(count):
             self._observe(frames[i].seen_ns)
             done[0] = i + 1
-            self._frame_and_tick(&frames[i], &decoded[i] if decoded[i].shard == shard else NULL, ticks)
+            self._frame_and_tick(&frames[i], &decoded[i] if decoded[i].shard == shard else NULL, self.packets + i + 1, ticks)
         return 0
 
     # With the clock set. decoded is NULL for what others take in.
-    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil:
+    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, int64_t packet, bint ticks) except -1 nogil:
         self.pool_.lock_without_gil()
         try:
             if decoded != NULL:
-                self._decoded(frame, decoded)
+                self._decoded(frame, decoded, packet)
             if ticks:
                 self._tick()
         finally:
@@ -702,7 +724,8 @@ cdef class AssemblerBase(Flusher):
                 # The table may have changed since: whoever is open under that key is the one.
                 if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and take_in_order(
                     self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload, one.segment.payload_length,
-                    one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
+                    one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data,
+                    self.packets + ours[i] + 1
                 ):
                     segments += 1
                     size += one.segment.payload_length
@@ -715,7 +738,7 @@ cdef class AssemblerBase(Flusher):
                 if self.out_count:
                     self._hand_over(likely_ones[i])
                 else:
-                    self._decoded(frame, one)
+                    self._decoded(frame, one, self.packets + ours[i] + 1)
         finally:
             self._count_in_order(segments, size, segments)
             self.pool_.unlock()
@@ -730,17 +753,17 @@ cdef class AssemblerBase(Flusher):
         self.counts[BYTES_DELIVERED] += size
 
     # One frame, with the clock set.
-    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded, int64_t packet) except -1 nogil:
         cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
-            self._unusual(frame, frame.seen_ns, decoded)
+            self._unusual(frame, frame.seen_ns, decoded, packet)
             return 0
         text.seen_ns = frame.seen_ns
-        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
+        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data), packet)
         return self._segment(<const key_s *>segment, decoded.hash, segment.flags | self.long_way, &text, True)
 
-    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded) except -1 nogil:
+    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded, int64_t packet) except -1 nogil:
         cdef decoded_s settled
         cdef joined_s *joined = NULL
         cdef text_s text
@@ -759,7 +782,7 @@ cdef class AssemblerBase(Flusher):
         if frame != NULL and not self.fleeting:
             offset = self.base + frame.offset + (decoded.segment.payload - frame.data)
         text.seen_ns = seen_ns
-        text_of(&decoded.segment, &text, offset)
+        text_of(&decoded.segment, &text, offset, packet)
         try:
             self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags | self.long_way, &text, True)
         finally:
@@ -773,7 +796,7 @@ cdef class AssemblerBase(Flusher):
         cdef connection_s *connection = find(&self.pool_.table, key, hash)
         cdef bint opens, no_ack
         if connection != NULL and take_in_order(
-            self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data
+            self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data, text.packet
         ):
             self._count_in_order(1, text.size, from_frame)
             return self._hand_over(connection) if self.out_count else 0
@@ -817,7 +840,7 @@ cdef class AssemblerBase(Flusher):
 # is something else, or the connection has an owner, and nothing was done. data's address plus `offset` is its offset in the capture.
 cdef inline bint take_in_order(
     AssemblerBase self, connection_s *connection, uint32_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
-    int64_t seen_ns, int64_t offset
+    int64_t seen_ns, int64_t offset, int64_t packet
 ) noexcept nogil:
     cdef tally_s *tally = &connection.stream.tally
     cdef piece_s *piece
@@ -849,6 +872,7 @@ cdef inline bint take_in_order(
             piece = self.out
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, seen_ns, offset + <int64_t>data, 0
+            piece.packet, piece.seq = packet, seq
             self.out_count = 1
         connection.next_seq = connection.cut_end = before + size
         if (before ^ connection.next_seq) >> 30:
@@ -950,12 +974,13 @@ cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *n
     return plain
 
 
-cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:
+cdef void text_of(const segment_s *segment, text_s *text, int64_t offset, int64_t packet) noexcept nogil:
     text.data = segment.payload
     text.seq = segment.seq
     text.size = segment.payload_length
     text.wire = segment.wire_payload_length
     text.offset = offset
+    text.packet = packet
     text.urgent = segment.urgent
     text.header = segment.header
 

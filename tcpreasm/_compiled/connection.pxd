@@ -51,6 +51,7 @@ cdef struct successor_s:
     uint32_t isn
     uint32_t next_seq             # behind the SYN and its data
     int64_t seen_ns               # its capture time
+    int64_t packet                # and number
     page_list_s pages             # that data
     uint32_t tsval                # its timestamp,
     bint has_tsval                # where there is one, and it is looked for

@@ -71,6 +71,7 @@ cdef struct text_s:
     uint32_t wire                 # bytes that it had on the wire, at least size
     int64_t seen_ns
     int64_t offset                # of its first byte in the capture file; -1: unknown
+    int64_t packet                # number of the packet
     uint16_t urgent               # urgent pointer
     uint8_t header                # bytes of the header, which lies right before data; 0: it is not at hand
     # By Engine._look_closer, before anything else of the engine.
@@ -112,6 +113,7 @@ cdef class Engine(Server):
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef clock_s clock_before     # of the packet at hand
+    cdef int64_t packets          # given so far, those of the group at hand not counted
     cdef bint debug
     cdef uint64_t counts[COUNTS]
 
@@ -151,8 +153,11 @@ cdef class Engine(Server):
     cdef int _advance(self, connection_s *connection) except -1 nogil
     cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil
     cdef int _emit(
-        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
+        uint32_t seq
     ) except -1 nogil
+    # Without bytes, where the stream stands. packet: the one that led to it; 0: none did.
+    cdef int _emit_empty(self, connection_s *connection, int64_t seen_ns, bint start, int64_t packet) except -1 nogil
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil
     cdef int _emit_page(self, connection_s *connection) except -1 nogil
 
@@ -179,8 +184,8 @@ cdef class Engine(Server):
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil
     cdef void _drop_successor(self, connection_s *connection) noexcept nogil
 
-    # What this has led to goes to the stream.
-    cdef int _serve(self, connection_s *connection) except -1 nogil
+    # What this has led to goes to the stream. packet: the one at hand; 0: there is none.
+    cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil

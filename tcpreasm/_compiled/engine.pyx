@@ -64,6 +64,8 @@ from .pages cimport (
     flatten,
     hold_bytes,
     lend_page,
+    note_packet,
+    packet_of,
     page_end,
     page_list_s,
     page_s,
@@ -107,7 +109,7 @@ assert len(COUNTERS) + len(DROP_REASONS) + len(EVICTION_REASONS) == COUNTS
 
 _log = Log("tcpreasm.assembly")
 
-ctypedef bint (*ignores_bytes_f)(void *stream) noexcept nogil
+ctypedef bint (*asks_f)(void *stream) noexcept nogil
 ctypedef int (*make_stream_f)(void *engine, connection_s *connection, uint32_t at_stake) except -1 nogil
 
 
@@ -115,12 +117,17 @@ cdef bint ignores_bytes_by_name(NativeStream stream) noexcept nogil:
     return stream.ignores_bytes
 
 
+cdef bint asks_origins_by_name(NativeStream stream) noexcept nogil:
+    return stream.asks_origins
+
+
 cdef int make_stream_by_name(Engine engine, connection_s *connection, uint32_t at_stake) except -1:
     return engine._make_stream(connection, at_stake)
 
 
 # The same for a borrowed pointer: without the GIL no reference can be counted.
-cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
+cdef asks_f ignores_bytes = <asks_f>ignores_bytes_by_name
+cdef asks_f asks_origins = <asks_f>asks_origins_by_name
 # To be called right after _take_gil, as what serving.pyx calls then.
 cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
@@ -270,7 +277,7 @@ cdef class Engine(Server):
             self._reset(connection, text)
         else:
             self._syn(connection, flags, text)
-        return self._serve(connection)
+        return self._serve(connection, text.packet)
 
     # Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and that is
     # waited for.
@@ -279,7 +286,7 @@ cdef class Engine(Server):
             return 0
         self._open_stream(connection, text.size)
         if connection.has & HAS_START:
-            self._emit(connection, NOTHING, 0, connection.end_ns, -1, True)
+            self._emit_empty(connection, connection.end_ns, True, text.packet)
         return 0
 
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
@@ -356,7 +363,7 @@ cdef class Engine(Server):
             note_tsval(connection, text.has_tsval, text.tsval)
             if waits_for_ack:
                 connection.key.more |= SYN_TEXT_HELD
-                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+                self._emit_empty(connection, text.seen_ns, True, text.packet)
             return self._text(connection, flags, text, not waits_for_ack)
         if is_own_syn(connection, isn):
             if not connection.has & HAS_ISN:
@@ -377,7 +384,7 @@ cdef class Engine(Server):
                 raise MemoryError()
         successor.isn = text.seq - 1
         successor.next_seq = text.seq + text.wire
-        successor.seen_ns = text.seen_ns
+        successor.seen_ns, successor.packet = text.seen_ns, text.packet
         successor.has_tsval, successor.tsval = text.has_tsval, text.tsval
         connection.successor = successor
         if text.wire:
@@ -461,13 +468,13 @@ cdef class Engine(Server):
     # A new stream under the same key, from the SYN that was remembered, or from the one at hand. Frees the successor.
     cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
         cdef uint32_t isn = 0
-        cdef int64_t syn_seen_ns = 0
+        cdef int64_t syn_seen_ns = 0, syn_packet = 0
         cdef uint32_t tsval = 0
         cdef bint has_tsval = False
         self.pool_.reopen(connection, seen_ns)
         if successor != NULL:
             connection.pages = successor.pages
-            isn, syn_seen_ns = successor.isn, successor.seen_ns
+            isn, syn_seen_ns, syn_packet = successor.isn, successor.seen_ns, successor.packet
             has_tsval, tsval = successor.has_tsval, successor.tsval
             PyMem_RawFree(successor)
         if successor != NULL or not self.opens_on_data:
@@ -475,7 +482,7 @@ cdef class Engine(Server):
         if successor != NULL:
             start_at(connection, isn)
             note_tsval(connection, has_tsval, tsval)
-            self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
+            self._emit_empty(connection, syn_seen_ns, True, syn_packet)
             if self.syn_data_waits and connection.pages.count:
                 connection.key.more |= SYN_TEXT_HELD
             else:
@@ -599,7 +606,7 @@ cdef class Engine(Server):
                 missing = self._make_room(&connection.pages, page, before, text)
                 page = connection.pages.first
             if start and page != NULL and page.seq == text.seq:
-                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+                self._emit_empty(connection, text.seen_ns, True, text.packet)
                 start = False
             while page != NULL and position < size:
                 at = done + difference(before, page.seq)  # each of the two is exact; their sum may be too far for one
@@ -663,10 +670,17 @@ cdef class Engine(Server):
             if position == end:
                 return 0
         offset = -1 if text.offset < 0 or position == end else text.offset + position
-        return self._emit(connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start)
+        return self._emit(
+            connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start, text.packet,
+            text.seq + <uint32_t>position
+        )
+
+    cdef int _emit_empty(self, connection_s *connection, int64_t seen_ns, bint start, int64_t packet) except -1 nogil:
+        return self._emit(connection, NOTHING, 0, seen_ns, -1, start, packet, connection.next_seq)
 
     cdef int _emit(
-        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
+        uint32_t seq
     ) except -1 nogil:
         cdef piece_s *piece
         self.counts[BYTES_DELIVERED] += size
@@ -676,7 +690,7 @@ cdef class Engine(Server):
             piece = self._new_piece()
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
-            piece.flags = PIECE_START if start else 0
+            piece.packet, piece.seq, piece.flags = packet, seq, PIECE_START if start else 0
         connection.skip = 0
         return 0
 
@@ -690,7 +704,9 @@ cdef class Engine(Server):
             self.counts[OUT_OF_BAND] += page.urgent
             give_back_page(page)
             return 0
-        self._emit(connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False)
+        self._emit(
+            connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page), page.seq
+        )
         if (connection.has & SERVED) == COUNTED:
             give_back_page(page)
         else:
@@ -704,11 +720,13 @@ cdef class Engine(Server):
     # must be copied.
     cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil:
         cdef uint8_t how = connection.has & SERVED
-        if self.origin == NULL or text.offset < 0 or self.overlap > LAST:  # a mark has no room for a came_s
+        if self.origin == NULL or text.offset < 0 or self.overlap > LAST:  # a mark has no came_s
             return NULL
-        if how == COUNTED or (how == NATIVE and (self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream))):
+        if how == COUNTED:
             return self.origin
-        return NULL
+        if how != NATIVE or asks_origins(connection.stream.served.stream):  # nor has it a packet's number
+            return NULL
+        return self.origin if self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream) else NULL
 
     # Copy into pages what they do not hold yet, or mark it, one byte after the other; before that they lose what the policy says. Where
     # it is not sure that the bytes are the right ones, nothing is marked.
@@ -795,10 +813,10 @@ cdef class Engine(Server):
                         &self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position, size
                     )
                     hold_bytes(page, text.data + position, size)
+                    came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
+                    note_packet(page, text.packet)
                 page.seq = text.seq + <uint32_t>position
                 page.urgent = position == apart and size != 0
-                if self.overlap > LAST:
-                    came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
                 if last == NULL:
                     first = page
                 else:
@@ -829,6 +847,7 @@ cdef class Engine(Server):
         if gives_way:
             hold_bytes(page, copy, 1)
             page.offset = -1 if text.offset < 0 else text.offset + position
+            note_packet(page, text.packet)
             page.urgent = text.has_apart and text.apart == page.seq
         return 0
 
@@ -939,6 +958,7 @@ cdef class Engine(Server):
                 hold_bytes(tail, page.bytes + end, behind)
                 if self.overlap > LAST:
                     came_of(tail)[0] = brought_by(page)
+                note_packet(tail, packet_of(page))
             tail.seq = page.seq + end
             tail.missing = page.missing
             push_between(pages, page, page.next, tail, tail)
@@ -1005,11 +1025,11 @@ cdef class Engine(Server):
     # -- its stream -------------------------------------------------------------------------------------------------
 
     # Commit what this call has led to, then tell the stream.
-    cdef int _serve(self, connection_s *connection) except -1 nogil:
+    cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil:
         if not ended(connection):
             return self._hand_over(connection) if self.out_count else 0
         if connection.skip or not self.out_count:
-            self._emit(connection, NOTHING, 0, connection.end_ns, -1, False)
+            self._emit_empty(connection, connection.end_ns, False, packet)
         if self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
         self._drop(&connection.pages, AFTER_END)
@@ -1033,7 +1053,7 @@ cdef class Engine(Server):
             self._skip(connection)
         at_end = ended(connection)
         if connection.skip or (at_end and not self.out_count):
-            self._emit(connection, NOTHING, 0, connection.end_ns if at_end else connection.last_seen_ns, -1, False)
+            self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
         if at_end and self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
         self._drop_successor(connection)

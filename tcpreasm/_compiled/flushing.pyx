@@ -207,7 +207,7 @@ cdef class Flusher(Engine):
             if idle:
                 self._close(connection)
             elif gave_out:
-                self._serve(connection)
+                self._serve(connection, 0)
         finally:
             if self.out_count:
                 self._drop_pieces()

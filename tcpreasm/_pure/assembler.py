@@ -102,6 +102,7 @@ class AssemblerBase(Flusher):
         self._verdicts = [0] * len(Verdict)
         self._out = []
         self._text_offset = -1
+        self._packet = 0
         self._out_of_band = None
         self._tsval = None
         self._gathers = False
@@ -141,6 +142,7 @@ class AssemblerBase(Flusher):
         key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port, 0)
         self._enter()
         try:
+            self._packet += 1
             self._observe(seen_ns)
             self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, tcp.urgent, None, -1, False)
         finally:
@@ -304,6 +306,17 @@ class AssemblerBase(Flusher):
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self._clock.now_ns
 
+    @property
+    def packets_given(self) -> int:
+        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        return self._packet
+
+    def number_from(self, packets: int) -> None:
+        """What comes next has the number after that many."""
+        self._enter()
+        self._packet = packets
+        self._busy.release()
+
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
         seen_ns = to_ns(None, now_ns)
@@ -334,13 +347,15 @@ class AssemblerBase(Flusher):
         self._fragments, self._senders = other._fragments, other._senders
 
     def absorb(self, other: AssemblerBase) -> None:
-        """What another assembler has counted counts here too, but of fragments and senders, and its clock goes on here."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
+        on here."""
         for name, count in other._counts.items():
             self._counts[name] += count
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
         self._clock = other._clock
+        self._packet = max(self._packet, other._packet)
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -401,6 +416,7 @@ class AssemblerBase(Flusher):
 
     def _frame(self, data: bytes, seen_ns: int, linktype: int, wire_length: int | None, offset: int) -> Verdict:
         """One frame, which stands at that offset in the file; -1 where that is not known."""
+        self._packet += 1
         self._observe(seen_ns)
         verdict, segment, lies_in = self._decode(data, linktype, wire_length, self._clock.now_ns or 0)
         return self._decoded(verdict, segment, lies_in, seen_ns, -1 if lies_in is not data else offset)

@@ -30,6 +30,7 @@ class Successor(NamedTuple):
     isn: int
     next_seq: int  # behind the SYN and its data
     seen_ns: int
+    packet: int  # its number
     pages: PageList  # that data
     tsval: int | None  # its timestamp, where one is looked for
 

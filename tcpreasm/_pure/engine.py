@@ -67,6 +67,7 @@ class Engine(Server):
     _out_of_band: int | None  # sequence number of the byte that the segment at hand has out of band
     _tsval: int | None  # its timestamp, where those are looked at
     _text_offset: int  # where the text of the segment at hand stands in the file; -1 where that is not known
+    _packet: int  # number of the packet at hand, or of the last one
     _late_error: BaseException | None  # of a stream that ended while the segment still had to be taken in
     _debug: bool
 
@@ -128,7 +129,7 @@ class Engine(Server):
             self._continue(connection, seq, flags, payload, wire, seen_ns)
         elif flags & ACK and not self._is_old(connection, seq, 0) and connection.syn_data:
             self._settle_syn_data(connection, seq, 0)
-        self._serve(connection)
+        self._serve(connection, self._packet)
 
     def _open_if_due(self, connection: Connection, flags: int, size: int, wire: int) -> None:
         """Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and
@@ -137,7 +138,7 @@ class Engine(Server):
             return
         self._open_stream(connection, size)
         if connection.last_syn_ns is not None:
-            self._emit(connection, b"", connection.last_syn_ns, True)
+            self._emit_empty(connection, connection.last_syn_ns, self._packet, True)
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
         net_flow, transport_flow = connection.key
@@ -191,7 +192,7 @@ class Engine(Server):
             connection.last_syn_ns = connection.last_seen_ns
             connection.tsval = self._tsval
             if connection.syn_data:
-                self._emit(connection, b"", seen_ns, True)
+                self._emit_empty(connection, seen_ns, self._packet, True)
             self._text(connection, text_seq, flags, payload, wire, seen_ns, not connection.syn_data)
         elif self._is_own_syn(connection, isn):
             if connection.isn is None:
@@ -201,7 +202,7 @@ class Engine(Server):
         else:
             self._drop_successor(connection)
             self._counts["syn_remembered"] += 1
-            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, PageList(), self._tsval)
+            connection.successor = Successor(isn, add(text_seq, wire), seen_ns, self._packet, PageList(), self._tsval)
             if wire:
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)
                 if self._is_at_limit(connection.successor.pages):
@@ -296,7 +297,7 @@ class Engine(Server):
         if successor is not None:
             self._start(connection, successor.isn)
             connection.tsval = successor.tsval
-            self._emit(connection, b"", successor.seen_ns, True)
+            self._emit_empty(connection, successor.seen_ns, successor.packet, True)
             connection.syn_data = self._syn_data_waits and connection.pages.count > 0
             if not connection.syn_data:
                 self._advance(connection)
@@ -421,7 +422,7 @@ class Engine(Server):
             missing = self._make_room(connection.pages, page, before, seq, payload, missing)
             page = connection.pages.first
         if start and page is not None and page.seq == seq:
-            self._emit(connection, b"", seen_ns, True)
+            self._emit_empty(connection, seen_ns, self._packet, True)
             start = False
         while page is not None and position < size and (at := done + difference(before, page.seq)) < size:
             if position < at:
@@ -486,16 +487,23 @@ class Engine(Server):
         if begin <= apart < end:
             self._counts["urgent"] += 1
             if begin < apart or start:
-                self._emit(connection, payload[begin:apart], seen_ns, start, self._offset(begin))
+                self._emit(connection, payload[begin:apart], seen_ns, start, self._offset(begin), self._packet, add(seq, begin))
                 start = False
             begin = apart + 1
             if begin == end:
                 return
-        self._emit(connection, payload[begin:end], seen_ns, start, self._offset(begin))
+        self._emit(connection, payload[begin:end], seen_ns, start, self._offset(begin), self._packet, add(seq, begin))
 
-    def _emit(self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int = -1) -> None:
+    def _emit_empty(self, connection: Connection, seen_ns: int, packet: int, start: bool) -> None:
+        """A piece without bytes, where the stream stands. packet: the one that led to it; 0: none did."""
+        assert connection.next_seq is not None
+        self._emit(connection, b"", seen_ns, start, -1, packet, connection.next_seq)
+
+    def _emit(
+        self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int, packet: int, seq: int
+    ) -> None:
         if connection.stream is not None:  # else it is empty, and there is no stream that it could be told
-            self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1))
+            self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1, packet, seq))
         self._counts["bytes_delivered"] += len(data)
         connection.skip = 0
 
@@ -506,7 +514,7 @@ class Engine(Server):
         if page.urgent:
             self._counts["urgent"] += 1
         elif len(page):
-            self._emit(connection, page.bytes, page.seen_ns, False, page.offset)
+            self._emit(connection, page.bytes, page.seen_ns, False, page.offset, page.packet, page.seq)
         connection.next_seq = page.end
         if page.missing:
             self._note_cut(connection, add(page.end, page.missing))
@@ -568,6 +576,7 @@ class Engine(Server):
             page = self._cache.take(seen_ns, end - position)
             page.urgent = out_of_band and len(data) > 0
             page.seq = add(seq, position)
+            page.packet = self._packet
             if self._overlap > LAST:
                 page.came = begin, add(begin, wire)
             page.offset = -1 if offset < 0 else offset + position
@@ -603,6 +612,7 @@ class Engine(Server):
         if gives_way:
             page.hold(copy)
             page.offset = self._offset(begin)
+            page.packet = self._packet
             page.urgent = self._out_of_band == page.seq
 
     def _count_conflicts(self, seq: int, held: bytes, new: bytes | memoryview, new_wins: bool) -> None:
@@ -670,6 +680,7 @@ class Engine(Server):
             tail = self._cache.take(page.seen_ns, len(behind))
             tail.seq = add(page.seq, end)
             tail.missing = page.missing
+            tail.packet = page.packet
             tail.came = page.brought_by if self._overlap > LAST else None
             tail.offset = -1 if page.offset < 0 else page.offset + end
             tail.hold(behind)
@@ -727,13 +738,13 @@ class Engine(Server):
 
     # -- its stream -------------------------------------------------------------------------------------------------
 
-    def _serve(self, connection: Connection) -> None:
-        """Commit what this call has led to, then tell the stream."""
+    def _serve(self, connection: Connection, packet: int) -> None:
+        """Commit what this call has led to, then tell the stream. packet: the one at hand; 0: there is none."""
         reassembled, complete = connection.reassembled, None
         if connection.ended():
             complete = connection.reassembly_complete
             if connection.skip or not self._out:
-                self._emit(connection, b"", connection.end_seen_ns, False)
+                self._emit_empty(connection, connection.end_seen_ns, packet, False)
             if self._out:
                 self._out[-1].end = True
             self._drop(connection.pages, "after_end")
@@ -759,7 +770,7 @@ class Engine(Server):
             self._skip(connection)
         ended = connection.ended()
         if connection.skip or (ended and not self._out):
-            self._emit(connection, b"", connection.end_seen_ns if ended else connection.last_seen_ns, False)
+            self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)
         if ended and self._out:
             self._out[-1].end = True
         self._drop_successor(connection)

@@ -57,7 +57,7 @@ class Flusher(Engine):
                 if idle:
                     self._close(connection)
                 elif gave_out:
-                    self._serve(connection)
+                    self._serve(connection, 0)
             except BaseException as raised:
                 error = error or raised
             finally:
