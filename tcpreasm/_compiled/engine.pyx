@@ -915,10 +915,10 @@ cdef class Engine(Server):
         cdef const conflict_s *run = <const conflict_s *>self.conflicts.data
         cdef const char *held = <const char *>self.conflict_held.data
         cdef const char *new = <const char *>self.conflict_new.data
+        cdef const conflict_s *behind = <const conflict_s *>(self.conflicts.data + self.conflicts.used)
         cdef list conflicts = []
-        cdef size_t i
         try:
-            for i in range(self.conflicts.used // sizeof(conflict_s)):
+            while run != behind:
                 conflicts.append((
                     run.seq, PyBytes_FromStringAndSize(held, run.size), PyBytes_FromStringAndSize(new, run.size),
                     "new" if run.new_wins else "held"
