@@ -150,14 +150,15 @@ class AssemblerOptions:
             stream. 0: it is forgotten as soon as capture time goes on. Default 60.
         max_connections: connections (directions) that the pool may have at a time, open ones and closed ones that are remembered, 0 to
             2**31 - 1. A new one that finds so many takes the place of another, which makes room: the oldest closed one; where there is
-            none, the oldest half-open one (nothing later than a SYN without text), then the one whose last packet lies back furthest, each
+            none, the oldest half-open one (nothing but SYNs, with text or without), then the one whose last packet lies back furthest, each
             flushed and completed as idle ones are, before anything else is done with the segment at hand. What user code runs for
             makes no room; where that is all there is, the limit is exceeded for the time. With several threads over one capture each
             has its part of it. 0: no limit. Default 2**21: about 440 MB, at some 210 bytes each without their streams, and twice the
             million directions of the largest workload that this package is measured with.
         open_on: what makes the factory be called. "syn" (default): the first segment of a connection. "data": the first one with
             payload or a FIN, so that connection attempts that nothing follows, as in a SYN flood, make no stream; the stream's first
-            piece, the start, comes then, with the SYN's capture time.
+            piece, the start, comes then, with the SYN's capture time. Text of a SYN that is held (`syn_data="acked"`), or only remembered,
+            opens none before it goes out, and is dropped where its connection makes room for another.
         on_evict: called with the net flow, the transport flow and the reason ("closed", "half_open" or "idle") when a connection has
             made room for a new one, after its stream's reassembly_complete. What it raises comes as what a stream raises. None
             (default): not called.

@@ -393,6 +393,40 @@ def test_flush_of_the_other_assembler_from_a_callback(both: Both, call: str) -> 
     step.end()
 
 
+SYN_SEGMENT = st.tuples(
+    st.just("segment"),
+    st.integers(0, 2),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from([-1, -1, -1, -1, 0, 2, 5, 40, 41, 45]),
+    st.integers(0, 6),
+    st.sampled_from([0, 0, 0, 0, 3]),
+    st.sampled_from([2] * 6 + [2 | ACK, 2 | 1] + [ACK] * 4 + [ACK | 1, 4 | ACK]),
+    st.integers(0, 1),
+)
+SYN_OPTIONS = st.builds(
+    lambda some, more: some | more,
+    OPTIONS,
+    st.fixed_dictionaries(
+        {
+            "open_on": st.sampled_from(["syn", "data"]),
+            "syn_data": st.sampled_from(["deliver", "acked", "acked"]),
+            "max_connections": st.sampled_from([0, 1, 2, 2]),
+        }
+    ),
+)
+
+
+@examples(400)
+@given(
+    actions=st.lists(st.tuples(st.one_of(*[SYN_SEGMENT] * 10, FLUSH, RAISE), STEP), min_size=4, max_size=40),
+    isns=st.lists(st.sampled_from(ISNS), min_size=3, max_size=3),
+    options=SYN_OPTIONS,
+)
+def test_syns_with_text(both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], options: dict[str, Any]) -> None:
+    """Again and again, with other numbers, with a FIN, and little else: which ones count as half-open, and when their streams are made."""
+    run(both, actions, isns, False, options, nested=False)
+
+
 # -- frames -----------------------------------------------------------------------------------------------------------------
 
 LINKTYPES = (1, 0, 9, 10, 12, 50, 51, 101, 104, 105, 108, 113, 127, 228, 229, 276, 147)

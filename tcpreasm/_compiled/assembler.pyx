@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
 from .connection cimport (
     COUNTED,
+    HALF_OPEN,
     HAS_END,
     HAS_START,
     LISTED,
@@ -127,7 +128,7 @@ cdef class AssemblerBase(Flusher):
         self.limit_connection = max_buffered_pages_per_connection
         self.overlap = overlap
         self.cache.state.keeps_came = self.overlap > LAST
-        self.on_conflict, self.tells_conflicts, self.conflicts = on_conflict, on_conflict is not None, []
+        self.on_conflict, self.tells_conflicts = on_conflict, on_conflict is not None
         self.urgent = urgent
         self.paws = paws
         self.syn_data_waits = syn_data
@@ -827,7 +828,7 @@ cdef class AssemblerBase(Flusher):
                 self._drop_pieces()
             if connection.state == OPEN and not connection.has & LISTED and waits(connection):
                 self.pool_.list_waiting(connection)
-            if self.has_conflicts:
+            if self.conflicts.used:
                 with gil:
                     self._tell_conflicts(key)
         if self.has_late_error:
@@ -879,6 +880,8 @@ cdef inline bint take_in_order(
             note_past_start(connection)
     elif connection.key.more & SYN_TEXT_HELD:  # by an assembler that waits for this
         return False
+    if connection.key.more & HALF_OPEN:
+        connection.key.more &= ~HALF_OPEN
     connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
     return True
 

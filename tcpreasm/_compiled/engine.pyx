@@ -10,12 +10,14 @@ The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in o
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcmp
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
 from .connection cimport (
     CLOSED,
     COUNTED,
+    HALF_OPEN,
     HAS_END,
     HAS_FAR,
     HAS_ISN,
@@ -32,7 +34,6 @@ from .connection cimport (
     connection_s,
     ended,
     first_held,
-    is_half_open,
     key_object,
     key_s,
     net_flow_of,
@@ -80,7 +81,7 @@ from .pool cimport find
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
 from .sequence cimport difference
 from .serving cimport Server
-from .streams cimport NativeStream
+from .streams cimport NativeStream, append, reserve
 
 from .._log import Log
 from ..errors import no_stream
@@ -104,6 +105,7 @@ cdef enum:
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
 cdef const uint8_t *NOTHING = b""
+cdef size_t ENDLESS_BYTES = ~<size_t>0
 
 assert len(COUNTERS) + len(DROP_REASONS) + len(EVICTION_REASONS) == COUNTS
 
@@ -136,6 +138,9 @@ cdef class Engine(Server):
 
     def __dealloc__(self):
         PyMem_RawFree(self.sharers)
+        free(self.conflicts.data)
+        free(self.conflict_held.data)
+        free(self.conflict_new.data)
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -215,10 +220,11 @@ cdef class Engine(Server):
                     self._tell_eviction(&key, reason)
         return user_code
 
-    # As `_close`. What a stream raises is raised once the segment at hand is taken in.
+    # As `_close`, but that no stream is made for what it holds. What a stream raises is raised once the segment at hand is taken in.
     cdef int _evict(self, connection_s *connection) except -1 nogil:
         cdef uint8_t how = connection.has & SERVED
         if how == 0 or how == COUNTED:
+            self._drop_unopened(connection)
             return self._close(connection)
         self._take_gil()
         try:
@@ -263,7 +269,9 @@ cdef class Engine(Server):
             self._restart(connection, connection.successor, text.size, text.seen_ns)
         if not connection.has & SERVED:
             self._open_if_due(connection, flags, text)
-        if flags & SYN and is_half_open(connection):
+        if (flags & (SYN | RST)) != SYN:
+            connection.key.more &= ~HALF_OPEN
+        elif connection.key.more & HALF_OPEN and not connection.has & HAS_END:
             connection.end_ns = max(connection.last_seen_ns, text.seen_ns)
         if connection.last_seen_ns < text.seen_ns - TSVAL_IDLE_NS:
             connection.key.more &= ~HAS_TSVAL
@@ -279,15 +287,35 @@ cdef class Engine(Server):
             self._syn(connection, flags, text)
         return self._serve(connection, text.packet)
 
-    # Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and that is
-    # waited for.
+    # Its stream is made, unless the segment brings nothing to it: to none at all, and that is waited for, or to the next one.
     cdef int _open_if_due(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
-        if self.opens_on_data and (flags & RST or not (text.wire or flags & FIN)):
+        if (self.opens_on_data and not self._brings_data(connection, flags, text)) or follows_successor(connection, flags, text):
             return 0
-        self._open_stream(connection, text.size)
+        return self._open_late(connection, text.size, text.packet)
+
+    # Text or a FIN, for a connection without a stream. What comes with a SYN and is only held until another segment confirms it is none.
+    cdef bint _brings_data(self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+        if flags & RST or not (text.wire or flags & FIN):
+            return False
+        if not flags & SYN:
+            return True
         if connection.has & HAS_START:
-            self._emit_empty(connection, connection.end_ns, True, text.packet)
+            return is_own_syn(connection, text.seq) and not connection.key.more & SYN_TEXT_HELD
+        return not (self.syn_data_waits and text.wire)
+
+    # Its stream is made, and told of its start where the SYN has come before.
+    cdef int _open_late(self, connection_s *connection, uint32_t at_stake, int64_t packet) except -1 nogil:
+        self._open_stream(connection, at_stake)
+        if connection.has & HAS_START:
+            self._emit_empty(connection, connection.end_ns, True, packet)
         return 0
+
+    # It ends without a stream: what a SYN brought, and nothing confirmed, goes nowhere.
+    cdef void _drop_unopened(self, connection_s *connection) noexcept nogil:
+        if connection.key.more & SYN_TEXT_HELD and not connection.has & SERVED:
+            self._drop(&connection.pages, UNCONFIRMED_SYN)
+            connection.key.more &= ~SYN_TEXT_HELD
+            connection.has &= ~HAS_END
 
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
         if self.pool_.counts:
@@ -314,6 +342,7 @@ cdef class Engine(Server):
             key = connection.key
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
+            self._drop_successor(connection)
             self.pool_.remove(connection)
             self.pool_.free_removed(connection)
             if made and isinstance(error, AttributeError):
@@ -341,7 +370,7 @@ cdef class Engine(Server):
         connection.has |= HAS_END
         connection.end_seq, connection.end_ns = text.seq, text.seen_ns
         if not connection.has & HAS_START:
-            self._skip(connection)
+            self._skip(connection, HOLES_ENDED)
         return 0
 
     cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
@@ -357,6 +386,8 @@ cdef class Engine(Server):
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
             waits_for_ack = self.syn_data_waits and text.wire > 0 and not waits(connection)
+            if not waits(connection):
+                connection.key.more |= HALF_OPEN
             start_at(connection, isn)
             if not connection.has & HAS_END:
                 connection.end_ns = connection.last_seen_ns
@@ -396,7 +427,7 @@ cdef class Engine(Server):
     cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor = connection.successor
         cdef int64_t size = <int64_t>text.wire + (flags & FIN)
-        if successor != NULL and confirms(connection, successor, text.seq):
+        if follows_successor(connection, flags, text):
             connection.successor = NULL
             self._begin_anew(connection, successor, text.size, text.seen_ns)
         if self._is_old(connection, text, size):
@@ -447,15 +478,18 @@ cdef class Engine(Server):
                 return False
             self._drop_successor(connection)
             return True
-        return (
-            connection.successor != NULL
-            and (text.wire or flags & FIN)
-            and confirms(connection, connection.successor, text.seq)
-        )
+        return follows_successor(connection, flags, text)
 
     # The stream at hand is over, with all that it holds; the same connection begins again. Frees the successor.
     cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
-        self._finish_pieces(connection)
+        cdef bint finished = False
+        self._drop_unopened(connection)
+        try:
+            self._finish_pieces(connection)
+            finished = True
+        finally:
+            if not finished:      # no memory
+                connection.successor = successor
         if (connection.has & SERVED) != COUNTED:
             self._take_gil()
             with gil:
@@ -582,7 +616,7 @@ cdef class Engine(Server):
         if 0 <= self.start_wait_segments <= connection.phase.before.early_segments or (
             0 <= self.start_wait_ns <= text.seen_ns - connection.since.created_ns
         ):
-            self._skip(connection)
+            self._skip(connection, HOLES_EXPIRED)
         return self._keep_limits(connection)
 
     # -- what arrives in order --------------------------------------------------------------------------------------
@@ -635,7 +669,10 @@ cdef class Engine(Server):
     cdef int _advance(self, connection_s *connection) except -1 nogil:
         cdef page_s *page
         cdef int64_t cut
-        connection.key.more &= ~SYN_TEXT_HELD
+        if connection.key.more & SYN_TEXT_HELD:
+            if not connection.has & SERVED:
+                self._open_late(connection, 0, 0)
+            connection.key.more &= ~SYN_TEXT_HELD
         while True:
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
@@ -683,7 +720,6 @@ cdef class Engine(Server):
         uint32_t seq
     ) except -1 nogil:
         cdef piece_s *piece
-        self.counts[BYTES_DELIVERED] += size
         if (connection.has & SERVED) == COUNTED:
             tally_piece(connection, size, seen_ns)
         elif connection.has & SERVED:  # else it is empty, and there is no stream that it could be told
@@ -691,27 +727,28 @@ cdef class Engine(Server):
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
             piece.packet, piece.seq, piece.flags = packet, seq, PIECE_START if start else 0
+        self.counts[BYTES_DELIVERED] += size
         connection.skip = 0
         return 0
 
-    # The first page goes out; it begins at or before next_seq.
+    # The first page goes out; it begins at or before next_seq. Without memory for a piece it stays where it is.
     cdef int _emit_page(self, connection_s *connection) except -1 nogil:
-        cdef page_s *page = pop_first(&connection.pages)
+        cdef page_s *page = connection.pages.first
+        cdef bint goes_out = page.length != 0 and not page.urgent
+        if goes_out:
+            self._emit(
+                connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page), page.seq
+            )
+        pop_first(&connection.pages)
         connection.next_seq = page_end(page)
         if page.missing:
             note_cut(connection, page_end(page) + page.missing)
-        if page.length == 0 or page.urgent:
-            self.counts[OUT_OF_BAND] += page.urgent
-            give_back_page(page)
-            return 0
-        self._emit(
-            connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page), page.seq
-        )
-        if (connection.has & SERVED) == COUNTED:
-            give_back_page(page)
-        else:
+        if goes_out and (connection.has & SERVED) != COUNTED:
             self.out[self.out_count - 1].page = page
             lend_page(page)
+        else:
+            self.counts[OUT_OF_BAND] += page.urgent
+            give_back_page(page)
         return 0
 
     # -- what arrives early -----------------------------------------------------------------------------------------
@@ -867,33 +904,52 @@ cdef class Engine(Server):
             while at < size and held[at] != new[at]:
                 at += 1
             count -= at - begin
-            with gil:
-                self._note_conflict(
-                    seq + begin, PyBytes_FromStringAndSize(<const char *>held + begin, at - begin),
-                    PyBytes_FromStringAndSize(<const char *>new + begin, at - begin), "new" if new_wins else "held"
-                )
+            self._note_conflict(seq + begin, held + begin, new + begin, at - begin, new_wins)
         return 0
 
     # A run of differing bytes. Where pages meet, it goes on from the last one.
-    cdef int _note_conflict(self, uint32_t seq, bytes held, bytes new, str wins) except -1:
-        cdef Py_ssize_t last = len(self.conflicts) - 1
-        if last >= 0:
-            first, held_before, new_before, winner = self.conflicts[last]
-            if winner == wins and (first + len(held_before)) & 0xFFFFFFFF == seq:
-                self.conflicts[last] = (first, held_before + held, new_before + new, wins)
+    cdef int _note_conflict(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil:
+        cdef conflict_s run
+        cdef conflict_s *last
+        if not (
+            reserve(&self.conflicts, sizeof(run), ENDLESS_BYTES)
+            and reserve(&self.conflict_held, size, ENDLESS_BYTES)
+            and reserve(&self.conflict_new, size, ENDLESS_BYTES)
+        ):
+            with gil:
+                raise MemoryError()
+        append(&self.conflict_held, held, size)
+        append(&self.conflict_new, new, size)
+        if self.conflicts.used:
+            last = <conflict_s *>(self.conflicts.data + self.conflicts.used) - 1
+            if last.new_wins == new_wins and last.seq + last.size == seq:
+                last.size += size
                 return 0
-        self.conflicts.append((seq, held, new, wins))
-        self.has_conflicts = True
+        run.seq, run.size, run.new_wins = seq, size, new_wins
+        append(&self.conflicts, &run, sizeof(run))
         return 0
 
     # To whoever asked for them, without the lock. An exception leaves the others untold.
     cdef int _tell_conflicts(self, const key_s *key) except -1:
-        conflicts, self.conflicts, self.has_conflicts = self.conflicts, [], False
+        cdef const conflict_s *run = <const conflict_s *>self.conflicts.data
+        cdef const char *held = <const char *>self.conflict_held.data
+        cdef const char *new = <const char *>self.conflict_new.data
+        cdef const conflict_s *behind = <const conflict_s *>(self.conflicts.data + self.conflicts.used)
+        cdef list conflicts = []
+        try:
+            while run != behind:
+                conflicts.append((
+                    run.seq, PyBytes_FromStringAndSize(held, run.size), PyBytes_FromStringAndSize(new, run.size),
+                    "new" if run.new_wins else "held"
+                ))
+                held, new, run = held + run.size, new + run.size, run + 1
+        finally:
+            self.conflicts.used = self.conflict_held.used = self.conflict_new.used = 0
         net_flow, transport_flow = net_flow_of(key), transport_flow_of(key)
         self.pool_.unlock()
         try:
-            for seq, held, new, wins in conflicts:
-                self.on_conflict(net_flow, transport_flow, seq, held, new, wins)
+            for seq, held_bytes, new_bytes, wins in conflicts:
+                self.on_conflict(net_flow, transport_flow, seq, held_bytes, new_bytes, wins)
         finally:
             self.pool_.lock()
         return 0
@@ -993,13 +1049,14 @@ cdef class Engine(Server):
             if self.debug:
                 with gil:
                     _log.debug("%s: limit reached with %d pages", key_object(&connection.key), connection.pages.count)
-            self._skip(connection)
+            self._skip(connection, HOLES_LIMITED)
         return 0
 
-    # Stop waiting for the lowest hole: over it, and on with what is contiguous then.
-    cdef int _skip(self, connection_s *connection) except -1 nogil:
+    # Stop waiting for the lowest hole: over it, and on with what is contiguous then. It counts as a hole of that kind.
+    cdef int _skip(self, connection_s *connection, int why) except -1 nogil:
         cdef uint32_t target = first_held(connection)
         if connection.has & HAS_START:
+            self.counts[why] += target != connection.next_seq
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
         else:
@@ -1050,7 +1107,7 @@ cdef class Engine(Server):
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil:
         cdef bint at_end
         while waits(connection):
-            self._skip(connection)
+            self._skip(connection, HOLES_ENDED)
         at_end = ended(connection)
         if connection.skip or (at_end and not self.out_count):
             self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
@@ -1116,15 +1173,18 @@ cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept nogil:
     return not connection.has & PAST_START and 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
 
 
-# A segment continues from another SYN, and not from what is open.
-cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t seq) noexcept nogil:
+# A segment continues from another SYN that was remembered, and not from what is open.
+cdef bint follows_successor(const connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+    cdef const successor_s *successor = connection.successor
     cdef int64_t ahead, away
-    if not connection.has & HAS_START or seq == connection.next_seq:
+    if successor == NULL or flags & (SYN | RST) or not (text.wire or flags & FIN):
         return False
-    ahead = difference(successor.isn + 1, seq)
-    if ahead == 0 or seq == successor.next_seq:
+    if not connection.has & HAS_START or text.seq == connection.next_seq:
+        return False
+    ahead = difference(successor.isn + 1, text.seq)
+    if ahead == 0 or text.seq == successor.next_seq:
         return True
-    away = difference(connection.next_seq, seq)
+    away = difference(connection.next_seq, text.seq)
     return 0 < ahead <= CONTINUES_WITHIN and not -CONTINUES_WITHIN <= away <= CONTINUES_WITHIN
 
 

@@ -253,10 +253,10 @@ cdef class StreamPoolBase:
     cdef connection_s *oldest_half_open(self) noexcept nogil
     cdef connection_s *idlest(self) noexcept nogil
     # The order of last packets. The next one that has seen nothing since before_ns, or NULL; it is taken out. The opposite. From now on
-    # kept, for all that have seen something since then: False where there is no memory.
+    # kept: False where there is no memory.
     cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil
     cdef void note_seen(self, connection_s *connection) noexcept nogil
-    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil
+    cdef bint keep_seen(self) noexcept nogil
     # The clock was set back: nothing was closed later than now.
     cdef void set_back(self, int64_t now_ns) noexcept nogil
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
@@ -270,7 +270,7 @@ cdef class StreamPoolBase:
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil
     cdef void _grow_seen(self) noexcept nogil
-    cdef void _list_seen(self, int64_t since_ns) noexcept nogil
+    cdef void _list_seen(self) noexcept nogil
     cdef uint32_t _number_of(self, const connection_s *connection) noexcept nogil
     cdef void _leave_open(self, connection_s *connection) noexcept nogil
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil

@@ -522,4 +522,4 @@ class AssemblerBase(Flusher):
         conflicts, self._conflicts = self._conflicts, []
         net_flow, transport_flow = key_object(key)
         for seq, held, new, wins in conflicts:
-            self._on_conflict(net_flow, transport_flow, seq, held, new, wins)
+            self._on_conflict(net_flow, transport_flow, seq, bytes(held), bytes(new), wins)

@@ -60,7 +60,7 @@ class Engine(Server):
     _paws: bool
     _syn_data_waits: bool
     _on_conflict: Any
-    _conflicts: list[tuple[int, bytes, bytes, str]]  # found in the segment at hand, for on_conflict
+    _conflicts: list[tuple[int, bytearray, bytearray, str]]  # found in the segment at hand, for on_conflict
     _counts: dict[str, int]
     _clock: Clock
     _clock_before: Clock  # of the packet at hand
@@ -93,6 +93,7 @@ class Engine(Server):
             self._counts["evicted_" + reason] += 1
             try:
                 if connection is not None:
+                    self._drop_unopened(connection)
                     self._close(connection)
             except BaseException as raised:
                 self._late_error = self._late_error or raised
@@ -115,9 +116,11 @@ class Engine(Server):
                 return
             self._restart(connection, connection.successor, len(payload), seen_ns)
         if connection.stream is None:
-            self._open_if_due(connection, flags, len(payload), wire)
-        if flags & SYN and connection.is_half_open():
-            connection.last_syn_ns = max(connection.last_seen_ns, seen_ns)
+            self._open_if_due(connection, seq, flags, len(payload), wire)
+        if flags & RST or not flags & SYN:
+            connection.half_open = False
+        elif connection.half_open and connection.end_seq is None:
+            connection.end_seen_ns = max(connection.last_seen_ns, seen_ns)
         if seen_ns - connection.last_seen_ns > TSVAL_IDLE_NS:
             connection.tsval = None
         connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
@@ -131,14 +134,36 @@ class Engine(Server):
             self._settle_syn_data(connection, seq, 0)
         self._serve(connection, self._packet)
 
-    def _open_if_due(self, connection: Connection, flags: int, size: int, wire: int) -> None:
-        """Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and
-        that is waited for."""
-        if self._opens_on_data and (flags & RST or not (wire or flags & FIN)):
+    def _open_if_due(self, connection: Connection, seq: int, flags: int, size: int, wire: int) -> None:
+        """Its stream is made, unless the segment brings nothing to it: to none at all, and that is waited for, or to the next one."""
+        if self._opens_on_data and not self._brings_data(connection, seq, flags, wire):
             return
-        self._open_stream(connection, size)
-        if connection.last_syn_ns is not None:
-            self._emit_empty(connection, connection.last_syn_ns, self._packet, True)
+        if not self._follows_successor(connection, seq, flags, wire):
+            self._open_late(connection, size, self._packet)
+
+    def _brings_data(self, connection: Connection, seq: int, flags: int, wire: int) -> bool:
+        """Text or a FIN, for a connection without a stream. What comes with a SYN and is only held until another segment confirms it is
+        none."""
+        if flags & RST or not (wire or flags & FIN):
+            return False
+        if not flags & SYN:
+            return True
+        if connection.next_seq is not None:
+            return self._is_own_syn(connection, seq) and not connection.syn_data
+        return not (self._syn_data_waits and wire)
+
+    def _open_late(self, connection: Connection, at_stake: int, packet: int) -> None:
+        """Its stream is made, and told of its start where the SYN has come before."""
+        self._open_stream(connection, at_stake)
+        if connection.next_seq is not None:
+            self._emit_empty(connection, connection.end_seen_ns, packet, True)
+
+    def _drop_unopened(self, connection: Connection) -> None:
+        """It ends without a stream: what a SYN brought, and nothing confirmed, goes nowhere."""
+        if connection.syn_data and connection.stream is None:
+            self._drop(connection.pages, "unconfirmed_syn")
+            connection.syn_data = False
+            connection.end_seq = None
 
     def _open_stream(self, connection: Connection, at_stake: int) -> None:
         net_flow, transport_flow = connection.key
@@ -151,6 +176,7 @@ class Engine(Server):
         except BaseException:
             self._counts["factory_error"] += at_stake
             self._drop(connection.pages, "factory_error")
+            self._drop_successor(connection)
             self._pool.remove(connection)
             raise
         self._counts["streams_opened"] += 1
@@ -170,7 +196,7 @@ class Engine(Server):
             return
         connection.end_seq, connection.end_seen_ns = seq, seen_ns
         if connection.next_seq is None:
-            self._skip(connection)
+            self._skip(connection, "holes_ended")
 
     def _is_own_syn(self, connection: Connection, seq: int) -> bool:
         """This SYN began the connection: the same again, or late where it was missed."""
@@ -184,12 +210,14 @@ class Engine(Server):
             if connection.waits() and not 0 <= difference(text_seq, connection.first_held()) <= SYN_REACH:
                 self._begin_anew(connection, None, len(payload), seen_ns)
                 if connection.stream is None:
-                    self._open_if_due(connection, flags, len(payload), wire)
+                    self._open_if_due(connection, isn, flags, len(payload), wire)
             if self._debug:
                 _log.debug("%s: starts at %d", connection.key, isn)
-            connection.syn_data = self._syn_data_waits and wire > 0 and not connection.waits()
+            connection.half_open = not connection.waits()
+            connection.syn_data = self._syn_data_waits and wire > 0 and connection.half_open
             self._start(connection, isn)
-            connection.last_syn_ns = connection.last_seen_ns
+            if connection.end_seq is None:
+                connection.end_seen_ns = connection.last_seen_ns
             connection.tsval = self._tsval
             if connection.syn_data:
                 self._emit_empty(connection, seen_ns, self._packet, True)
@@ -209,9 +237,8 @@ class Engine(Server):
                     self._drop(connection.successor.pages, "unconfirmed_syn")
 
     def _continue(self, connection: Connection, seq: int, flags: int, payload: bytes | memoryview, wire: int, seen_ns: int) -> None:
-        successor = connection.successor
-        if successor is not None and self._confirms(connection, successor, seq):
-            connection.successor = None
+        if self._follows_successor(connection, seq, flags, wire):
+            successor, connection.successor = connection.successor, None
             self._begin_anew(connection, successor, len(payload), seen_ns)
         if self._is_old(connection, seq, wire + (flags & FIN)):
             self._counts["paws"] += len(payload)
@@ -260,15 +287,17 @@ class Engine(Server):
                 return False
             self._drop_successor(connection)
             return True
-        successor = connection.successor
-        return successor is not None and bool(wire or flags & FIN) and self._confirms(connection, successor, seq)
+        return self._follows_successor(connection, seq, flags, wire)
 
     def _start(self, connection: Connection, isn: int) -> None:
         connection.isn = isn
         connection.next_seq = connection.first_seq = connection.cut_end = add(isn, 1)
 
-    def _confirms(self, connection: Connection, successor: Successor, seq: int) -> bool:
-        """A segment continues from another SYN, and not from what is open."""
+    def _follows_successor(self, connection: Connection, seq: int, flags: int, wire: int) -> bool:
+        """A segment continues from another SYN that was remembered, and not from what is open."""
+        successor = connection.successor
+        if successor is None or flags & (SYN | RST) or not (wire or flags & FIN):
+            return False
         if connection.next_seq is None or seq == connection.next_seq:
             return False
         ahead = difference(add(successor.isn, 1), seq)
@@ -279,6 +308,7 @@ class Engine(Server):
     def _begin_anew(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:
         """The stream at hand is over, with all that it holds; the same connection begins again."""
         reassembled, complete = connection.reassembled, connection.reassembly_complete
+        self._drop_unopened(connection)
         self._finish_pieces(connection)
         pieces, self._out = self._out, []
         try:
@@ -391,7 +421,7 @@ class Engine(Server):
             return
         connection.early_segments += 1
         if 0 <= self._start_wait_segments <= connection.early_segments or 0 <= self._start_wait_ns <= seen_ns - connection.created_ns:
-            self._skip(connection)
+            self._skip(connection, "holes_expired")
         self._keep_limits(connection)
 
     def _span_with(self, connection: Connection, seq: int, wire: int) -> int:
@@ -453,7 +483,10 @@ class Engine(Server):
     def _advance(self, connection: Connection) -> None:
         """Everything that is contiguous with next_seq now, and over what the capture cut off."""
         assert connection.next_seq is not None
-        connection.syn_data = False
+        if connection.syn_data:
+            if connection.stream is None:
+                self._open_late(connection, 0, 0)
+            connection.syn_data = False
         while True:
             page = connection.pages.first
             if page is not None and difference(connection.next_seq, page.seq) <= 0:
@@ -625,17 +658,18 @@ class Engine(Server):
                 begin = at
             elif not differs and begin >= 0:
                 if self._on_conflict is not None:
-                    self._note_conflict(add(seq, begin), held[begin:at], bytes(new[begin:at]), "new" if new_wins else "held")
+                    self._note_conflict(add(seq, begin), held[begin:at], new[begin:at], "new" if new_wins else "held")
                 begin = -1
 
-    def _note_conflict(self, seq: int, held: bytes, new: bytes, wins: str) -> None:
+    def _note_conflict(self, seq: int, held: bytes, new: bytes | memoryview, wins: str) -> None:
         """A run of differing bytes. Where pages meet, it goes on from the last one."""
         if self._conflicts:
             first, held_before, new_before, winner = self._conflicts[-1]
             if winner == wins and add(first, len(held_before)) == seq:
-                self._conflicts[-1] = (first, held_before + held, new_before + new, wins)
+                held_before += held
+                new_before += new
                 return
-        self._conflicts.append((seq, held, new, wins))
+        self._conflicts.append((seq, bytearray(held), bytearray(new), wins))
 
     # -- whose bytes stay -------------------------------------------------------------------------------------------
 
@@ -700,7 +734,7 @@ class Engine(Server):
         while self._is_at_limit(connection.pages):
             if self._debug:
                 _log.debug("%s: limit reached with %d pages", connection.key, connection.pages.count)
-            self._skip(connection)
+            self._skip(connection, "holes_limited")
 
     def _is_at_limit(self, pages: PageList) -> bool:
         if pages.count == 0:
@@ -713,13 +747,14 @@ class Engine(Server):
             or 0 < self._limit_bytes_total <= sum(cache.buffered_bytes for cache in caches)
         )
 
-    def _skip(self, connection: Connection) -> None:
-        """Stop waiting for the lowest hole: over it, and on with what is contiguous then."""
+    def _skip(self, connection: Connection, why: str) -> None:
+        """Stop waiting for the lowest hole: over it, and on with what is contiguous then. It counts as a hole of that kind."""
         target = connection.first_held()
         if connection.next_seq is None:
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
         else:
+            self._counts[why] += target != connection.next_seq
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
         self._advance(connection)
@@ -767,7 +802,7 @@ class Engine(Server):
     def _finish_pieces(self, connection: Connection) -> None:
         """Everything held goes out; a gap behind the last byte goes out as a piece of its own."""
         while connection.waits():
-            self._skip(connection)
+            self._skip(connection, "holes_ended")
         ended = connection.ended()
         if connection.skip or (ended and not self._out):
             self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)

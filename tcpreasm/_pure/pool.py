@@ -102,7 +102,7 @@ class StreamPoolBase:
                 if self._forget(closed, ALWAYS_NS):
                     return closed, None, "closed"
             for reason, connections in (
-                ("half_open", [one for one in self._open.values() if one.is_half_open()]),
+                ("half_open", [one for one in self._open.values() if one.half_open]),
                 ("idle", sorted(self._open.values(), key=lambda one: one.last_seen_ns)),
             ):
                 for connection in connections:
