@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import MethodType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from weakref import WeakSet, ref
 
 from ._select import core
@@ -20,8 +20,11 @@ from .api import Assembler, CaptureSource
 from .errors import no_handler
 from .flow import ConnectionKey, Flow
 from .follow import followed
-from .options import AssemblerOptions
+from .options import AssemblerOptions, check_bool
 from .streams import BytesStream, Stream
+
+if TYPE_CHECKING:
+    from .provenance import ProvenanceArray
 
 __all__ = [
     "Conversation",
@@ -445,6 +448,7 @@ class FinishedSide:
         gaps: (offset, length) of each hole. Offsets count the stream's bytes, the missing ones among them.
         started, ended, packets, bytes, delivered, skipped, acked, first_seen_ns, last_seen_ns: as in `Side`.
         missing: bytes in all gaps together.
+        provenance: where each byte came from, as `BytesStream.provenance`; None where `conversations` was not asked for it.
     """
 
     key: ConnectionKey
@@ -459,6 +463,7 @@ class FinishedSide:
     acked: int | None
     first_seen_ns: int | None
     last_seen_ns: int | None
+    provenance: ProvenanceArray | None = field(default=None, repr=False, compare=False)
 
     @property
     def missing(self) -> int:
@@ -504,8 +509,8 @@ class FinishedConversation:
 class _Followed(ConversationPool):
     """Reports conversations that are complete."""
 
-    def __init__(self, done: deque[Conversation]) -> None:
-        super().__init__(streams=lambda side: BytesStream(side.net_flow, side.transport_flow))
+    def __init__(self, done: deque[Conversation], provenance: bool) -> None:
+        super().__init__(streams=lambda side: BytesStream(side.net_flow, side.transport_flow, provenance=provenance))
         self._done = done
 
     def _end(self, conversation: Conversation) -> None:
@@ -513,16 +518,19 @@ class _Followed(ConversationPool):
 
 
 _SAME_OF_CONVERSATION = [one.name for one in fields(FinishedConversation) if one.name not in ROLES]
-_SAME_OF_SIDE = [one.name for one in fields(FinishedSide) if one.name not in ("data", "gaps")]
+_SAME_OF_SIDE = [one.name for one in fields(FinishedSide) if one.name not in ("data", "gaps", "provenance")]
 
 
-def conversations(source: CaptureSource, options: AssemblerOptions | None = None) -> Iterator[FinishedConversation]:
+def conversations(
+    source: CaptureSource, options: AssemblerOptions | None = None, *, provenance: bool = False
+) -> Iterator[FinishedConversation]:
     """The conversations of a capture, in the order in which they end, while the capture is read.
 
     Args:
         source: a path, "-" for standard input, a binary file object, bytes, an open capture (live ones too), an iterable of
             frames, or a list of these: see `Assembler.assemble_capture`.
         options: AssemblerOptions; the defaults where None.
+        provenance: tell of each byte what packet brought it: `FinishedSide.provenance`.
 
     Holds the bytes of the conversations that are open, no others: what was yielded is the caller's. Those that are open at the end of the
     capture come last. Cut captures, Ctrl-C and errors: as with `follow`.
@@ -530,8 +538,9 @@ def conversations(source: CaptureSource, options: AssemblerOptions | None = None
     >>> list(conversations([]))
     []
     """
+    check_bool("provenance", provenance)
     done: deque[Conversation] = deque()
-    return followed(Assembler(_Followed(done), options), source, partial(_finished, done))
+    return followed(Assembler(_Followed(done, provenance), options), source, partial(_finished, done))
 
 
 def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
@@ -543,6 +552,6 @@ def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
 
 def _finished_side(side: Side) -> FinishedSide:
     stream = side.stream
-    data, gaps = (b"", ()) if stream is None else (stream.data, stream.gaps)
+    data, gaps, provenance = (b"", (), None) if stream is None else (stream.data, stream.gaps, stream.provenance)
     same: dict[str, Any] = {name: getattr(side, name) for name in _SAME_OF_SIDE}
-    return FinishedSide(data=data, gaps=gaps, **same)
+    return FinishedSide(data=data, gaps=gaps, provenance=provenance, **same)

@@ -168,6 +168,24 @@ def test_the_acknowledgement_of_something_else_is_no_handshake(talks: Talks) -> 
     assert talks.conversation.handshake
 
 
+def test_what_the_server_acknowledges_is_no_handshake(tcpreasm: ModuleType) -> None:
+    """Both sides have nearly the same numbers."""
+    talks = Talks(tcpreasm)
+    talks.talk.send(CLIENT, 5000, syn=True)
+    talks.talk.send(SERVER, 5000, syn=True, ack=5001)
+    talks.talk.send(SERVER, 5001, b"early", ack=5001)
+    assert not talks.conversation.handshake
+
+
+def test_no_time_where_the_acknowledgement_was_captured_first(talks: Talks) -> None:
+    """The next one that acknowledges as much came later than the handshake's: no time is better than a wrong one."""
+    talks.talk.send(CLIENT, 1000, syn=True, at=1)
+    talks.talk.send(CLIENT, 1001, ack=5001, at=2)
+    talks.talk.send(SERVER, 5000, syn=True, ack=1001, at=2)
+    talks.talk.send(CLIENT, 1001, b"x", ack=5001, at=30)
+    assert (talks.conversation.syn_ack_ns, talks.conversation.handshake_time) == (2 * NS, None)
+
+
 def test_the_handshake_is_known_when_the_first_text_comes(tcpreasm: ModuleType) -> None:
     """State is committed before the handler is called: with the client's ACK on its first text, too."""
     known: list[Any] = []
@@ -546,6 +564,28 @@ def test_a_stream_of_old_is_no_side_of_the_new_conversation(talks: Talks) -> Non
     assert (new.client.delivered, new.server.delivered) == (1, 1)
 
 
+def test_a_syn_after_the_end_of_the_other_side_begins_a_new_conversation(tcpreasm: ModuleType) -> None:
+    """Nothing tells what the server's stream had to do with it: its own SYN was not captured."""
+    talks = Talks(tcpreasm, start_wait_segments=1)
+    talks.talk.send(SERVER, 5001, b"old", ack=1001, fin=True)
+    talks.talk.send(CLIENT, 1000, syn=True, at=1)
+    old, new = (handler.conversation for handler in talks.handlers)
+    assert (old.server.delivered, old.client.packets, new.client.packets, new.server.packets) == (3, 0, 1, 0)
+
+
+def test_a_side_that_was_there_is_not_taken_again(tcpreasm: ModuleType) -> None:
+    """The client's connection was idle for too long and is gone. What it sends now is another conversation, as it is another stream."""
+    talks = Talks(tcpreasm, start_wait_segments=1, idle_timeout=50)
+    talks.talk.shake()
+    for second in range(10, 70, 10):
+        talks.talk.send(SERVER, 5001, ack=1001, at=second)
+    talks.assembler.expire()
+    talks.talk.send(CLIENT, 1001, b"x", ack=5001, at=70)
+    old, new = (handler.conversation for handler in talks.handlers)
+    assert (old.client.packets, old.client.delivered, old.complete) == (2, 0, False)
+    assert (new.client.packets, new.client.delivered, new.complete) == (1, 1, False)
+
+
 def test_a_forged_syn_ack_is_no_side(talks: Talks) -> None:
     """It acknowledges what the client has not sent. The right one finds the client all the same, once packets continue from it."""
     talk = talks.talk
@@ -592,6 +632,17 @@ def test_the_other_side_comes_late(tcpreasm: ModuleType) -> None:
     assert (len(talks.handlers), talks.conversation.server.delivered) == (1, 1)
     talks.talk.send(SERVER, 5002, fin=True, ack=1003, at=3)
     assert talks.take()[-1] == ("over", "closed")
+
+
+def test_a_side_without_a_stream_that_has_said_that_it_is_over(tcpreasm: ModuleType) -> None:
+    """Of the client nothing was captured but acknowledgements, and its FIN."""
+    talks = Talks(tcpreasm, start_wait_segments=1)
+    talks.talk.send(SERVER, 5001, b"x", ack=1001)
+    talks.talk.send(CLIENT, 1001, fin=True, ack=5002)
+    assert talks.conversation.state == "half-closed"
+    talks.talk.send(SERVER, 5002, fin=True, ack=1002)
+    assert talks.take()[-2:] == [(SERVER, "complete"), ("over", "closed")]
+    assert talks.conversation.closed_by == CLIENT
 
 
 @pytest.mark.parametrize("how", ["close", "flush", "idle"])

@@ -43,7 +43,7 @@ FORBIDDEN = {
     "streams": {*CORES, "api", "capture", "cli", "conversations"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
+LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "provenance", "segment", "spans", "stats", "verdict"}
 
 
 class Import(NamedTuple):
@@ -282,8 +282,7 @@ INTERNAL = {
             "syn_data",
             "tsval",
             "waits_until",
-            "is_half_open",
-            "last_syn_ns",
+            "half_open",
         ),
     },
     "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
@@ -291,7 +290,7 @@ INTERNAL = {
         *("awaited_ack", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
         *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
     },
-    "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
+    "Page": {"brought_by", "came", "left", "packet", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
     "StreamPoolBase": POOL,
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.

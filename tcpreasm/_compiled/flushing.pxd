@@ -31,4 +31,4 @@ cdef class Flusher(Engine):
     ) except -1 nogil
     cdef bint _is_acked_before(self, connection_s *connection) noexcept nogil
     cdef int _raise_late(self) except -1 nogil
-    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil
+    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns, int why) except -1 nogil

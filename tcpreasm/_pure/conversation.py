@@ -221,6 +221,6 @@ class ConversationState:
 
     def key_of(self, index: int) -> ConnectionKey:
         """That of what side `index` sends."""
-        src, dst, src_port, dst_port = self.key
-        key = ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
+        src, dst, src_port, dst_port, tunnels = self.key
+        key = ConnectionKey(Flow(src, dst, tunnels), Flow(src_port, dst_port))
         return key.reverse() if index else key

@@ -52,7 +52,7 @@ class StreamPoolBase:
         return len(self._open)
 
     def keys(self) -> list[ConnectionKey]:
-        """The keys of the open connections, oldest first."""
+        """The keys of the open connections, oldest first. Two may be equal: then their `net_flow.tunnels` differ."""
         with self._lock:
             keys = list(self._open)
         return [key_object(key) for key in keys]
@@ -108,7 +108,7 @@ class StreamPoolBase:
                 if self._forget(closed, ALWAYS_NS):
                     return closed, None, "closed"
             for reason, connections in (
-                ("half_open", [one for one in self._open.values() if one.is_half_open()]),
+                ("half_open", [one for one in self._open.values() if one.half_open]),
                 ("idle", sorted(self._open.values(), key=lambda one: one.last_seen_ns)),
             ):
                 for connection in connections:
@@ -228,7 +228,7 @@ class StreamPoolBase:
 
     def _set_free(self, connection: Connection) -> None:
         self._leave(connection)
-        connection.reset((b"", b"", 0, 0), 0)
+        connection.reset((b"", b"", 0, 0, 0), 0)
         connection.state = Connection.FREE
         self._free.append(connection)
 
@@ -256,12 +256,12 @@ class ConversationPoolBase(StreamPoolBase):
         raise NotImplementedError
 
     def _peer(self, key: RawKey, forget_ns: int) -> Connection | None:
-        src, dst, src_port, dst_port = key
-        back = (dst, src, dst_port, src_port)
+        src, dst, src_port, dst_port, tunnels = key
+        back = (dst, src, dst_port, src_port, tunnels)
         peer = self._open.get(back)
         if peer is None and not self._forget(back, forget_ns):
             peer = self._closed.get(back)
-        return None if back == key else peer
+        return peer
 
     def side_beside(self, key: RawKey, forget_ns: int) -> SideState | None:
         """The side of a conversation that a segment without a connection comes from."""
