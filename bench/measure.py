@@ -196,21 +196,27 @@ class _PythonStream:
 class _PythonHandler:
     """Of a conversation: does for each side what such a stream does."""
 
-    __slots__ = ("lengths", "skipped", "streams")
+    __slots__ = ("client", "length_back", "length_there", "skipped_back", "skipped_there", "streams")
 
     def __init__(self, streams: PythonStreams, conversation: Any) -> None:
         self.streams = streams
-        self.lengths = dict.fromkeys(conversation.sides, 0)
-        self.skipped = dict.fromkeys(conversation.sides, 0)
+        self.client = conversation.client
+        self.length_there = self.length_back = self.skipped_there = self.skipped_back = 0
 
     def reassembled(self, side: Any, reassemblies: list[Any]) -> None:
-        for piece in reassemblies:
-            self.lengths[side] += len(piece)
-            if piece.skip > 0:
-                self.skipped[side] += piece.skip
+        if side is self.client:
+            for piece in reassemblies:
+                self.length_there += len(piece)
+                if piece.skip > 0:
+                    self.skipped_there += piece.skip
+        else:
+            for piece in reassemblies:
+                self.length_back += len(piece)
+                if piece.skip > 0:
+                    self.skipped_back += piece.skip
 
     def conversation_complete(self) -> None:
-        self.streams.counts += zip(self.lengths.values(), self.skipped.values())
+        self.streams.counts += ((self.length_there, self.skipped_there), (self.length_back, self.skipped_back))
 
 
 class Kept:

@@ -402,13 +402,11 @@ class ConversationPool(core.ConversationPoolBase):
         if self.streams is not None:
             stream = conversation._streams[index] = self.streams(side)
             return stream
-        self._make_handler(conversation)
+        if conversation._lock is not None:
+            self._make_handler(conversation, conversation._lock)
         return side
 
-    def _make_handler(self, conversation: Conversation) -> None:
-        lock = conversation._lock
-        if lock is None:
-            return
+    def _make_handler(self, conversation: Conversation, lock: threading.RLock) -> None:
         with lock:
             if conversation._makes:
                 raise RuntimeError("a conversation's factory called back into its own conversation")
@@ -417,7 +415,7 @@ class ConversationPool(core.ConversationPoolBase):
             conversation._makes = True
             try:
                 handler = self._handler_of(conversation)
-                if not all(callable(getattr(handler, name, None)) for name in ("reassembled", "conversation_complete")):
+                if not (callable(getattr(handler, "reassembled", None)) and callable(getattr(handler, "conversation_complete", None))):
                     raise no_handler(handler, conversation.key)
             finally:
                 conversation._makes = False

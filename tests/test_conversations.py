@@ -366,6 +366,15 @@ def test_text_of_a_syn_that_is_refused(tcpreasm: ModuleType) -> None:
     assert talks.take()[1:] == [(CLIENT, b"text", 0), (CLIENT, "complete"), ("over", "refused")]
 
 
+def test_held_text_of_a_syn_that_is_refused_opens_nothing(tcpreasm: ModuleType) -> None:
+    talks = Talks(tcpreasm, open_on="data", syn_data="acked")
+    talks.talk.send(CLIENT, 1000, b"text", syn=True)
+    talks.talk.send(SERVER, 0, rst=True, ack=1005)
+    assert talks.take() == []
+    assert talks.assembler.stats.dropped["unconfirmed_syn"] == 4
+    assert len(talks.pool) == 0
+
+
 def test_who_has_been_answered_is_not_refused(talks: Talks) -> None:
     talks.talk.send(CLIENT, 1000, syn=True)
     talks.talk.send(CLIENT, 1001, b"x", ack=5001)  # only half of it is captured

@@ -1243,6 +1243,7 @@ cdef class Engine(Server):
         cdef at_hand_s *hand = &self.at_hand
         cdef side_s *side = self.pairing.side_beside(key, hash, self._forget_before())
         cdef connection_s *peer
+        cdef uint32_t behind_text
         if side == NULL:
             return False
         peer = beside(peer_of(side)).connection
@@ -1253,7 +1254,10 @@ cdef class Engine(Server):
             self.pairing.look_after(side.conversation)
         if (hand.flags & (ACK | RST)) != (ACK | RST) or peer.state == CLOSED or (side.is_what | peer_of(side).is_what) & HAS_ACK:
             return False
-        if not peer.has & HAS_ISN or (hand.ack != peer.isn + 1 and hand.ack != peer.next_seq):
+        behind_text = peer.next_seq
+        if peer.key.more & SYN_TEXT_HELD and peer.pages.last != NULL:
+            behind_text = page_end(peer.pages.last) + peer.pages.last.missing
+        if not peer.has & HAS_ISN or (hand.ack != peer.isn + 1 and hand.ack != behind_text):
             return False
         note_rst(side, REFUSED)
         self.pairing.look_after(side.conversation)
@@ -1343,6 +1347,7 @@ cdef class Engine(Server):
                 if not self._acquire_open(&picked):
                     continue
                 if closes:
+                    self._drop_unopened(connection)
                     self._finish_pieces(connection)
                     self._end_stream(connection, REMEMBERED)
                 elif self._give_up_acked(connection, ALWAYS_NS):

@@ -920,7 +920,8 @@ class Engine(Server):
             self._pairing.look_after(side.conversation)
         if flags & (ACK | RST) != ACK | RST or peer.closed or peer.isn is None or side.ack is not None or side.peer.ack is not None:
             return False
-        if ack not in (add(peer.isn, 1), peer.next_seq):
+        last = peer.pages.last if peer.syn_data else None
+        if ack not in (add(peer.isn, 1), peer.next_seq if last is None else add(last.end, last.missing)):
             return False
         side.note_refusal()
         self._pairing.look_after(side.conversation)
@@ -980,6 +981,7 @@ class Engine(Server):
                 continue
             try:
                 if closes:
+                    self._drop_unopened(connection)
                     self._close(connection, True)
                 elif self._give_up_acked(connection, ALWAYS_NS):
                     self._mark_acked(connection)
