@@ -26,7 +26,7 @@ from .common import CommandError, complain
 
 __all__ = ["main"]
 
-_COMMANDS = ("flows", "extract", "http")  # a module each
+_COMMANDS = ("flows", "extract", "http", "plot", "report")  # a module each
 
 _DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
 

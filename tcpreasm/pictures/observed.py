@@ -115,9 +115,9 @@ class _Seen(NamedTuple):
 
 
 _Name = tuple[bytes, bytes, int, int]
-_REASONS = {reason: len(COUNTERS) + at for at, reason in enumerate(DROP_REASONS)}
-_AGAIN = (_REASONS["retransmitted"], _REASONS["overlapping"])
-_COUNTED_FOR_NOTHING = tuple(COUNTERS.index(name) for name in ("rst_ignored", "fin_ignored", "late_syn"))
+_DROPS = slice(len(COUNTERS), len(COUNTERS) + len(DROP_REASONS))
+_AGAIN = ("retransmitted", "overlapping")
+_FOR_NOTHING = [COUNTERS.index(name) for name in ("rst_ignored", "fin_ignored", "late_syn")]
 _REMEMBERED = COUNTERS.index("syn_remembered")
 
 
@@ -145,6 +145,7 @@ class _Track:
     """What is noted of one direction."""
 
     key: ConnectionKey
+    peer: _Track = field(init=False, repr=False)
     stream: ByteCountStream | None = None
     base: int | None = None  # sequence number of the stream's first byte
     unplaced: list[tuple[int, Segment, bytes]] = field(default_factory=list)  # that came before that was known
@@ -294,7 +295,9 @@ class ConversationWatch:
         name, other = _name(key), _name(key.reverse())
         if self.count == self.number:
             self._pair = pair
-            self._tracks = {name: _Track(key), other: _Track(key.reverse())}
+            client, server = _Track(key), _Track(key.reverse())
+            client.peer, server.peer = server, client
+            self._tracks = {name: client, other: server}
             self._current = dict(self._tracks)
         elif name in self._current:
             self._current = {}
@@ -362,38 +365,39 @@ class ConversationWatch:
         if after[_REMEMBERED] > before[_REMEMBERED]:
             self._remembered[name] = self.now_ns, segment, self._text
         elif track is not None:
-            self._note(track, segment, at, length, [now - then for now, then in zip(after, before)])
+            self._note(track, segment, at, length, before, after)
         self.at_hand = None
 
-    def _note(self, track: _Track, segment: Segment, at: int, length: int, changes: list[int]) -> None:
-        """What the assembler did with a segment: by how much each of its counters changed."""
+    def _note(self, track: _Track, segment: Segment, at: int, length: int, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        """What the assembler did with a segment: what its counters said before and after."""
         delivered = track.stream.length - length if track.stream is not None else 0
-        dropped = 0
-        for reason, place in _REASONS.items():
-            if changes[place]:
-                dropped += changes[place]
-                track.unused[reason] = track.unused.get(reason, 0) + changes[place]
-        fresh = max(0, segment.payload_length - dropped)
-        if any(changes[place] for place in _AGAIN):
+        fresh = segment.payload_length
+        again = False
+        if after[_DROPS] != before[_DROPS]:
+            for reason, now, then in zip(DROP_REASONS, after[_DROPS], before[_DROPS]):
+                if now > then:
+                    fresh -= now - then
+                    track.unused[reason] = track.unused.get(reason, 0) + now - then
+                    again = again or reason in _AGAIN
+        if again:
             kind = Kind.REPEATED
         elif not segment.payload_length:
-            kind = Kind.UNUSED if any(changes[place] for place in _COUNTED_FOR_NOTHING) else Kind.IN_ORDER
-        elif not fresh:
+            kind = Kind.UNUSED if any(after[place] > before[place] for place in _FOR_NOTHING) else Kind.IN_ORDER
+        elif fresh <= 0:
             kind = Kind.UNUSED
         elif not delivered:
             kind = Kind.HELD
         else:
             kind = Kind.LATE if track.held_bytes else Kind.IN_ORDER
         self._note_segment(track, self.now_ns, segment, self._text, at, kind)
-        track.note_held(self.now_ns, fresh - delivered)
+        track.note_held(self.now_ns, max(0, fresh) - delivered)
 
     def _note_segment(self, track: _Track, seen_ns: int, segment: Segment, text: bytes, at: int, kind: Kind) -> None:
         flags = segment.flags
         if text or flags & (SYN | FIN | RST):
             track.segments.append(_Seen(seen_ns, segment.seq + bool(flags & SYN), at, len(text), kind, flags))
         if flags & ACK:
-            peer = self._tracks[_name(track.key.reverse())]
-            peer.acks.append((seen_ns, segment.ack, peer.position))
+            track.peer.acks.append((seen_ns, segment.ack, track.peer.position))
 
 
 def _assemble(assembler: Assembler, frame: Frame) -> None:

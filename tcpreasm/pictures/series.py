@@ -13,13 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Timeline", "merge_marks", "open_at_a_time", "thin_steps"]
+__all__ = ["Timeline", "binned", "merge_marks", "open_at_a_time", "thin_steps"]
 
 _BUFFERED_ROWS = 1 << 16
 
 
 class Timeline:
-    """Bytes by capture time, in bins of one width: the smallest power of two of nanoseconds with which `bins` of them reach over all times.
+    """Bytes of both sides by capture time, in bins of one width: the smallest power of two of nanoseconds with which they are enough.
 
     Args:
         bins: the most there are, 2 or more.
@@ -31,15 +31,15 @@ class Timeline:
         self._bins = bins
         self._shift = 0
         self._first = 0  # number of the first bin
-        self._sums = np.zeros(0, np.int64)
-        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._sums = np.zeros((2, 0), np.int64)
+        self._waiting: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
         self._waiting_rows = 0
 
-    def add(self, seen_ns: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """So many bytes at those times, in any order."""
+    def add(self, side: int, seen_ns: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        """So many bytes of the client (0) or the server (1) at those times, in any order."""
         if not len(seen_ns):
             return
-        self._waiting.append((seen_ns, lengths))
+        self._waiting.append((side, seen_ns, lengths))
         self._waiting_rows += len(seen_ns)
         if self._waiting_rows >= _BUFFERED_ROWS:
             self._settle()
@@ -47,19 +47,23 @@ class Timeline:
     def _settle(self) -> None:
         if not self._waiting:
             return
-        times = np.concatenate([one for one, _ in self._waiting])
-        lengths = np.concatenate([one for _, one in self._waiting])
+        sides = np.repeat([side for side, _, _ in self._waiting], [len(one) for _, one, _ in self._waiting])
+        times = np.concatenate([one for _, one, _ in self._waiting])
+        lengths = np.concatenate([one for _, _, one in self._waiting])
         self._waiting, self._waiting_rows = [], 0
         first, last = int(times.min()) >> self._shift, int(times.max()) >> self._shift
-        if len(self._sums):
-            first, last = min(first, self._first), max(last, self._first + len(self._sums) - 1)
+        known = self._sums.shape[1]
+        if known:
+            first, last = min(first, self._first), max(last, self._first + known - 1)
         shift = 0
         while (last >> shift) - (first >> shift) >= self._bins:
             shift += 1
         self._shift += shift
-        sums = np.zeros((last >> shift) - (first >> shift) + 1, np.int64)
-        np.add.at(sums, ((self._first + np.arange(len(self._sums))) >> shift) - (first >> shift), self._sums)
-        np.add.at(sums, (times >> self._shift) - (first >> shift), lengths)
+        sums = np.zeros((2, (last >> shift) - (first >> shift) + 1), np.int64)
+        places = ((self._first + np.arange(known)) >> shift) - (first >> shift)
+        for side in (0, 1):
+            np.add.at(sums[side], places, self._sums[side])
+        np.add.at(sums, (sides, (times >> self._shift) - (first >> shift)), lengths)
         self._first, self._sums = first >> shift, sums
 
     @property
@@ -70,7 +74,7 @@ class Timeline:
 
     @property
     def sums(self) -> NDArray[np.int64]:
-        """Bytes of each bin; empty where nothing came."""
+        """Bytes of each bin: a row for the clients, one for the servers; without columns where nothing came."""
         self._settle()
         return self._sums
 
@@ -78,15 +82,17 @@ class Timeline:
     def edges_ns(self) -> NDArray[np.int64]:
         """Where bins begin, and where the last one ends."""
         self._settle()
-        return (self._first + np.arange(len(self._sums) + 1, dtype=np.int64)) << self._shift
+        return (self._first + np.arange(self._sums.shape[1] + 1, dtype=np.int64)) << self._shift
 
-    def over(self, begin_ns: int, end_ns: int, bins: int) -> NDArray[np.int64]:
-        """The bytes of so many equal parts of [begin_ns, end_ns], each bin's where it begins; what lies outside is left out."""
-        self._settle()
-        begins = np.maximum(self.edges_ns[:-1], begin_ns)
-        inside = (self.edges_ns[1:] > begin_ns) & (begins <= end_ns)
-        places = np.minimum((begins[inside] - begin_ns) * bins // max(end_ns - begin_ns, 1), bins - 1)
-        return np.bincount(places, self._sums[inside], bins).astype(np.int64)
+
+def binned(
+    seen_ns: NDArray[np.int64], lengths: NDArray[np.int64], begin_ns: int, end_ns: int, bins: int
+) -> NDArray[np.int64]:
+    """The bytes of so many equal parts of [begin_ns, end_ns]; all times lie in it."""
+    width_ns = max(1, -((begin_ns - end_ns) // bins))
+    sums = np.zeros(bins, np.int64)
+    np.add.at(sums, np.minimum((seen_ns - begin_ns) // width_ns, bins - 1), lengths)
+    return sums
 
 
 def merge_marks(
