@@ -13,13 +13,11 @@ from typing import Any
 from ..api import Assembler, CaptureSummary
 from ..clock import time_of
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
-from ..pairs import Pairs
 from ..stats import AssemblerStats
 from ..verdict import Verdict
 
 __all__ = [
     "CommandError",
-    "Pairs",
     "add_captures",
     "assembler_options",
     "check_names",

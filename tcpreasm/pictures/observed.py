@@ -21,10 +21,11 @@ from ..capture import Frame, open_capture
 from ..decoded import Segment
 from ..flow import ConnectionKey, Flow
 from ..options import tunnel_bits
-from ..pairs import Pair, Pairs
+from ..pairs import Pairs
 from ..segment import ACK, FIN, RST, SYN
 from ..stats import COUNTERS, DROP_REASONS
 from ..streams import ByteCountStream, SpanStream
+from .pair import Pair
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

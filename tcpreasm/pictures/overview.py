@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pairs import Pair
 from .observed import Outlines
+from .pair import Pair
 from .series import Timeline, binned
 
 if TYPE_CHECKING:

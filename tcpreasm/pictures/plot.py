@@ -40,7 +40,7 @@ _ACKED, _DELIVERED, _MISSING = "acknowledged by the other side", "delivered up t
 _LEGEND = (*(words for _, words, _, _ in _KINDS), _MISSING, _DELIVERED, _ACKED, *(words for _, words, _ in _FLAGS))
 _COLUMNS, _ROWS = 1500, 900  # finer than the pictures' pixels
 _CROWD = 100  # marks of a kind from which on they are smaller
-_BINS = 64
+_BINS = 128
 _LARGEST = 10
 _INCH_DOTS = 110
 
@@ -102,19 +102,21 @@ def _time_axis(panels: list[Axes], first_ns: int | None, last_ns: int | None) ->
         panel.set_xlim(-0.02 * width, 1.02 * width)
         panel.tick_params(labelbottom=panel is panels[-1])
     lowest = panels[-1].xaxis
-    lowest.set_label_text(f"since {time_of(first_ns)}" if width < 1 else f"seconds since {time_of(first_ns)}")
+    if first_ns is not None:
+        lowest.set_label_text(f"since {time_of(first_ns)}" if width < 1 else f"seconds since {time_of(first_ns)}")
     if width < 1:
         lowest.set_major_formatter(EngFormatter("s"))
 
 
-def _mirrored(panel: Axes, title: str, curves: list[tuple[Any, Any]]) -> None:
-    """Steps: what the client sent above zero, what the server sent below."""
+def _mirrored(panel: Axes, title: str, none: str, curves: list[tuple[Any, Any]]) -> None:
+    """Steps: what the client sent above zero, what the server sent below. `none` is the title where there is nothing to show."""
     for (seconds, values), sign, colour in zip(curves, (1, -1), (_BLUE, _ORANGE)):
         panel.fill_between(seconds, sign * values, step="post", color=colour, alpha=0.35, linewidth=0)
         panel.step(seconds, sign * values, where="post", color=colour, linewidth=1.2)
     panel.axhline(0, color=_DARK, linewidth=0.8)
-    _caption(panel, title)
-    if not any(np.any(values) for _, values in curves):
+    empty = not any(np.any(values) for _, values in curves)
+    _caption(panel, none if empty else f"{title}client to server above, server to client below")
+    if empty:
         panel.set_yticks([0])
 
 
@@ -131,7 +133,7 @@ def _throughput(panel: Axes, timeline: Timeline, first_ns: int) -> None:
         rates = np.concatenate(([0], sums, [0])) * (8 * NS / timeline.width_ns)
         curves.append((np.concatenate((seconds[:1], seconds)), rates) if len(sums) else (seconds[:0], sums))
     width = EngFormatter("s", places=0)(timeline.width_ns / NS)
-    _mirrored(panel, f"client to server above, server to client below, in steps of {width}", curves)
+    _mirrored(panel, f"in steps of {width}: ", "nothing was sent", curves)
     panel.set_ylabel("throughput")
     _units(panel.yaxis, "bit/s")
 
@@ -156,8 +158,7 @@ def conversation_figure(observed: Observed) -> Figure:
         seen_ns, values = thin_steps(one.held["seen_ns"], one.held["length"], _COLUMNS)
         waiting.append((_seconds(seen_ns, first_ns), values))
     _throughput(throughput, timeline, first_ns)
-    waits = any(len(values) for _, values in waiting)
-    _mirrored(held, "waiting for missing bytes, client to server above, server to client below" if waits else "nothing had to wait", waiting)
+    _mirrored(held, "waiting for missing bytes: ", "nothing had to wait", waiting)
     held.set_ylabel("held")
     _units(held.yaxis, "B")
     _time_axis([client, server, throughput, held], first_ns, last_ns)
@@ -209,7 +210,9 @@ def _time_sequence(panel: Axes, one: Direction, name: str, first_ns: int, drawn:
         marks += len(seen_ns)
         seconds = _seconds(seen_ns, first_ns)
         crowded = len(seen_ns) > _CROWD
-        under = crowded and kind is Kind.REPEATED  # its crosses stick out on both sides, and hide nothing
+        under = crowded and kind is Kind.REPEATED  # so that they hide nothing; then they have a line of their own at the lower edge
+        if under:
+            panel.vlines(seconds, 0, 0.025, colors=colour, linewidth=0.8, transform=panel.get_xaxis_transform(), zorder=3)
         bars = panel.vlines(
             seconds, begin, end, colors=colour, linewidth=1.6 if crowded else 3, capstyle="round", zorder=2.4 if under else 3
         )
@@ -284,6 +287,8 @@ def _largest(panel: Axes, overview: Overview) -> None:
     panel.set_yticks([])
     panel.set_ylim(max(len(rows), 4) - 0.5, -0.8)
     _units(panel.xaxis, "B")
-    _caption(panel, "the largest conversations" if rows else "none")
+    _caption(panel, "the largest conversations" if rows else "no bytes in any conversation")
     if rows:
         panel.legend(loc="lower right", fontsize=8)
+    else:
+        panel.set_xticks([0])
