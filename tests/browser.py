@@ -102,7 +102,9 @@ class Page:
     def press(self, key: str, code: int, text: str = "") -> None:
         """A key."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text if kind == "keyDown" else "")
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text if kind == "keyDown" else ""
+            )
 
     def type(self, text: str) -> None:
         """Into what has the focus."""
@@ -139,7 +141,14 @@ def a_page(folder: Path, width: int = 1300, height: int = 900) -> Iterator[Page]
     its_commands, commands = _apart()
     answers, its_answers = _apart()
     options = [
-        *("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-sync"),
+        *(
+            "--headless=new",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-sync",
+        ),
         *("--disable-component-update", "--disable-extensions", "--mute-audio", "--hide-scrollbars", "--force-device-scale-factor=1"),
         *(f"--user-data-dir={folder}", f"--window-size={width},{height}", "--remote-debugging-pipe"),
         *(["--no-sandbox"] if os.geteuid() == 0 else []),

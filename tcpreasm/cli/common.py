@@ -39,7 +39,7 @@ def complain(text: str) -> None:
     print("tcpreasm:", " ".join(text.split()), file=sys.stderr)
 
 
-def add_captures(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+def add_captures(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
     """The captures, and how they are reassembled."""
     parser.add_argument(
         "captures",

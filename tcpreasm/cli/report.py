@@ -15,8 +15,9 @@ __all__ = ["add_parser"]
 
 _LIMIT = 2000
 
-_DESCRIPTION = """Writes one file that a browser shows, without a network or other files: what the capture holds, what was wrong with it, and a table
-of its conversations, to be sorted (a click on a column) and filtered, each with its bytes over time and its gaps.
+_DESCRIPTION = """Writes one file that a browser shows, without a network or other files: what the captures hold, what was wrong with
+them, and a table of their conversations, to be sorted (a click on a column) and filtered, each with its bytes over time
+and its gaps.
 Numbers of conversations are those of tcpreasm plot CAPTURE N."""
 
 

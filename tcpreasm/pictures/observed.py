@@ -3,7 +3,8 @@
 Lives here: streams and factories that note what they are given, and what the assembler counted for each segment. `Outlines` costs what
 SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, a few microseconds each, and looks at
 the assembler's counters around each segment of its conversation: whether a segment was new, early, repeated or of no use is told by
-what the assembler did with its bytes (`AssemblerStats`), what is missing by `Reassembly.skip`. The header's numbers say only where to draw it.
+what the assembler did with its bytes (`AssemblerStats`), what is missing by `Reassembly.skip`. The header's numbers say only where to
+draw it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ GAP_DTYPE = [("seen_ns", "<i8"), ("offset", "<i8"), ("length", "<i8")]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Direction:
-    """One direction of an observed conversation. Times are capture time in ns; positions count the stream's bytes, missing ones too, from 0.
+    """One direction of an observed conversation. Times are capture time in ns. Positions count the stream's bytes from 0,
+    missing ones too.
 
     Attributes:
         key: who sent to whom.
@@ -193,9 +195,8 @@ class _Track:
         segments, acks = self.segments, self.acks
         base = self.base
         if base is None:  # no piece told: the lowest one, or the first that was acknowledged
-            numbers = [(one.seq, one.at) for one in segments] or [(number, at) for _, number, at in acks[:1]]
-            first = numbers[0][0] if numbers else 0
-            base = first + int(_places(*zip(*numbers), first).min()) if numbers else 0
+            numbers = [one.seq for one in segments] or [number for _, number, _ in acks[:1]] or [0]
+            base = numbers[0] + int(_places(numbers, (0 for _ in numbers), numbers[0]).min())
         begins = _places((one.seq for one in segments), (one.at for one in segments), base)
         rows = _rows(
             {

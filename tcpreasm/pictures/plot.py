@@ -279,9 +279,7 @@ def _largest(panel: Axes, overview: Overview) -> None:
     rows = [row for row in overview.largest[:_LARGEST] if row.sent + row.received]
     places = np.arange(len(rows))
     panel.barh(places, [one.sent for one in rows], height=0.4, color=_BLUE, label="client to server")
-    panel.barh(
-        places, [one.received for one in rows], height=0.4, left=[one.sent for one in rows], color=_ORANGE, label="server to client"
-    )
+    panel.barh(places, [one.received for one in rows], height=0.4, left=[one.sent for one in rows], color=_ORANGE, label="server to client")
     for place, one in zip(places, rows):
         panel.text(0, place - 0.22, f" {one.number}: {one.client} - {one.server}, {one.state}", fontsize=8, va="bottom")
     panel.set_yticks([])

@@ -1,7 +1,8 @@
-"""A page of HTML that shows what is in a capture: sums, and a table of conversations with small graphs. It needs no network and no other file.
+"""A page of HTML that shows what is in a capture: sums, and a table of conversations with small graphs. It needs no other file.
 
 Lives here: the page's elements. They are put together as a tree (xml.etree), so that no text can become markup, whatever a capture or a
-file's name holds: the writer escapes every one. The page's policy (CSP) allows its own script and style, by their digests, and nothing else.
+file's name holds: the writer escapes every one, which a template leaves to its author. The page's policy (CSP) allows its own script and
+style, by their digests, and nothing else.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def report_page(titles: Sequence[str], overview: Overview, summary: CaptureSumma
     _summary(body, overview, summary, stats)
     _conversations(body, overview)
     SubElement(body, "script").text = script
-    return b"<!DOCTYPE html>\n" + tostring(page, encoding="utf-8", method="html") + b"\n"
+    text: bytes = tostring(page, encoding="utf-8", method="html")
+    return b"<!DOCTYPE html>\n" + text + b"\n"
 
 
 def _file(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Arrays of what was observed, brought to the resolution of a picture: bins of time, and marks that are one where nobody could tell them apart.
+"""Arrays of what was observed, brought to the resolution of a picture: bins of time, and marks joined where nobody could tell them apart.
 
 Lives here: arithmetic on numpy arrays, nothing of TCP and nothing of drawing. Sums stay exact, and no mark is dropped: what is merged
 covers the same pixels.
@@ -85,9 +85,7 @@ class Timeline:
         return (self._first + np.arange(self._sums.shape[1] + 1, dtype=np.int64)) << self._shift
 
 
-def binned(
-    seen_ns: NDArray[np.int64], lengths: NDArray[np.int64], begin_ns: int, end_ns: int, bins: int
-) -> NDArray[np.int64]:
+def binned(seen_ns: NDArray[np.int64], lengths: NDArray[np.int64], begin_ns: int, end_ns: int, bins: int) -> NDArray[np.int64]:
     """The bytes of so many equal parts of [begin_ns, end_ns]; all times lie in it."""
     width_ns = max(1, -((begin_ns - end_ns) // bins))
     sums = np.zeros(bins, np.int64)
@@ -129,9 +127,7 @@ def merge_marks(
     return seen_ns[order[starts]], begin[order[starts]], reach[ends] - column[order[starts]] * stride + low
 
 
-def thin_steps(
-    seen_ns: NDArray[np.int64], values: NDArray[np.int64], columns: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def thin_steps(seen_ns: NDArray[np.int64], values: NDArray[np.int64], columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A curve that changes in steps, for so many columns of pixels: of each one the first, lowest, highest and last value, in order."""
     if len(seen_ns) <= 4 * columns:
         return seen_ns, values
