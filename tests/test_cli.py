@@ -73,9 +73,9 @@ def assert_one_line(text: str) -> None:
 def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     text = run("--help")
     assert text.status == 0
-    for part in ("flows", "extract", "http", "examples:", "exit status", "tcp port 80"):
+    for part in ("flows", "extract", "http", "plot", "report", "examples:", "exit status", "tcp port 80"):
         assert part in text.out
-    for command in ("flows", "extract", "http"):
+    for command in ("flows", "extract", "http", "plot", "report"):
         text = run(command, "--help")
         assert text.status == 0
         assert "examples:" in text.out

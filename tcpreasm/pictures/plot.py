@@ -6,6 +6,7 @@ Okabe and Ito, which most people can tell apart; what matters differs in shape t
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ _CROWD = 100  # marks of a kind from which on they are smaller
 _BINS = 128
 _LARGEST = 10
 _INCH_DOTS = 110
+_PALETTE = 128
 
 
 def load_matplotlib() -> Any:
@@ -57,9 +59,18 @@ def load_matplotlib() -> Any:
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure, in the format that the name ends with. The same figure makes the same file."""
     library = load_matplotlib()
-    with library.rc_context({"svg.hashsalt": "tcpreasm", "svg.fonttype": "none"}):
+    ending = os.path.splitext(os.fspath(path))[1].lower()
+    if ending == ".png":
+        from PIL import Image  # matplotlib brings it
+
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=_INCH_DOTS)
+        # Lines in few colours: with a palette the file takes a third.
+        Image.open(drawn).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE).save(path, format="png", optimize=True)
+    else:
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        figure.savefig(path, dpi=_INCH_DOTS, metadata=undated.get(os.path.splitext(os.fspath(path))[1].lower()))
+        with library.rc_context({"svg.hashsalt": "tcpreasm", "svg.fonttype": "none"}):
+            figure.savefig(path, metadata=undated[ending])
 
 
 def _figure(height: float, panels: int, ratios: list[float]) -> tuple[Figure, list[Axes]]:
@@ -214,12 +225,12 @@ def _time_sequence(panel: Axes, one: Direction, name: str, first_ns: int, drawn:
         if under:
             panel.vlines(seconds, 0, 0.025, colors=colour, linewidth=0.8, transform=panel.get_xaxis_transform(), zorder=3)
         bars = panel.vlines(
-            seconds, begin, end, colors=colour, linewidth=1.6 if crowded else 3, capstyle="round", zorder=2.4 if under else 3
+            seconds, begin, end, colors=colour, linewidth=1.6 if crowded else 2.2, capstyle="round", zorder=2.4 if under else 3
         )
         drawn.setdefault(words, bars)
         if marker:
             drawn[words] = panel.scatter(
-                seconds, (begin + end) / 2, s=9 if crowded else 26, marker=marker, color=colour, linewidths=0.8, zorder=2.5 if under else 4
+                seconds, (begin + end) / 2, s=9 if crowded else 34, marker=marker, color=colour, linewidths=0.8, zorder=2.5 if under else 4
             )
     for flag, words, marker in _FLAGS:
         found = rows[(rows["flags"] & flag > 0) & (rows["kind"] != Kind.UNUSED)]
