@@ -188,6 +188,15 @@ def test_a_port_that_is_used_again_is_another_conversation(observe: Callable[...
     assert relative(two.client.acks) == [(21, 0), (23, 6)]
 
 
+def test_a_direction_goes_on_where_the_other_one_begins_anew(observe: Callable[..., Any]) -> None:
+    """A SYN|ACK with another number, and text behind it, begins another stream; the client's is still the same."""
+    packets = [*DISORDER[:4], Packet(20, SERVER, 77_777, 100, flags=SYN | ACK), Packet(21, SERVER, 77_778, 100, b"hello")]
+    data = capture([*packets, Packet(22, CLIENT, 100, 77_783, b"more"), Packet(23, CLIENT, 100, 77_783, b"more")])
+    one, two = observe(data, 1), observe(data, 2)
+    assert relative(one.client.segments)[1:] == [(3, 0, 100, IN_ORDER, ACK), (22, 100, 104, IN_ORDER, ACK), (23, 100, 104, REPEATED, ACK)]
+    assert relative(two.client.segments) == [(20, 0, 0, IN_ORDER, SYN | ACK), (21, 0, 5, IN_ORDER, ACK)]
+
+
 def covered(intervals: Any) -> list[list[int]]:
     """What intervals cover together."""
     found: list[list[int]] = []

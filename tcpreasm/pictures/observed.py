@@ -288,30 +288,28 @@ class ConversationWatch:
         self._pairs = Pairs(self._make)
         self._pair: Pair[ByteCountStream] | None = None
         self._tracks: dict[_Name, _Track] = {}
-        self._current: dict[_Name, _Track] = {}  # the same, until the endpoints begin another conversation
+        self._current: dict[_Name, _Track] = {}  # the same, until a direction belongs to another conversation
         self._remembered: dict[_Name, tuple[int, Segment, bytes]] = {}  # SYNs that may open a conversation once packets follow
 
     def _make(self, key: ConnectionKey) -> Pair[ByteCountStream]:
         self.count += 1
         pair = Pair[ByteCountStream](self.count, key)
-        name, other = _name(key), _name(key.reverse())
         if self.count == self.number:
             self._pair = pair
             client, server = _Track(key), _Track(key.reverse())
             client.peer, server.peer = server, client
-            self._tracks = {name: client, other: server}
+            self._tracks = {_name(one.key): one for one in (client, server)}
             self._current = dict(self._tracks)
-        elif name in self._current:
-            self._current = {}
         return pair
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> ByteCountStream:
         """Makes the stream of a direction."""
         key = ConnectionKey(net_flow, transport_flow)
+        name = _name(key)
         pair = self._pairs.join(key)
-        syn = self._remembered.pop(_name(key), None)
+        syn = self._remembered.pop(name, None)
         if pair is self._pair:
-            track = self._tracks[_name(key)]
+            track = self._tracks[name]
             stream: ByteCountStream = _Noted(net_flow, transport_flow, self, track)
             if syn is not None:
                 track.expect(*syn)
@@ -319,6 +317,7 @@ class ConversationWatch:
             if self.at_hand is not None:
                 track.expect(self.now_ns, self.at_hand, self._text)
         else:
+            self._current.pop(name, None)  # the direction goes on in another conversation
             stream = ByteCountStream(net_flow, transport_flow)
         pair.add(stream)
         return stream
