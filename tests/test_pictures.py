@@ -150,6 +150,28 @@ def test_a_stream_without_its_start_begins_at_its_lowest_byte(observe: Callable[
     assert_consistent(client)
 
 
+def test_a_limit_ends_the_waiting(observe: Callable[..., Any]) -> None:
+    """Two pages are all that may be held: the second early segment is none that the first one waited for."""
+    found = observe(capture(DISORDER[:7]), max_buffered_pages_per_connection=2).client
+    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, HELD]
+    assert relative(found.delivered) == [(0, 0), (3, 100), (6, 350)]
+    assert relative(found.gaps) == [(6, 100, 100)]
+
+
+def test_a_stream_that_begins_with_fragments(observe: Callable[..., Any]) -> None:
+    """Its first bytes came in IP fragments: the first whole segment tells where they lie."""
+    data = [frame(1101, b"second", ends=CLIENT), frame(1107, b"third", ends=CLIENT)]
+    whole = frame(1001, bytes(100), ends=CLIENT)
+    link, ip, body = whole[:14], whole[14:34], whole[34:]
+    parts = [  # total length, and offset in eights with "more" (RFC 791 3.1)
+        link + ip[:2] + (20 + len(part)).to_bytes(2, "big") + ip[4:6] + field.to_bytes(2, "big") + ip[8:] + part
+        for part, field in ((body[:64], 0x2000), (body[64:], 8))
+    ]
+    found = observe(pcap((START + at * MS, one) for at, one in enumerate([*parts, *data])), start_wait_segments=1).client
+    assert [row[1:4] for row in relative(found.segments)] == [(100, 106, IN_ORDER), (106, 111, IN_ORDER)]
+    assert (found.stream.length, found.fragmented) == (111, 1)
+
+
 def test_more_than_four_gigabytes(observe: Callable[..., Any]) -> None:
     """Positions go on behind 2**32: each is told from where the stream was."""
     packets = [Packet(0, CLIENT, -1, 0, flags=SYN)]
@@ -362,7 +384,7 @@ def test_merged_marks_cover_the_same_pixels(series: ModuleType, marks: list[tupl
 
 
 @UNHURRIED
-@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 9)), min_size=1, max_size=200), st.integers(1, 12))
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 9)), min_size=10, max_size=100), st.integers(1, 5))
 def test_thinned_steps_keep_every_extreme(series: ModuleType, steps: list[tuple[int, int]], columns: int) -> None:
     steps.sort(key=lambda step: step[0])
     times, values = (np.array(column, np.int64) for column in zip(*steps))
@@ -510,6 +532,15 @@ def test_the_largest_are_kept(tcpreasm: ModuleType, limit: int, corpus: Path) ->
         rows[most] = [(row.number, row.sent + row.received) for row in overview.largest]
         assert overview.count == 120
     assert rows[limit] == sorted(rows[10_000], key=lambda row: (-row[1], row[0]))[:limit]
+
+
+def test_of_equal_ones_the_first_are_kept(tcpreasm: ModuleType) -> None:
+    overview = submodule(tcpreasm, "pictures.overview").Overview(3)
+    frames = [(START + at, frame(1, b"same", ends=("10.0.0.1", 1000 + at, "10.0.0.2", 80))) for at in range(9)]
+    tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(pcap(frames))
+    overview.finish()
+    assert [row.number for row in overview.largest] == [1, 2, 3]
+    assert (overview.count, overview.sent) == (9, 36)
 
 
 # ---- the command

@@ -312,7 +312,6 @@ class ConversationWatch:
             track = self._tracks[name]
             stream: ByteCountStream = _Noted(net_flow, transport_flow, self, track)
             if syn is not None:
-                track.expect(*syn)
                 self._note_segment(track, *syn, 0, Kind.IN_ORDER)
             if self.at_hand is not None:
                 track.expect(self.now_ns, self.at_hand, self._text)
