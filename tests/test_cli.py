@@ -24,45 +24,15 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command import Run
 from conftest import DATA
 from traffic import Talk, corpus_cases, pcap, sha256
 
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
 LIMIT = 30.0  # seconds after which a process counts as hanging
-
-
-class Result(NamedTuple):
-    """How one run ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
-    main = submodule(tcpreasm, "cli").main
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Result(status, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -106,9 +76,9 @@ def assert_one_line(text: str) -> None:
 def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     text = run("--help")
     assert text.status == 0
-    for part in ("flows", "extract", "http", "examples:", "exit status", "tcp port 80"):
+    for part in ("flows", "extract", "http", "plot", "report", "examples:", "exit status", "tcp port 80"):
         assert part in text.out
-    for command in ("flows", "extract", "http"):
+    for command in ("flows", "extract", "http", "plot", "report"):
         text = run(command, "--help")
         assert text.status == 0
         assert "examples:" in text.out

@@ -29,20 +29,36 @@ from conftest import REPOSITORY, submodule
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
 SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
-OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zstandard")
+OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "matplotlib", "pcap", "scapy", "zstandard")
 
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
-    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams"},
-    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams"},
-    "_select": {"api", "capture", "cli", "streams"},
-    "api": {*CORES, "cli"},
-    "capture": {*CORES, "api", "cli", "streams"},
+    "_compiled": {"_pure", "_select", "api", "capture", "cli", "pictures", "streams"},
+    "_pure": {"_compiled", "_select", "api", "capture", "cli", "pictures", "streams"},
+    "_select": {"api", "capture", "cli", "pictures", "streams"},
+    "api": {*CORES, "cli", "pictures"},
+    "capture": {*CORES, "api", "cli", "pictures", "streams"},
     "cli": {*CORES},
-    "streams": {*CORES, "api", "capture", "cli"},
+    "pictures": {*CORES, "cli"},
+    "streams": {*CORES, "api", "capture", "cli", "pictures"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "provenance", "segment", "spans", "stats", "verdict"}
+LEAVES = {
+    "_log",
+    "batch",
+    "clock",
+    "decoded",
+    "errors",
+    "flow",
+    "frame",
+    "options",
+    "pairs",
+    "provenance",
+    "segment",
+    "spans",
+    "stats",
+    "verdict",
+}
 
 
 class Import(NamedTuple):
@@ -424,8 +440,9 @@ def test_the_installed_package_is_whole(both: tuple[ModuleType, ModuleType]) -> 
     assert (folder / "py.typed").exists()
     built = {file.name.split(".")[0] for file in (folder / "_compiled").iterdir() if file.name.endswith((".so", ".pyd"))}
     assert {file.stem for file in (SOURCES / "_compiled").glob("*.pyx")} - built == set()
-    installed = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py")}
-    assert {file.relative_to(SOURCES).as_posix() for file in SOURCES.rglob("*.py")} - installed == set()
+    for pattern in ("*.py", "*.css", "*.js"):
+        installed = {file.relative_to(folder).as_posix() for file in folder.rglob(pattern)}
+        assert {file.relative_to(SOURCES).as_posix() for file in SOURCES.rglob(pattern)} - installed == set()
 
 
 # ---- TCPREASM_IMPLEMENTATION

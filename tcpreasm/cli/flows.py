@@ -8,8 +8,9 @@ from typing import Any
 
 from ..api import Assembler, StreamPool
 from ..flow import ConnectionKey, Flow
+from ..pairs import Pairs
 from ..streams import ByteCountStream
-from .common import Pairs, add_captures, assembler_options, read, time_of
+from .common import add_captures, assembler_options, read, time_of
 
 __all__ = ["add_parser"]
 

@@ -1,0 +1,36 @@
+"""Which two directions belong together, for whoever looks at both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from .flow import ConnectionKey
+
+__all__ = ["Pairs"]
+
+T = TypeVar("T")
+
+
+class Pairs(Generic[T]):
+    """Brings the two directions of a connection together: what the first one was given, the second one gets too.
+
+    A third stream of the same endpoints begins another pair, and so does one in a tunnel beside one that is in none. Remembers the pairs
+    of which one direction is missing.
+    """
+
+    def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
+        self._make = make
+        self._waiting: dict[tuple[ConnectionKey, int], T] = {}  # by key and tunnels of the direction that is missing
+
+    def join(self, key: ConnectionKey) -> T:
+        """What the direction shares with the other one; made for the first of them, by its key."""
+        tunnels = key.net_flow.tunnels
+        if (key, tunnels) in self._waiting:
+            return self._waiting.pop((key, tunnels))
+        pair = self._waiting[key.reverse(), tunnels] = self._make(key)
+        return pair
+
+    def forget(self, key: ConnectionKey) -> None:
+        """The direction that is missing will not come: the key is that of the first one."""
+        self._waiting.pop((key.reverse(), key.net_flow.tunnels), None)
