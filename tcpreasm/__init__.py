@@ -36,6 +36,7 @@ an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once whe
 On the command line: tcpreasm flows, extract, http; see `tcpreasm --help`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._select import core, implementation
@@ -64,6 +65,7 @@ from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .capture import open_live
+    from .tables import FlowCollector, FlowTable, Table, flow_table
 
 INVALID_SEQUENCE = core.INVALID_SEQUENCE
 PAGE_BYTES = core.PAGE_BYTES
@@ -96,6 +98,8 @@ __all__ = [
     "FileStream",
     "FinishedStream",
     "Flow",
+    "FlowCollector",
+    "FlowTable",
     "FlushOptions",
     "Frame",
     "Page",
@@ -109,10 +113,12 @@ __all__ = [
     "StreamFactory",
     "StreamPool",
     "TCPSegment",
+    "Table",
     "Verdict",
     "byte_span",
     "discard_bytes_to_eof",
     "discard_bytes_to_first_error",
+    "flow_table",
     "follow",
     "implementation",
     "open_capture",
@@ -120,14 +126,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`open_live`, imported when it is first asked for: most programs read files."""
-    if name != "open_live":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .capture import open_live
+_LATE = {
+    "open_live": "capture",
+    "FlowCollector": "tables",
+    "FlowTable": "tables",
+    "Table": "tables",
+    "flow_table": "tables",
+}  # imported when they are first asked for: most programs do without
 
-    return open_live
+
+def __getattr__(name: str) -> Any:
+    """What few programs need, imported when it is first asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_LATE[name]}", __name__)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "open_live"})
+    return sorted({*globals(), *_LATE})

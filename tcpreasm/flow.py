@@ -92,7 +92,7 @@ class Flow:
 
     def reverse(self) -> Flow:
         """The same two endpoints, the other way."""
-        return Flow(self.dst, self.src)
+        return Flow(self.raw_dst, self.raw_src)
 
     def fast_hash(self) -> int:
         """A hash that both directions share, so that they can be brought to one place."""

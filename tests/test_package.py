@@ -29,20 +29,22 @@ from conftest import REPOSITORY, submodule
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
 SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
-OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zstandard")
+OPTIONAL = ("asyncio", "compression", "cypcap", "dpkt", "httptools", "nanoarrow", "pcap", "pyarrow", "scapy", "zstandard")
 
+ABOVE = {"aio", "follow", "tables"}  # what is made of an Assembler and its streams
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
-    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams"},
-    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams"},
-    "_select": {"api", "capture", "cli", "streams"},
-    "api": {*CORES, "cli"},
-    "capture": {*CORES, "api", "cli", "streams"},
+    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams", *ABOVE},
+    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams", *ABOVE},
+    "_select": {"api", "capture", "cli", "streams", *ABOVE},
+    "api": {*CORES, "cli", *ABOVE},
+    "capture": {*CORES, "api", "cli", "streams", *ABOVE},
     "cli": {*CORES},
-    "streams": {*CORES, "api", "capture", "cli"},
+    "streams": {*CORES, "api", "capture", "cli", *ABOVE},
+    "tables": {*CORES, "aio", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
+LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "pairs", "segment", "spans", "stats", "verdict"}
 
 
 class Import(NamedTuple):
@@ -207,7 +209,7 @@ def test_importing_is_cheap(implementation: str) -> None:
 
 
 def test_what_is_imported_late_is_there(tcpreasm: ModuleType) -> None:
-    assert {"open_live"} <= {*dir(tcpreasm)}
+    assert {"flow_table", "open_live"} <= {*dir(tcpreasm)}
     assert {"Drops", "LiveCapture", "open_live"} <= {*dir(tcpreasm.capture)}
     assert tcpreasm.open_live is tcpreasm.capture.open_live is submodule(tcpreasm, "capture.live").open_live
     assert {*tcpreasm.__all__} <= {*dir(tcpreasm)}

@@ -1,4 +1,4 @@
-"""What the subcommands share: options of the assembler, texts, and which two directions belong together."""
+"""What the subcommands share: options of the assembler, and texts."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from ..api import Assembler
-from ..flow import ConnectionKey
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
 from ..verdict import Verdict
 
-__all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "positive", "read", "text_of", "time_of"]
+__all__ = ["CommandError", "add_captures", "assembler_options", "complain", "positive", "read", "text_of", "time_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-T = TypeVar("T")
 
 
 class CommandError(Exception):
@@ -117,28 +114,6 @@ def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> Non
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
         complain(f"{sum(left_out.values())} of {summary.packets} frames were left out: {reasons}")
-
-
-class Pairs(Generic[T]):
-    """Brings the two directions of a connection together: what the first one was given, the second one gets too.
-
-    A third stream of the same endpoints begins another pair. Remembers the pairs of which one direction is missing.
-    """
-
-    def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
-        self._make = make
-        self._waiting: dict[ConnectionKey, T] = {}  # by the key of the direction that is missing
-
-    def join(self, key: ConnectionKey) -> T:
-        """What the direction shares with the other one; made for the first of them, by its key."""
-        if key in self._waiting:
-            return self._waiting.pop(key)
-        pair = self._waiting[key.reverse()] = self._make(key)
-        return pair
-
-    def forget(self, key: ConnectionKey) -> None:
-        """The direction that is missing will not come: the key is that of the first one."""
-        self._waiting.pop(key.reverse(), None)
 
 
 def time_of(seen_ns: int | None) -> str:
