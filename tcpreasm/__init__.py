@@ -64,6 +64,7 @@ from .streams import (
 from .verdict import Verdict
 
 if TYPE_CHECKING:
+    from . import aio
     from .capture import open_live
     from .tables import FlowCollector, FlowTable, Table, flow_table
 
@@ -115,6 +116,7 @@ __all__ = [
     "TCPSegment",
     "Table",
     "Verdict",
+    "aio",
     "byte_span",
     "discard_bytes_to_eof",
     "discard_bytes_to_first_error",
@@ -127,6 +129,7 @@ __all__ = [
 
 
 _LATE = {
+    "aio": "aio",
     "open_live": "capture",
     "FlowCollector": "tables",
     "FlowTable": "tables",
@@ -140,7 +143,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f".{_LATE[name]}", __name__)
-    return getattr(module, name)
+    return module if name == _LATE[name] else getattr(module, name)
 
 
 def __dir__() -> list[str]:
