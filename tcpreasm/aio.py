@@ -17,7 +17,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -130,12 +130,21 @@ class _Work(ABC, Generic[T]):
             self.shared.notify_all()
 
     async def end(self) -> None:
-        """Stops the thread, and comes when it has ended. Cancelled, it lets the thread end by itself."""
+        """Stops the thread, and comes when it has ended. Cancelled, it soon lets the thread end by itself."""
         self.stopping = True
         self.note_taken()
-        if not self.loop.is_closed():
+        if self.loop.is_closed():
+            self._thread.join()
+            return
+        try:
             await self._gone.wait()
-        self._thread.join()
+        except asyncio.CancelledError:  # also where the loop itself ends, which cancels who closes an iterator that nobody holds
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), _LOOK)
+            raise
+        finally:
+            if self._gone.is_set():
+                self._thread.join()
 
 
 class _Following(_Work[FinishedStream]):
@@ -180,7 +189,7 @@ async def follow(
 
     Leaving the iteration early stops the capture and waits until its thread has ended: at once where the task is cancelled in it, else when
     the iterator is closed (`async with contextlib.aclosing(...)`, or when nobody holds it any more). A thread that waits for its source (a
-    pipe, an iterable; not a live capture) ends when that gives something; a second cancellation does not wait for it.
+    pipe, an iterable; not a live capture) ends when that gives something; a second cancellation waits a second for it, no more.
     """
     check_number("limit", limit, "bytes")
     work = _Following(source, options, limit)

@@ -247,7 +247,8 @@ def test_cancellation_stops_the_capture(aio: Any, name: str) -> None:
     run(main())
 
 
-def test_a_second_cancellation_does_not_wait(aio: Any) -> None:
+def test_a_second_cancellation_does_not_wait(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "_LOOK", 0.01)
     source = Waiting()
 
     async def consume() -> None:
