@@ -12,6 +12,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -281,10 +282,16 @@ def test_a_second_cancellation_does_not_wait(aio: Any, monkeypatch: pytest.Monke
 
 
 def test_cancellation_in_the_body(aio: Any) -> None:
-    """The iterator is closed once nobody holds it: at the latest when the loop ends, with a thread that was waiting for room."""
+    """The iterator is closed once nobody holds it: at the latest when the loop ends."""
+
+    def source() -> Iterator[tuple[float, bytes]]:
+        yield from frames(Talk().open().close().records)
+        while True:  # slow, but not so slow that nobody would wait for it
+            time.sleep(0.05)
+            yield from frames(Talk(("10.0.0.1", 5)).open().records[:1])
 
     async def consume(inside: asyncio.Event) -> None:
-        async for _ in aio.follow(DATA / "http.pcap", limit=1):
+        async for _ in aio.follow(source()):
             inside.set()
             await asyncio.sleep(LIMIT)
 
