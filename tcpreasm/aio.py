@@ -79,8 +79,10 @@ class _Work(ABC, Generic[T]):
                         break
         except BaseException as error:  # it comes out of the iteration in the loop
             self._error = error
-        self.finish(self._error)
-        self.tell(self._note_end)
+        try:
+            self.finish(self._error)
+        finally:
+            self.tell(self._note_end)
 
     def tell(self, call: Callable[..., None], *arguments: object) -> None:
         """The loop makes this call soon."""
@@ -493,15 +495,17 @@ class _Reading(_Work[Reader]):
     # The loop's side.
 
     def _apply(self, batch: list[tuple[_Feed, Any]]) -> None:
-        for feed, item in batch:
-            if isinstance(item, Reader):
-                self.items.append((item, 0))
-                self._arrived.set()
-            else:
-                feed.deliver(item)
-        with self.shared:
-            self._under_way = False
-            self.shared.notify_all()
+        try:
+            for feed, item in batch:
+                if isinstance(item, Reader):
+                    self.items.append((item, 0))
+                    self._arrived.set()
+                else:
+                    feed.deliver(item)
+        finally:
+            with self.shared:
+                self._under_way = False
+                self.shared.notify_all()
 
 
 async def readers(
