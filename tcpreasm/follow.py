@@ -6,12 +6,12 @@ Lives here: an iterator over the public API. Called by the user; costs what an A
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ._log import Log
-from .api import Assembler, CaptureSource, StreamPool
+from .api import STEP_FRAMES, Assembler, CaptureSource, StreamPool
 from .flow import ConnectionKey, Flow
 from .options import AssemblerOptions, check_bool
 from .provenance import origin_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["FinishedStream", "follow"]
 
 _log = Log(__name__)
+
+_Steps: TypeAlias = "Generator[Iterator[FinishedStream], None, None]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,21 +114,33 @@ def follow(source: CaptureSource, options: AssemblerOptions | None = None, *, pr
     >>> list(follow([]))
     []
     """
+    return _one_by_one(finished_steps(source, options, provenance=provenance))
+
+
+def _one_by_one(steps: Iterator[Iterator[FinishedStream]]) -> Iterator[FinishedStream]:
+    for finished in steps:
+        yield from finished
+
+
+def finished_steps(
+    source: CaptureSource, options: AssemblerOptions | None = None, *, provenance: bool = False, step_frames: int = STEP_FRAMES
+) -> _Steps:
+    """`follow` in the steps of `Assembler.assemble_steps`: what has finished at each, which is to be taken before the next."""
     done: deque[_Followed] = deque()
     check_bool("provenance", provenance)
     pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done, provenance))
-    return _follow(Assembler(pool, options), source, done)
+    return _steps(Assembler(pool, options), source, done, step_frames)
 
 
-def _follow(assembler: Assembler, source: CaptureSource, done: deque[_Followed]) -> Iterator[FinishedStream]:
+def _steps(assembler: Assembler, source: CaptureSource, done: deque[_Followed], step_frames: int) -> _Steps:
     problems: list[str] = []
     try:
-        for _ in assembler.assemble_steps(source, problems=problems):
-            yield from _finished(done)
+        for _ in assembler.assemble_steps(source, problems=problems, step_frames=step_frames):
+            yield _finished(done)
             while problems:
                 _log.warning("%s", problems.pop())
     except KeyboardInterrupt:
-        yield from _finished(done)
+        yield _finished(done)
         raise
 
 

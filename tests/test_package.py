@@ -29,18 +29,20 @@ from conftest import REPOSITORY, submodule
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
 SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
-OPTIONAL = ("compression", "cypcap", "dpkt", "httptools", "matplotlib", "pcap", "scapy", "zstandard")
+OPTIONAL = ("asyncio", "compression", "cypcap", "dpkt", "httptools", "matplotlib", "nanoarrow", "pcap", "pyarrow", "scapy", "zstandard")
 
+ABOVE = {"aio", "follow", "pictures", "tables"}  # what is made of an Assembler and its streams
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
-    "_compiled": {"_pure", "_select", "api", "capture", "cli", "pictures", "streams"},
-    "_pure": {"_compiled", "_select", "api", "capture", "cli", "pictures", "streams"},
-    "_select": {"api", "capture", "cli", "pictures", "streams"},
-    "api": {*CORES, "cli", "pictures"},
-    "capture": {*CORES, "api", "cli", "pictures", "streams"},
+    "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams", *ABOVE},
+    "_pure": {"_compiled", "_select", "api", "capture", "cli", "streams", *ABOVE},
+    "_select": {"api", "capture", "cli", "streams", *ABOVE},
+    "api": {*CORES, "cli", *ABOVE},
+    "capture": {*CORES, "api", "cli", "streams", *ABOVE},
     "cli": {*CORES},
-    "pictures": {*CORES, "cli"},
-    "streams": {*CORES, "api", "capture", "cli", "pictures"},
+    "streams": {*CORES, "api", "capture", "cli", *ABOVE},
+    "pictures": {*CORES, "aio", "cli"},
+    "tables": {*CORES, "aio", "cli", "pictures"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
 LEAVES = {
@@ -223,7 +225,7 @@ def test_importing_is_cheap(implementation: str) -> None:
 
 
 def test_what_is_imported_late_is_there(tcpreasm: ModuleType) -> None:
-    assert {"open_live"} <= {*dir(tcpreasm)}
+    assert {"flow_table", "open_live"} <= {*dir(tcpreasm)}
     assert {"Drops", "LiveCapture", "open_live"} <= {*dir(tcpreasm.capture)}
     assert tcpreasm.open_live is tcpreasm.capture.open_live is submodule(tcpreasm, "capture.live").open_live
     assert {*tcpreasm.__all__} <= {*dir(tcpreasm)}
