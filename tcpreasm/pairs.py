@@ -15,7 +15,8 @@ T = TypeVar("T")
 class Pairs(Generic[T]):
     """Brings the two directions of a connection together: what the first one was given, the second one gets too.
 
-    A third stream of the same endpoints begins another pair. Remembers the pairs of which one direction is missing.
+    A third stream of the same endpoints begins another pair, and so does one in a tunnel beside one that is in none. Remembers the pairs
+    of which one direction is missing.
     """
 
     def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
@@ -36,8 +37,8 @@ class Pairs(Generic[T]):
 
 
 def _packed(key: ConnectionKey, reverse: bool = False) -> bytes:
-    """The key, or that of the other direction, in a third of the memory: there may be millions that nobody answered."""
+    """The key, or that of the other direction, with its tunnels, in a third of the memory: there may be millions that nobody answered."""
     net: tuple[Any, Any] = (key.net_flow.raw_src, key.net_flow.raw_dst)
     transport: tuple[Any, Any] = (key.transport_flow.raw_src, key.transport_flow.raw_dst)
     way = slice(None, None, -1 if reverse else 1)
-    return b"%b%b%d>%d" % (*net[way], *transport[way])
+    return b"%b%b%d>%d/%d" % (*net[way], *transport[way], key.net_flow.tunnels)

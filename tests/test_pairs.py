@@ -41,6 +41,14 @@ def test_the_same_direction_again_begins_another_pair(tcpreasm: ModuleType, pair
     assert pairs.join(key.reverse()) is second
 
 
+def test_what_is_in_a_tunnel_is_apart(tcpreasm: ModuleType, pairs: Any) -> None:
+    inside = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2", 1), tcpreasm.Flow(1234, 80))
+    outside = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(1234, 80))
+    first = pairs.join(inside)
+    assert pairs.join(outside.reverse()) is not first
+    assert pairs.join(inside.reverse()) is first
+
+
 def test_forget(tcpreasm: ModuleType, pairs: Any) -> None:
     key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(1234, 80))
     first = pairs.join(key)
