@@ -150,16 +150,18 @@ class _Work(ABC, Generic[T]):
 
 
 class _Following(_Work[FinishedStream]):
-    def __init__(self, source: CaptureSource, options: AssemblerOptions | None, limit: int) -> None:
+    def __init__(self, source: CaptureSource, options: AssemblerOptions | None, provenance: bool, limit: int) -> None:
         super().__init__()
         self._source = source
         self._options = options
+        self._provenance = provenance
         self._limit = limit
 
     def steps(self) -> Generator[None, None, None]:
-        for finished in finished_steps(self._source, self._options, step_frames=1):
+        for finished in finished_steps(self._source, self._options, self._provenance, step_frames=1):
             for stream in finished:
-                self._put(stream, len(stream.data) + _STREAM_COST)
+                rows = 0 if stream.provenance is None else stream.provenance.nbytes
+                self._put(stream, len(stream.data) + rows + _STREAM_COST)
             yield
 
     def _put(self, stream: FinishedStream, size: int) -> None:
@@ -176,7 +178,7 @@ class _Following(_Work[FinishedStream]):
 
 
 async def follow(
-    source: CaptureSource, options: AssemblerOptions | None = None, *, limit: int = DEFAULT_FINISHED_BYTES
+    source: CaptureSource, options: AssemblerOptions | None = None, *, provenance: bool = False, limit: int = DEFAULT_FINISHED_BYTES
 ) -> AsyncIterator[FinishedStream]:
     """`tcpreasm.follow` for asyncio: the finished streams of a capture, which is read in a thread.
 
@@ -184,7 +186,7 @@ async def follow(
             print(stream)
 
     Args:
-        source, options: as for `tcpreasm.follow`. An iterable of frames is iterated in the thread.
+        source, options, provenance: as for `tcpreasm.follow`. An iterable of frames is iterated in the thread.
         limit: bytes of finished streams that may wait to be taken. The thread waits where there would be more; a longer one comes alone.
 
     What ends the capture (OSError, CaptureError, an error of the iterable) comes out of the iteration, after the streams before it.
@@ -194,7 +196,7 @@ async def follow(
     pipe, an iterable; not a live capture) ends when that gives something; a second cancellation waits a second for it, no more.
     """
     check_number("limit", limit, "bytes")
-    work = _Following(source, options, limit)
+    work = _Following(source, options, provenance, limit)
     work.start()
     try:
         while (stream := await work.next()) is not None:

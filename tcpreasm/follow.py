@@ -114,7 +114,7 @@ def follow(source: CaptureSource, options: AssemblerOptions | None = None, *, pr
     >>> list(follow([]))
     []
     """
-    return _one_by_one(finished_steps(source, options, provenance=provenance))
+    return _one_by_one(finished_steps(source, options, provenance))
 
 
 def _one_by_one(steps: Iterator[Iterator[FinishedStream]]) -> Iterator[FinishedStream]:
@@ -123,7 +123,7 @@ def _one_by_one(steps: Iterator[Iterator[FinishedStream]]) -> Iterator[FinishedS
 
 
 def finished_steps(
-    source: CaptureSource, options: AssemblerOptions | None = None, *, provenance: bool = False, step_frames: int = STEP_FRAMES
+    source: CaptureSource, options: AssemblerOptions | None = None, provenance: bool = False, *, step_frames: int = STEP_FRAMES
 ) -> _Steps:
     """`follow` in the steps of `Assembler.assemble_steps`: what has finished at each, which is to be taken before the next."""
     done: deque[_Followed] = deque()

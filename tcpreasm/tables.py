@@ -259,8 +259,8 @@ def _text(raw: bytes | int) -> bytes:
 class FlowCollector:
     """A factory for a `StreamPool` whose streams become a FlowTable: what `flow_table` is made with, for sources of your own.
 
-    For any number of assemblers and threads. Of a stream that is over it keeps the row alone, about 150 bytes, and its gaps. Of one that is
-    open it also keeps 32 bytes for each packet with payload.
+    For any number of assemblers and threads. Of a stream that is over it keeps the row, about 150 bytes, and its gaps; as much again while
+    the other direction was not seen. Of one that is open it also keeps 32 bytes for each packet with payload.
 
     >>> collector = FlowCollector()
     >>> with Assembler(StreamPool(collector)) as assembler:

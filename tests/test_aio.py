@@ -127,6 +127,13 @@ def test_follow_gives_what_follow_gives(aio: Any, tcpreasm: ModuleType, file: st
     assert run(main()) == list(tcpreasm.follow(DATA / file))
 
 
+def test_follow_tells_where_bytes_came_from(aio: Any, tcpreasm: ModuleType) -> None:
+    async def main() -> list[Any]:
+        return [stream.provenance.tobytes() async for stream in aio.follow(DATA / "missing.pcap", provenance=True)]
+
+    assert run(main()) == [stream.provenance.tobytes() for stream in tcpreasm.follow(DATA / "missing.pcap", provenance=True)]
+
+
 def test_streams_come_while_the_source_waits(aio: Any) -> None:
     """The loop goes on meanwhile: it is what feeds the source."""
     source = Waiting()
