@@ -21,16 +21,6 @@ class Pairs(Generic[T]):
 
     def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
         self._make = make
-<<<<<<< HEAD
-        self._waiting: dict[tuple[ConnectionKey, int], T] = {}  # by key and tunnels of the direction that is missing
-
-    def join(self, key: ConnectionKey) -> T:
-        """What the direction shares with the other one; made for the first of them, by its key."""
-        tunnels = key.net_flow.tunnels
-        if (key, tunnels) in self._waiting:
-            return self._waiting.pop((key, tunnels))
-        pair = self._waiting[key.reverse(), tunnels] = self._make(key)
-=======
         self._waiting: dict[bytes, T] = {}  # by the first direction
 
     def join(self, key: ConnectionKey) -> T:
@@ -39,14 +29,10 @@ class Pairs(Generic[T]):
         if other in self._waiting:
             return self._waiting.pop(other)
         pair = self._waiting[_packed(key)] = self._make(key)
->>>>>>> h7-D
         return pair
 
     def forget(self, key: ConnectionKey) -> None:
         """The direction that is missing will not come: the key is that of the first one."""
-<<<<<<< HEAD
-        self._waiting.pop((key.reverse(), key.net_flow.tunnels), None)
-=======
         self._waiting.pop(_packed(key), None)
 
 
@@ -56,4 +42,3 @@ def _packed(key: ConnectionKey, reverse: bool = False) -> bytes:
     transport: tuple[Any, Any] = (key.transport_flow.raw_src, key.transport_flow.raw_dst)
     way = slice(None, None, -1 if reverse else 1)
     return b"%b%b%d>%d/%d" % (*net[way], *transport[way], key.net_flow.tunnels)
->>>>>>> h7-D

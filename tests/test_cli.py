@@ -99,10 +99,6 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         ("flows", "{capture}", "{missing}"),
         ("flows", "{capture}", "--hole-timeout", "-1"),
         ("flows", "{capture}", "--idle-timeout", "soon"),
-<<<<<<< HEAD
-=======
-        ("flows", "{capture}", "--csv", "--json"),
->>>>>>> h7-D
         ("flows", "{capture}", "--hole-timeout", "nan"),
         ("flows", "{capture}", "--overlap", "newest"),
         ("flows", "{capture}", "--urgent", ""),
@@ -116,10 +112,7 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         ("flows", "{capture}", "--closed-timeout", "2e9"),
         ("flows", "--verify-checksums"),
         ("flows", "--verify-checksums", "auto"),
-<<<<<<< HEAD
         ("flows", "{capture}", "--csv", "--json"),
-=======
->>>>>>> h7-D
         ("extract", "{capture}"),
         ("extract", "{capture}", "-o", "{text}"),
         ("extract", "{capture}", "-o", "{folder}", "--max-open", "0"),
