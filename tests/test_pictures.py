@@ -151,11 +151,42 @@ def test_a_stream_without_its_start_begins_at_its_lowest_byte(observe: Callable[
 
 
 def test_a_limit_ends_the_waiting(observe: Callable[..., Any]) -> None:
-    """Two pages are all that may be held: the second early segment is none that the first one waited for."""
-    found = observe(capture(DISORDER[:7]), max_buffered_pages_per_connection=2).client
-    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, HELD]
+    """Two pages are all that may be held: the second early segment is none that the first one waited for, and what is was given up when
+    it came."""
+    packets = [*DISORDER[:7], *DISORDER[8:10]]
+    found = observe(capture(packets), max_buffered_pages_per_connection=2).client
+    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, HELD, UNUSED, REPEATED]
     assert relative(found.delivered) == [(0, 0), (3, 100), (6, 350)]
+    assert found.unused == {"retransmitted": 150}
     assert relative(found.gaps) == [(6, 100, 100)]
+
+
+@pytest.mark.parametrize("overlap", ["first", "last", "linux", "solaris"])
+def test_whoever_wins_where_segments_overlap(observe: Callable[..., Any], overlap: str) -> None:
+    """What is held counts each byte once, whichever copy of it stays."""
+    packets = [
+        *DISORDER[:6],
+        Packet(6, CLIENT, 250, 0, b"D" * 100),
+        Packet(7, CLIENT, 150, 0, b"C" * 100),
+        Packet(8, CLIENT, 100, 0, b"b" * 50),
+    ]
+    found = observe(capture(packets), overlap=overlap).client
+    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, REPEATED, REPEATED, LATE]
+    assert relative(found.held) == [(4, 100), (6, 150), (7, 200), (8, 0)]
+    assert relative(found.delivered)[-1] == (8, 350)
+    assert found.unused == {"overlapping": 100}
+
+
+def test_urgent_bytes_that_are_taken_out(observe: Callable[..., Any]) -> None:
+    """They are no part of the stream, and what comes behind them is in its place even so."""
+    urgent = frame(1004, b"4567!", ACK | 32, ends=CLIENT, urgent=5)
+    parts = [frame(1000, b"", SYN, ends=CLIENT), frame(1001, b"123", ends=CLIENT), urgent, frame(1012, b"z", ends=CLIENT)]
+    parts.append(frame(1009, b"abc", ends=CLIENT))
+    found = observe(pcap((START + at * MS, one) for at, one in enumerate(parts)), urgent="oob").client
+    assert [row[1:4] for row in relative(found.segments)] == [(0, 0, 0), (0, 3, 0), (3, 8, 0), (11, 12, HELD), (8, 11, LATE)]
+    assert found.unused == {"urgent": 1}
+    assert relative(found.held) == [(3, 1), (4, 0)]
+    assert (found.stream.length, len(found.gaps)) == (11, 0)
 
 
 def test_a_stream_that_begins_with_fragments(observe: Callable[..., Any]) -> None:
