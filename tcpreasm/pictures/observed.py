@@ -1,7 +1,7 @@
 """What pictures show, taken down while a capture is reassembled: one conversation segment by segment, or all of them in outline.
 
 Lives here: streams and factories that note what they are given, and what the assembler counted for each segment. `Outlines` costs what
-SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, a few microseconds each, and looks at
+SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, some ten microseconds each, and looks at
 the assembler's counters around each segment of its conversation: whether a segment was new, early, repeated or of no use is told by
 what the assembler did with its bytes (`AssemblerStats`), what is missing by `Reassembly.skip`. The header's numbers say only where to
 draw it.
