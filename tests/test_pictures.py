@@ -483,6 +483,26 @@ def test_a_conversation_is_drawn_as_it_was_observed(observe: Callable[..., Any],
     assert len(down.get_xydata()) == 0
 
 
+def test_the_time_is_that_of_its_packets(observe: Callable[..., Any], plot: ModuleType) -> None:
+    """The capture goes on for a minute, and then gives out what waited: that is said, and does not stretch the picture."""
+    other = frame(1, b"other", ends=("10.0.0.3", 1, "10.0.0.4", 2))
+    data = capture(DISORDER[:7]) + pcap([(START + 60_006 * MS, other)])[24:]
+    figure = plot.conversation_figure(observe(data))
+    assert figure.axes[0].get_title(loc="left").endswith("1 gap, 100 bytes missing, given out 60 s after the last packet")
+    assert figure.axes[0].get_xlim()[1] == pytest.approx(0.006 * 1.02)
+
+
+def test_a_png_has_the_colours_of_its_figure(observe: Callable[..., Any], plot: ModuleType, tmp_path: Path) -> None:
+    """Its palette does not lose those of a few dots, by which the legend goes."""
+    from PIL import Image
+
+    found = observe(capture(DISORDER))
+    plot.save(plot.conversation_figure(found), tmp_path / "saved.png")
+    plot.conversation_figure(found).savefig(tmp_path / "drawn.png", dpi=110)
+    saved, drawn = (np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("saved.png", "drawn.png"))
+    assert abs(saved - drawn).max() <= 16
+
+
 def test_throughput_is_what_was_delivered(observe: Callable[..., Any], plot: ModuleType) -> None:
     figure = plot.conversation_figure(observe(capture(DISORDER)))
     up, down, _ = figure.axes[2].lines
