@@ -151,11 +151,42 @@ def test_a_stream_without_its_start_begins_at_its_lowest_byte(observe: Callable[
 
 
 def test_a_limit_ends_the_waiting(observe: Callable[..., Any]) -> None:
-    """Two pages are all that may be held: the second early segment is none that the first one waited for."""
-    found = observe(capture(DISORDER[:7]), max_buffered_pages_per_connection=2).client
-    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, HELD]
+    """Two pages are all that may be held: the second early segment is none that the first one waited for, and what is was given up when
+    it came."""
+    packets = [*DISORDER[:7], *DISORDER[8:10]]
+    found = observe(capture(packets), max_buffered_pages_per_connection=2).client
+    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, HELD, UNUSED, REPEATED]
     assert relative(found.delivered) == [(0, 0), (3, 100), (6, 350)]
+    assert found.unused == {"retransmitted": 150}
     assert relative(found.gaps) == [(6, 100, 100)]
+
+
+@pytest.mark.parametrize("overlap", ["first", "last", "linux", "solaris"])
+def test_whoever_wins_where_segments_overlap(observe: Callable[..., Any], overlap: str) -> None:
+    """What is held counts each byte once, whichever copy of it stays."""
+    packets = [
+        *DISORDER[:6],
+        Packet(6, CLIENT, 250, 0, b"D" * 100),
+        Packet(7, CLIENT, 150, 0, b"C" * 100),
+        Packet(8, CLIENT, 100, 0, b"b" * 50),
+    ]
+    found = observe(capture(packets), overlap=overlap).client
+    assert [row[3] for row in relative(found.segments)] == [IN_ORDER, IN_ORDER, HELD, REPEATED, REPEATED, LATE]
+    assert relative(found.held) == [(4, 100), (6, 150), (7, 200), (8, 0)]
+    assert relative(found.delivered)[-1] == (8, 350)
+    assert found.unused == {"overlapping": 100}
+
+
+def test_urgent_bytes_that_are_taken_out(observe: Callable[..., Any]) -> None:
+    """They are no part of the stream, and what comes behind them is in its place even so."""
+    urgent = frame(1004, b"4567!", ACK | 32, ends=CLIENT, urgent=5)
+    parts = [frame(1000, b"", SYN, ends=CLIENT), frame(1001, b"123", ends=CLIENT), urgent, frame(1012, b"z", ends=CLIENT)]
+    parts.append(frame(1009, b"abc", ends=CLIENT))
+    found = observe(pcap((START + at * MS, one) for at, one in enumerate(parts)), urgent="oob").client
+    assert [row[1:4] for row in relative(found.segments)] == [(0, 0, 0), (0, 3, 0), (3, 8, 0), (11, 12, HELD), (8, 11, LATE)]
+    assert found.unused == {"urgent": 1}
+    assert relative(found.held) == [(3, 1), (4, 0)]
+    assert (found.stream.length, len(found.gaps)) == (11, 0)
 
 
 def test_a_stream_that_begins_with_fragments(observe: Callable[..., Any]) -> None:
@@ -450,6 +481,26 @@ def test_a_conversation_is_drawn_as_it_was_observed(observe: Callable[..., Any],
     (up, down, _) = held.lines
     assert up.get_xydata().tolist() == [[0.004, 100.0], [0.006, 150.0], [0.008, 0.0], [0.011, 10.0], [0.014, 0.0]]
     assert len(down.get_xydata()) == 0
+
+
+def test_the_time_is_that_of_its_packets(observe: Callable[..., Any], plot: ModuleType) -> None:
+    """The capture goes on for a minute, and then gives out what waited: that is said, and does not stretch the picture."""
+    other = frame(1, b"other", ends=("10.0.0.3", 1, "10.0.0.4", 2))
+    data = capture(DISORDER[:7]) + pcap([(START + 60_006 * MS, other)])[24:]
+    figure = plot.conversation_figure(observe(data))
+    assert figure.axes[0].get_title(loc="left").endswith("1 gap, 100 bytes missing, given out 60 s after the last packet")
+    assert figure.axes[0].get_xlim()[1] == pytest.approx(0.006 * 1.02)
+
+
+def test_a_png_has_the_colours_of_its_figure(observe: Callable[..., Any], plot: ModuleType, tmp_path: Path) -> None:
+    """Its palette does not lose those of a few dots, by which the legend goes."""
+    from PIL import Image
+
+    found = observe(capture(DISORDER))
+    plot.save(plot.conversation_figure(found), tmp_path / "saved.png")
+    plot.conversation_figure(found).savefig(tmp_path / "drawn.png", dpi=110)
+    saved, drawn = (np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("saved.png", "drawn.png"))
+    assert abs(saved - drawn).max() <= 16
 
 
 def test_throughput_is_what_was_delivered(observe: Callable[..., Any], plot: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """What pictures show, taken down while a capture is reassembled: one conversation segment by segment, or all of them in outline.
 
 Lives here: streams and factories that note what they are given, and what the assembler counted for each segment. `Outlines` costs what
-SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, a few microseconds each, and looks at
+SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, some ten microseconds each, and looks at
 the assembler's counters around each segment of its conversation: whether a segment was new, early, repeated or of no use is told by
 what the assembler did with its bytes (`AssemblerStats`), what is missing by `Reassembly.skip`. The header's numbers say only where to
 draw it.
@@ -48,7 +48,7 @@ class Kind(IntEnum):
     REPEATED = 3
     """All or some of them had been there before."""
     UNUSED = 4
-    """Of no use: outside of the stream, or refused; or the segment's flags counted for nothing."""
+    """Of no use: outside of the stream, refused, or given up as missing before they came; or the segment's flags counted for nothing."""
 
 
 SEGMENT_DTYPE = [("seen_ns", "<i8"), ("begin", "<i8"), ("end", "<i8"), ("kind", "u1"), ("flags", "u1")]
@@ -60,7 +60,7 @@ GAP_DTYPE = [("seen_ns", "<i8"), ("offset", "<i8"), ("length", "<i8")]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Direction:
     """One direction of an observed conversation. Times are capture time in ns. Positions count the stream's bytes from 0,
-    missing ones too.
+    missing ones too, and urgent ones where the option `urgent` takes them out.
 
     Attributes:
         key: who sent to whom.
@@ -164,7 +164,8 @@ class _Track:
 
     @property
     def position(self) -> int:
-        return self.stream.length + self.stream.skipped if self.stream is not None else 0
+        """Of the next byte. Urgent ones that are no part of the stream take up their numbers all the same."""
+        return self.stream.length + self.stream.skipped + self.unused.get("urgent", 0) if self.stream is not None else 0
 
     def note_held(self, now_ns: int, change: int) -> None:
         complete = self.stream is not None and self.stream.complete
@@ -208,6 +209,11 @@ class _Track:
             },
             SEGMENT_DTYPE,
         )
+        gaps = np.array(self.gaps, GAP_DTYPE)
+        if len(gaps):
+            behind = gaps[np.searchsorted(gaps["offset"], begins, "right") - 1]
+            given_up = (begins >= behind["offset"]) & (rows["end"] <= behind["offset"] + behind["length"])
+            rows["kind"][(rows["kind"] == Kind.REPEATED) & given_up] = Kind.UNUSED
         ahead = begins > np.array([one.at for one in segments], np.int64)
         rows["kind"][(rows["kind"] == Kind.LATE) & ahead] = Kind.HELD  # a limit, not this one, ended the waiting
         return Direction(
@@ -224,7 +230,7 @@ class _Track:
             delivered=np.array(self.delivered, POSITION_DTYPE),
             pieces=np.array(self.pieces, LENGTH_DTYPE),
             held=np.array(self.held, LENGTH_DTYPE),
-            gaps=np.array(self.gaps, GAP_DTYPE),
+            gaps=gaps,
             unused=self.unused,
             fragmented=self.fragmented,
         )

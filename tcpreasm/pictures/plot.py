@@ -44,7 +44,6 @@ _CROWD = 100  # marks of a kind from which on they are smaller
 _BINS = 128
 _LARGEST = 10
 _INCH_DOTS = 110
-_PALETTE = 128
 
 
 def load_matplotlib() -> Any:
@@ -65,8 +64,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=_INCH_DOTS)
-        # Lines in few colours: with a palette the file takes a third.
-        Image.open(drawn).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE).save(path, format="png", optimize=True)
+        # Lines in few colours: with a palette the file takes a third. This way of choosing one keeps those that are rare.
+        image = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image.save(path, format="png", optimize=True)
     else:
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         with library.rc_context({"svg.hashsalt": "tcpreasm", "svg.fonttype": "none"}):
@@ -155,8 +155,9 @@ def _throughput(panel: Axes, timeline: Timeline, first_ns: int) -> None:
 def conversation_figure(observed: Observed) -> Figure:
     """The time-sequence graphs of both directions, their throughput, and what was held."""
     figure, (client, server, throughput, held) = _figure(11.5, 4, [3, 3, 1.6, 1.3])
-    times = np.concatenate([rows["seen_ns"] for one in observed.directions for rows in (one.segments, one.acks, one.delivered)])
-    first_ns, last_ns = int(times.min()), int(times.max())  # there is the segment that began it
+    times = np.concatenate([rows["seen_ns"] for one in observed.directions for rows in (one.segments, one.acks)])
+    # There is the segment that began it, unless it came in fragments. What is given out later, by time, lies beyond the edge.
+    first_ns, last_ns = (int(times.min()), int(times.max())) if len(times) else (observed.pair.first_seen_ns or 0,) * 2
     drawn: dict[str, Any] = {}
     timeline = Timeline(_BINS)
     timeline.add(0, np.array([first_ns, last_ns]), np.array([0, 0]))  # steps of the whole time that is shown
@@ -164,7 +165,7 @@ def conversation_figure(observed: Observed) -> Figure:
     for side, (panel, one, name) in enumerate(
         ((client, observed.client, "client to server"), (server, observed.server, "server to client"))
     ):
-        _time_sequence(panel, one, name, first_ns, drawn)
+        _time_sequence(panel, one, name, first_ns, last_ns, drawn)
         timeline.add(side, one.pieces["seen_ns"], one.pieces["length"])
         seen_ns, values = thin_steps(one.held["seen_ns"], one.held["length"], _COLUMNS)
         waiting.append((_seconds(seen_ns, first_ns), values))
@@ -180,7 +181,9 @@ def conversation_figure(observed: Observed) -> Figure:
     return figure
 
 
-def _title(one: Direction, name: str) -> str:
+def _title(one: Direction, name: str, last_ns: int) -> str:
+    from matplotlib.ticker import EngFormatter
+
     stream = one.stream
     parts = [f"{name}: " + (_count(stream.length, "byte") if stream is not None else "no text was captured")]
     if stream is not None and not stream.started:
@@ -190,12 +193,14 @@ def _title(one: Direction, name: str) -> str:
         parts.append(_count(repeated, "retransmission"))
     if len(one.gaps):
         parts.append(f"{_count(len(one.gaps), 'gap')}, {_count(int(one.gaps['length'].sum()), 'byte')} missing")
+    if len(one.delivered) and (later := int(one.delivered["seen_ns"][-1]) - last_ns) > 0:
+        parts.append(f"given out {EngFormatter('s', places=0)(later / NS)} after the last packet")
     if one.fragmented:
         parts.append("from IP fragments")
     return ", ".join(parts)
 
 
-def _time_sequence(panel: Axes, one: Direction, name: str, first_ns: int, drawn: dict[str, Any]) -> None:
+def _time_sequence(panel: Axes, one: Direction, name: str, first_ns: int, last_ns: int, drawn: dict[str, Any]) -> None:
     """Position in the stream over time: segments as bars from their first to their last byte, with what became of them."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -237,7 +242,7 @@ def _time_sequence(panel: Axes, one: Direction, name: str, first_ns: int, drawn:
         if len(found):
             seconds, places = _seconds(found["seen_ns"], first_ns), found["end"]
             drawn[words] = panel.scatter(seconds, places, s=36, marker=marker, facecolor="white", edgecolor=_DARK, linewidths=1.1, zorder=5)
-    title = _title(one, name)
+    title = _title(one, name, last_ns)
     shown = len(rows[rows["end"] > rows["begin"]])
     if marks < shown:
         title += f"   ({shown:,} segments, drawn as {marks:,} marks)"
