@@ -228,10 +228,8 @@ def test_switches_are_options(
 ) -> None:
     """In front of the captures and behind them: a switch takes no capture for its value."""
     used = []
-    commons = submodule(tcpreasm, "cli.common")
-    monkeypatch.setattr(commons, "read", lambda assembler, captures, threads=1: used.append((assembler.options, captures)))
     flows = submodule(tcpreasm, "cli.flows")
-    monkeypatch.setattr(flows, "read", commons.read)
+    monkeypatch.setattr(flows, "read", lambda assembler, captures, threads=1: used.append((assembler.options, captures)))
     assert run("flows", *(("x.pcap", *given) if behind else (*given, "x.pcap"))).status == 0
     assert used == [(tcpreasm.AssemblerOptions(**options), ["x.pcap"])]
 
