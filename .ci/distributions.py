@@ -26,7 +26,7 @@ def main() -> None:
     made = (".c", ".so", ".pyc")  # but bench/ has C of its own
     wrong += [f"the sdist holds {name}" for name in sorted(in_sdist) if name.endswith(made) and not re.search(r"(^|/)bench/.*\.c$", name)]
 
-    wrong += [f"the wheel lacks {name}" for name in package if name.endswith((".py", "py.typed")) and name not in in_wheel]
+    wrong += [f"the wheel lacks {name}" for name in package if name.endswith((".py", "py.typed", ".css", ".js")) and name not in in_wheel]
     wrong += [f"the wheel holds {name}" for name in sorted(in_wheel) if name.endswith((".c", ".pyx", ".pyc")) or name.startswith("tests")]
     built = {Path(name).name.split(".")[0] for name in in_wheel if name.startswith("tcpreasm/_compiled/") and name.endswith(".so")}
     cores = {Path(name).stem for name in package if name.endswith(".pyx")}

@@ -421,6 +421,73 @@ def spans(job: Job) -> Totals:
     return totals._replace(bytes_delivered=sum(int(rows["length"].sum()) for rows in tables), bytes_skipped=skipped)
 
 
+@way("flows and gaps as tables (flow_table)")
+def tables(job: Job) -> Totals:
+    flow_table = job.need("flow_table")
+    begin = perf_counter_ns()
+    table = flow_table(str(job.path), job.options)
+    elapsed = perf_counter_ns() - begin
+    return Totals(elapsed, None, int(table.flows["bytes"].sum()), int(table.gaps["length"].sum()), len(table.flows))
+
+
+@way("finished streams, one after the other (follow)")
+def follow(job: Job) -> Totals:
+    begin = perf_counter_ns()
+    delivered = skipped = streams = 0
+    for stream in job.tcpreasm.follow(str(job.path), job.options):
+        delivered += len(stream.data)
+        skipped += stream.missing
+        streams += 1
+    return Totals(perf_counter_ns() - begin, None, delivered, skipped, streams)
+
+
+@way("finished streams on asyncio (aio.follow)")
+def follow_asyncio(job: Job) -> Totals:
+    import asyncio
+
+    aio = job.need("aio")
+
+    async def main() -> Totals:
+        begin = perf_counter_ns()
+        delivered = skipped = streams = 0
+        async for stream in aio.follow(str(job.path), job.options):
+            delivered += len(stream.data)
+            skipped += stream.missing
+            streams += 1
+        return Totals(perf_counter_ns() - begin, None, delivered, skipped, streams)
+
+    return asyncio.run(main())
+
+
+@way("a reader for each stream on asyncio (aio.readers), each in a task of its own")
+def readers_asyncio(job: Job) -> Totals:
+    import asyncio
+
+    aio = job.need("aio")
+    lengths: list[int] = []
+    skipped: list[int] = []
+
+    async def read(reader: Any) -> None:
+        length = 0
+        while part := await reader.read(1 << 16):
+            length += len(part)
+        lengths.append(length)
+        skipped.append(reader.counts.skipped)
+
+    async def main() -> int:
+        begin = perf_counter_ns()
+        tasks: set[asyncio.Task[None]] = set()
+        async for reader in aio.readers(str(job.path), job.options):
+            task = asyncio.create_task(read(reader))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        return perf_counter_ns() - begin
+
+    elapsed = asyncio.run(main())
+    return Totals(elapsed, None, sum(lengths), sum(skipped), len(lengths))
+
+
 @way("frames as Python objects, nothing else (open_capture)")
 def read_frames(job: Job) -> Totals:
     packets = 0

@@ -25,6 +25,9 @@ Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file;
 FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. All but the first are fed in C, without the
 GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once.
 
+Above all this, imported when they are first asked for: flow_table (flows and gaps as tables, for numpy, pyarrow, polars, pandas, duckdb;
+FlowCollector is its factory), and aio (`aio.follow`, `aio.readers`: captures on asyncio).
+
 Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions
 and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
 
@@ -35,9 +38,10 @@ TCPREASM_IMPLEMENTATION=auto|compiled|pure in the environment chooses. Logging g
 page cache and the pool) and "tcpreasm.assembly" (each decision about a segment), both at level DEBUG and asked for once, when a pool or
 an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once where verify_checksums="auto" notices a sender.
 
-On the command line: tcpreasm flows, extract, http; see `tcpreasm --help`.
+On the command line: tcpreasm flows, extract, http, plot, report; see `tcpreasm --help`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._select import core, implementation
@@ -75,7 +79,9 @@ from .streams import (
 from .verdict import Verdict
 
 if TYPE_CHECKING:
+    from . import aio
     from .capture import open_live
+    from .tables import FlowCollector, FlowTable, Table, flow_table
 
 INVALID_SEQUENCE = core.INVALID_SEQUENCE
 PAGE_BYTES = core.PAGE_BYTES
@@ -114,6 +120,8 @@ __all__ = [
     "FinishedSide",
     "FinishedStream",
     "Flow",
+    "FlowCollector",
+    "FlowTable",
     "FlushOptions",
     "Frame",
     "Page",
@@ -128,11 +136,14 @@ __all__ = [
     "StreamFactory",
     "StreamPool",
     "TCPSegment",
+    "Table",
     "Verdict",
+    "aio",
     "byte_span",
     "conversations",
     "discard_bytes_to_eof",
     "discard_bytes_to_first_error",
+    "flow_table",
     "follow",
     "implementation",
     "open_capture",
@@ -140,14 +151,23 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`open_live`, imported when it is first asked for: most programs read files."""
-    if name != "open_live":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .capture import open_live
+_LATE = {
+    "aio": "aio",
+    "open_live": "capture",
+    "FlowCollector": "tables",
+    "FlowTable": "tables",
+    "Table": "tables",
+    "flow_table": "tables",
+}  # imported when they are first asked for: most programs do without
 
-    return open_live
+
+def __getattr__(name: str) -> Any:
+    """What few programs need, imported when it is first asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_LATE[name]}", __name__)
+    return module if name == _LATE[name] else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "open_live"})
+    return sorted({*globals(), *_LATE})

@@ -219,10 +219,11 @@ class Assembler(core.AssemblerBase):
         coalesce: bool = False,
         progress: Progress | None = None,
         problems: list[str] | None = None,
+        step_frames: int = STEP_FRAMES,
     ) -> Iterator[None]:
         """`assemble_capture` in small steps: yields between them, so that the caller can use what the streams have got so far.
 
-        What was wrong with a file is appended to problems.
+        What was wrong with a file is appended to problems. Of frames that come one by one, out of an iterable, `step_frames` make a step.
         """
         base = 0
         try:
@@ -234,7 +235,7 @@ class Assembler(core.AssemblerBase):
                         yield from self._file_steps(capture, coalesce, base, progress)
                         base += capture.length
                     else:
-                        yield from self._frame_steps(capture, progress)
+                        yield from self._frame_steps(capture, progress, step_frames)
                     if capture.problem is not None and problems is not None:
                         problems.append(f"{capture.source_name}: {capture.problem}")
         except KeyboardInterrupt:
@@ -321,19 +322,19 @@ class Assembler(core.AssemblerBase):
         if progress is not None:
             progress(capture)
 
-    def _frame_steps(self, capture: Capture, progress: Progress | None) -> Iterator[None]:
+    def _frame_steps(self, capture: Capture, progress: Progress | None, step_frames: int) -> Iterator[None]:
         frames = iter(capture)
         steps = 0
         while True:
             size = 0
-            for frame in islice(frames, STEP_FRAMES):
+            for frame in islice(frames, step_frames):
                 self.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
                 self.tick()
                 size += 1
             steps += 1
-            if progress is not None and (steps % PROGRESS_STEPS == 0 or size < STEP_FRAMES):
+            if progress is not None and (steps % PROGRESS_STEPS == 0 or size < step_frames):
                 progress(capture)
-            if size < STEP_FRAMES:
+            if size < step_frames:
                 return
             yield
 

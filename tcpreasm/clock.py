@@ -1,4 +1,4 @@
-"""Time as callers give it, turned into the int64 nanoseconds that the inside works with.
+"""Time as callers give it, turned into the int64 nanoseconds that the inside works with; and the text of those.
 
 Called once a packet only where the caller gives seconds; `timestamp_ns` goes in as it is.
 """
@@ -6,12 +6,12 @@ Called once a packet only where the caller gives seconds; `timestamp_ns` goes in
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from numbers import Complex, Number, Real
 from operator import index
 from typing import SupportsIndex
 
-__all__ = ["NS", "Timestamp", "is_seconds", "seconds_to_ns", "to_ns"]
+__all__ = ["NS", "Timestamp", "is_seconds", "seconds_to_ns", "time_of", "to_ns"]
 
 NS = 1_000_000_000
 NS_LIMIT = 2**62 - 1  # about 146 years either way: differences of two times still fit 64 bits, and both ends stay free for never and always
@@ -73,3 +73,15 @@ def to_ns(timestamp: Timestamp | None, timestamp_ns: SupportsIndex | None = None
     if not is_seconds(timestamp):
         raise TypeError(f"{name} is seconds or an aware datetime, not {type(timestamp).__name__}: {timestamp!r:.80}")
     return seconds_to_ns(timestamp, name)
+
+
+def time_of(seen_ns: int | None) -> str:
+    """`2026-01-31T12:00:00.123456789Z`, or - for none, or the plain number of seconds where no calendar reaches."""
+    if seen_ns is None:
+        return "-"
+    seconds, ns = divmod(seen_ns, NS)
+    try:
+        moment = _EPOCH + timedelta(seconds=seconds)
+    except OverflowError:
+        return f"{seconds}.{ns:09}"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns:09}Z"

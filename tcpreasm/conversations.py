@@ -19,7 +19,7 @@ from ._select import core
 from .api import Assembler, CaptureSource
 from .errors import no_handler
 from .flow import ConnectionKey, Flow
-from .follow import followed
+from .follow import one_by_one, steps_of
 from .options import AssemblerOptions, check_bool
 from .streams import BytesStream, Stream
 
@@ -538,7 +538,7 @@ def conversations(
     """
     check_bool("provenance", provenance)
     done: deque[Conversation] = deque()
-    return followed(Assembler(_Followed(done, provenance), options), source, partial(_finished, done))
+    return one_by_one(steps_of(Assembler(_Followed(done, provenance), options), source, partial(_finished, done)))
 
 
 def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:

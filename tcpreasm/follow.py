@@ -6,13 +6,13 @@ Lives here: an iterator over the public API. Called by the user; costs what an A
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ._log import Log
-from .api import Assembler, CaptureSource, StreamPool
+from .api import STEP_FRAMES, Assembler, CaptureSource, StreamPool
 from .flow import ConnectionKey, Flow
 from .options import AssemblerOptions, check_bool
 from .provenance import origin_of
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     from .provenance import ProvenanceArray
 
-__all__ = ["FinishedStream", "follow", "followed"]
+__all__ = ["FinishedStream", "finished_steps", "follow", "one_by_one", "steps_of"]
 
 T = TypeVar("T")
 
 _log = Log(__name__)
+
+_Steps: TypeAlias = "Generator[Iterator[FinishedStream], None, None]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,22 +117,37 @@ def follow(source: CaptureSource, options: AssemblerOptions | None = None, *, pr
     >>> list(follow([]))
     []
     """
+    return one_by_one(finished_steps(source, options, provenance))
+
+
+def one_by_one(steps: Iterator[Iterator[T]]) -> Iterator[T]:
+    """What all of them give."""
+    for finished in steps:
+        yield from finished
+
+
+def finished_steps(
+    source: CaptureSource, options: AssemblerOptions | None = None, provenance: bool = False, *, step_frames: int = STEP_FRAMES
+) -> _Steps:
+    """`follow` in the steps of `Assembler.assemble_steps`: what has finished at each, which is to be taken before the next."""
     done: deque[_Followed] = deque()
     check_bool("provenance", provenance)
     pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done, provenance))
-    return followed(Assembler(pool, options), source, partial(_finished, done))
+    return steps_of(Assembler(pool, options), source, partial(_finished, done), step_frames)
 
 
-def followed(assembler: Assembler, source: CaptureSource, finished: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """What is finished, while the assembler takes the source in: `finished` gives what was so since it was called last."""
+def steps_of(
+    assembler: Assembler, source: CaptureSource, finished: Callable[[], Iterator[T]], step_frames: int = STEP_FRAMES
+) -> Generator[Iterator[T], None, None]:
+    """What is finished at each step, while the assembler takes the source in: `finished` gives what was so since it was called last."""
     problems: list[str] = []
     try:
-        for _ in assembler.assemble_steps(source, problems=problems):
-            yield from finished()
+        for _ in assembler.assemble_steps(source, problems=problems, step_frames=step_frames):
+            yield finished()
             while problems:
                 _log.warning("%s", problems.pop())
     except KeyboardInterrupt:
-        yield from finished()
+        yield finished()
         raise
 
 

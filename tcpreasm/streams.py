@@ -76,7 +76,7 @@ class StreamFactory(Protocol):
         """A stream for one direction of a new connection."""
 
 
-def _check_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -141,8 +141,8 @@ class ReaderStream(io.RawIOBase):
         self.discarded = 0
         """Bytes that were captured and came here, but found no reader: the buffer was full for too long, or the stream closed."""
         check_number("max_buffered_bytes", max_buffered_bytes, "bytes")
-        _check_seconds("timeout", timeout)
-        _check_seconds("read_timeout", read_timeout)
+        check_seconds("timeout", timeout)
+        check_seconds("read_timeout", read_timeout)
         self.loss_errors = bool(loss_errors)
         self.max_buffered_bytes = max_buffered_bytes
         self.timeout = timeout

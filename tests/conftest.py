@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from command import run
 from cores import IMPLEMENTATIONS, NAMES, core_module, load, submodule
 
-__all__ = ["DATA", "IMPLEMENTATIONS", "NAMES", "REPOSITORY", "core_module", "corpus_folder", "load", "submodule"]
+__all__ = ["DATA", "IMPLEMENTATIONS", "NAMES", "REPOSITORY", "core_module", "corpus_folder", "load", "run", "submodule"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "tests" / "data"

@@ -24,45 +24,15 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command import Run
 from conftest import DATA
-from traffic import Talk, corpus_cases, pcap, sha256
+from traffic import START_NS, Talk, corpus_cases, pcap, sha256
 
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
 LIMIT = 30.0  # seconds after which a process counts as hanging
-
-
-class Result(NamedTuple):
-    """How one run ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
-    main = submodule(tcpreasm, "cli").main
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Result(status, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -106,9 +76,9 @@ def assert_one_line(text: str) -> None:
 def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     text = run("--help")
     assert text.status == 0
-    for part in ("flows", "extract", "http", "examples:", "exit status", "tcp port 80"):
+    for part in ("flows", "extract", "http", "plot", "report", "examples:", "exit status", "tcp port 80"):
         assert part in text.out
-    for command in ("flows", "extract", "http"):
+    for command in ("flows", "extract", "http", "plot", "report"):
         text = run(command, "--help")
         assert text.status == 0
         assert "examples:" in text.out
@@ -142,6 +112,7 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         ("flows", "{capture}", "--closed-timeout", "2e9"),
         ("flows", "--verify-checksums"),
         ("flows", "--verify-checksums", "auto"),
+        ("flows", "{capture}", "--csv", "--json"),
         ("extract", "{capture}"),
         ("extract", "{capture}", "-o", "{text}"),
         ("extract", "{capture}", "-o", "{folder}", "--max-open", "0"),
@@ -227,10 +198,8 @@ def test_switches_are_options(
 ) -> None:
     """In front of the captures and behind them: a switch takes no capture for its value."""
     used = []
-    commons = submodule(tcpreasm, "cli.common")
-    monkeypatch.setattr(commons, "read", lambda assembler, captures, threads=1: used.append((assembler.options, captures)))
     flows = submodule(tcpreasm, "cli.flows")
-    monkeypatch.setattr(flows, "read", commons.read)
+    monkeypatch.setattr(flows, "read", lambda assembler, captures, threads=1: used.append((assembler.options, captures)))
     assert run("flows", *(("x.pcap", *given) if behind else (*given, "x.pcap"))).status == 0
     assert used == [(tcpreasm.AssemblerOptions(**options), ["x.pcap"])]
 
@@ -325,8 +294,9 @@ def test_a_broken_pipe_is_silent(start: Callable[..., subprocess.Popen[bytes]], 
         assert process.returncode == 141
 
 
-def test_interrupt_gives_what_was_read(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    process = start("flows", "-")
+@pytest.mark.parametrize("form", [(), ("--json",), ("--csv",)])
+def test_interrupt_gives_what_was_read(start: Callable[..., subprocess.Popen[bytes]], form: tuple[str, ...]) -> None:
+    process = start("flows", *form, "-")
     assert process.stdin is not None
     talk = Talk().open().say(0, b"hello")
     process.stdin.write(pcap(talk.records))
@@ -340,7 +310,8 @@ def test_interrupt_gives_what_was_read(start: Callable[..., subprocess.Popen[byt
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert err == b""
-    assert b"10.0.0.1:40000" in out
+    assert b"10.0.0.1" in out
+    assert b"40000" in out
 
 
 def test_captures_in_a_row_are_one(run: Run, tmp_path: Path) -> None:
@@ -413,6 +384,76 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
     }
     (flow,) = run("flows", "--json", capture(Talk().say(0, b"abc"))).json
     assert flow["s2c"] is None
+
+
+@pytest.fixture
+def gappy(capture: Callable[..., Path]) -> Path:
+    """Two connections, one of which lost something in both directions."""
+    first = Talk().open().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de").say(1, b"x", lost=True).say(1, b"yz").close()
+    return capture(first, Talk(("2001:db8::1", 6), ("2001:db8::2", 443), START_NS + 10**9).say(0, b"late"))
+
+
+def test_flows_csv(run: Run, gappy: Path) -> None:
+    result = run("flows", "--csv", gappy)
+    assert (result.status, result.err) == (0, "")
+    assert result.lines == [
+        "stream,conversation,src,src_port,dst,dst_port,from_client,bytes,missing,gap_count,first_seen_ns,last_seen_ns,started,ended",
+        "0,0,10.0.0.1,40000,10.0.0.2,80,true,5,4,1,1700000000000000000,1700000000003000000,true,true",
+        "1,0,10.0.0.2,80,10.0.0.1,40000,false,2,1,1,1700000000001000000,1700000000004000000,true,true",
+        "2,1,2001:db8::1,6,2001:db8::2,443,true,4,0,0,1700000001000000000,1700000001000000000,false,false",
+    ]
+
+
+def test_gaps(run: Run, gappy: Path) -> None:
+    result = run("flows", "--gaps", gappy)
+    assert (result.status, result.err) == (0, "")
+    assert result.out == (
+        "stream  src       src_port  dst       dst_port  offset  length  seen\n"
+        "     0  10.0.0.1     40000  10.0.0.2        80       3       4  2023-11-14T22:13:20.003000000Z\n"
+        "     1  10.0.0.2        80  10.0.0.1     40000       0       1  2023-11-14T22:13:20.004000000Z\n"
+    )
+    assert run("flows", "--gaps", "--csv", gappy).lines == [
+        "stream,src,src_port,dst,dst_port,offset,length,seen_ns",
+        "0,10.0.0.1,40000,10.0.0.2,80,3,4,1700000000003000000",
+        "1,10.0.0.2,80,10.0.0.1,40000,0,1,1700000000004000000",
+    ]
+    of_first = {"stream": 0, "src": "10.0.0.1", "src_port": 40000, "dst": "10.0.0.2", "dst_port": 80}
+    first, second = run("flows", "--gaps", "--json", gappy).json
+    assert first == of_first | {"offset": 3, "length": 4, "seen_ns": 1700000000003000000}
+    assert (second["stream"], second["offset"], second["length"]) == (1, 0, 1)
+
+
+def test_no_gaps(run: Run, capture: Callable[..., Path]) -> None:
+    path = capture(Talk().open().say(0, b"abc").close())
+    assert run("flows", "--gaps", path).lines == ["stream  src  src_port  dst  dst_port  offset  length  seen"]
+    assert run("flows", "--gaps", "--json", path).lines == []
+
+
+@pytest.mark.parametrize("gaps", [(), ("--gaps",)])
+def test_parquet(run: Run, tmp_path: Path, gappy: Path, gaps: tuple[str, ...]) -> None:
+    """The same rows as in CSV."""
+    pyarrow = pytest.importorskip("pyarrow", reason="NO PARQUET TRIED: pip install '.[dataframes]'")
+    from pyarrow import csv, parquet
+
+    assert run("flows", *gaps, "--parquet", tmp_path / "x.parquet", gappy) == (0, "", "")
+    written = parquet.read_table(tmp_path / "x.parquet")
+    assert [str(field.type) for field in written.schema if field.name.endswith("_ns")] == ["timestamp[ns, tz=UTC]"] * (1 if gaps else 2)
+    (tmp_path / "x.csv").write_text(run("flows", *gaps, "--csv", gappy).out)
+    read = csv.read_csv(tmp_path / "x.csv").cast(
+        pyarrow.schema([(field.name, "int64" if field.name.endswith("_ns") else field.type) for field in written.schema])
+    )
+    assert written.cast(pyarrow.schema([(field.name, read.schema.field(field.name).type) for field in written.schema])).equals(read)
+    result = run("flows", "--parquet", tmp_path / "no" / "x", gappy)
+    assert result == (2, "", f"tcpreasm: {tmp_path / 'no' / 'x'}: No such file or directory\n")
+
+
+@pytest.mark.parametrize("missing", ["nanoarrow", "pyarrow"])
+def test_parquet_without_its_extra(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = run("flows", "--parquet", tmp_path / "x.parquet", tmp_path / "no capture is looked for")
+    assert result.status == 2
+    assert_one_line(result.err)
+    assert "--parquet needs pyarrow and nanoarrow: pip install 'tcpreasm[parquet]'" in result.err
 
 
 def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[..., Path]) -> None:

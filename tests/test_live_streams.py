@@ -6,6 +6,7 @@ Skipped only where the machine forbids capturing or a library is not installed, 
 from __future__ import annotations
 
 import _thread
+import asyncio
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -87,3 +88,52 @@ def test_follow_gives_streams_while_the_interface_runs(tcpreasm: ModuleType, lib
     bodies = {stream.key.transport_flow.src == port: stream.data for stream in (first, second)}
     assert bodies[True].endswith(BODY)
     assert bodies[False].startswith(REQUEST)
+
+
+def test_readers_on_asyncio_while_the_interface_runs(tcpreasm: ModuleType, library: str, port: int) -> None:
+    """Each side is read while the capture goes on, which ends by being left."""
+
+    async def main(capture: Any) -> dict[bool, bytes]:
+        readers = tcpreasm.aio.readers(capture)
+        await asyncio.to_thread(fetch, port)
+        pair = [await anext(readers), await anext(readers)]
+        got = {reader.key.transport_flow.src == port: await reader.read() for reader in pair}
+        assert all(reader.at_eof() for reader in pair)
+        assert not capture.stopped
+        await readers.aclose()
+        assert not [thread for thread in threading.enumerate() if thread.name == "tcpreasm-aio"]
+        return got
+
+    with tcpreasm.open_live(LOOPBACK, filter=f"tcp port {port}", library=library) as capture:
+        got = asyncio.run(asyncio.wait_for(main(capture), 60))
+    assert got[True].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert got[True].endswith(BODY)
+    assert got[False].startswith(REQUEST)
+
+
+def test_follow_on_asyncio_is_cancelled_while_the_interface_is_silent(tcpreasm: ModuleType, library: str, port: int) -> None:
+    async def main(capture: Any) -> list[bytes]:
+        got: list[bytes] = []
+        both = asyncio.Event()
+
+        async def consume() -> None:
+            async for stream in tcpreasm.aio.follow(capture):
+                got.append(stream.data)
+                if len(got) == 2:
+                    both.set()
+
+        task = asyncio.create_task(consume())
+        await asyncio.to_thread(fetch, port)
+        await both.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not [thread for thread in threading.enumerate() if thread.name == "tcpreasm-aio"]
+        return got
+
+    with tcpreasm.open_live(LOOPBACK, filter=f"tcp port {port}", library=library) as capture:
+        request, answer = sorted(asyncio.run(asyncio.wait_for(main(capture), 60)), key=len)
+        with pytest.raises(ValueError, match="was closed"):
+            capture.poll()
+    assert request.startswith(REQUEST)
+    assert answer.endswith(BODY)

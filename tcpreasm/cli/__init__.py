@@ -4,6 +4,8 @@
     flows     a table of connections
     extract   one file per stream
     http      requests and responses, also live
+    plot      a picture of a conversation, or of a capture
+    report    a page of HTML about a capture
 
 Exit status: 0 done (also where a capture is cut in the middle: what it holds was used, and a line on standard error says so; also
 where Ctrl-C ended a live capture); 2 an error, told in one line on standard error; 130 Ctrl-C while files were read, after
@@ -26,7 +28,7 @@ from .common import CommandError, complain, spelled_out
 
 __all__ = ["main"]
 
-_COMMANDS = ("flows", "extract", "http")  # a module each
+_COMMANDS = ("flows", "extract", "http", "plot", "report")  # a module each
 
 _DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
 
@@ -35,6 +37,8 @@ _EXAMPLES = """examples:
   tcpreasm flows --json capture.pcapng.gz          the same, a JSON object a line
   tcpreasm extract capture.pcap -o streams         one file for each direction
   tcpreasm http capture.pcap                       HTTP requests and responses
+  tcpreasm plot capture.pcap 3 -o third.svg        the third conversation, segment by segment
+  tcpreasm report capture.pcap -o report.html      a page to browse
   tcpreasm http -i eth0 -f 'tcp port 80'           the same, live
   ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
 

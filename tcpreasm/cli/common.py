@@ -1,4 +1,4 @@
-"""What the subcommands share: options of the assembler, texts, and which two directions belong together."""
+"""What the subcommands share: options of the assembler, and texts."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from ..api import Assembler
-from ..flow import ConnectionKey
+from ..api import Assembler, CaptureSummary
+from ..clock import time_of
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, TUNNELS, URGENT, AssemblerOptions
+from ..stats import AssemblerStats
 from ..verdict import Verdict
 
 __all__ = [
     "CommandError",
-    "Pairs",
     "add_captures",
     "assembler_options",
+    "check_names",
     "complain",
     "positive",
     "read",
     "spelled_out",
+    "tell",
     "text_of",
     "time_of",
 ]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-T = TypeVar("T")
 
 
 class CommandError(Exception):
@@ -43,7 +40,7 @@ def complain(text: str) -> None:
     print("tcpreasm:", " ".join(text.split()), file=sys.stderr)
 
 
-def add_captures(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
+def add_captures(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
     """The captures, and how they are reassembled."""
     parser.add_argument(
         "captures",
@@ -136,7 +133,7 @@ def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
 _ORDINARY = (Verdict.NOT_IP, Verdict.NOT_TCP)
 
 
-def _check_names(captures: Sequence[str]) -> None:
+def check_names(captures: Sequence[str]) -> None:
     """OSError for what cannot be opened, before anything is read. By name: opening a pipe may end whoever writes to it."""
     for name in captures:
         if name == "-":
@@ -150,62 +147,31 @@ def _check_names(captures: Sequence[str]) -> None:
             raise OSError(wrong, os.strerror(wrong), name)
 
 
-def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> None:
-    """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out."""
-    _check_names(captures)
+def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> CaptureSummary:
+    """Assembles captures with an assembler that has done nothing yet, and tells on standard error what `tell` does."""
+    check_names(captures)
     summary = assembler.assemble_capture(list(captures), threads=threads)
-    for problem in summary.problems:
+    tell(summary.problems, assembler.stats)
+    return summary
+
+
+def tell(problems: Sequence[str], stats: AssemblerStats) -> None:
+    """On standard error: what was wrong with captures, and what in them may hold TCP but was left out."""
+    for problem in problems:
         complain(problem)
     left_out = {
         verdict: count
-        for verdict, count in summary.verdicts.items()
-        if verdict is not Verdict.SEGMENT and (verdict not in _ORDINARY or not summary.segments)
+        for verdict, count in stats.verdicts.items()
+        if verdict is not Verdict.SEGMENT and (verdict not in _ORDINARY or not stats.segments)
     }
     if Verdict.FRAGMENT in left_out:  # all but the last fragment of a datagram that became whole are FRAGMENT, and not left out
-        stats = assembler.stats
         used = stats.fragments_joined - stats.datagrams + stats.fragments_dropped.get("repeated", 0)
         left_out[Verdict.FRAGMENT] -= used
         if left_out[Verdict.FRAGMENT] <= 0:
             del left_out[Verdict.FRAGMENT]
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
-        complain(f"{sum(left_out.values())} of {summary.packets} frames were left out: {reasons}")
-
-
-class Pairs(Generic[T]):
-    """Brings the two directions of a connection together: what the first one was given, the second one gets too.
-
-    A third stream of the same endpoints begins another pair, and so does one in a tunnel beside one that is in none. Remembers the pairs
-    of which one direction is missing.
-    """
-
-    def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
-        self._make = make
-        self._waiting: dict[tuple[ConnectionKey, int], T] = {}  # by key and tunnels of the direction that is missing
-
-    def join(self, key: ConnectionKey) -> T:
-        """What the direction shares with the other one; made for the first of them, by its key."""
-        tunnels = key.net_flow.tunnels
-        if (key, tunnels) in self._waiting:
-            return self._waiting.pop((key, tunnels))
-        pair = self._waiting[key.reverse(), tunnels] = self._make(key)
-        return pair
-
-    def forget(self, key: ConnectionKey) -> None:
-        """The direction that is missing will not come: the key is that of the first one."""
-        self._waiting.pop((key.reverse(), key.net_flow.tunnels), None)
-
-
-def time_of(seen_ns: int | None) -> str:
-    """`2026-01-31T12:00:00.123456789Z`, or - for none, or the plain number of seconds where no calendar reaches."""
-    if seen_ns is None:
-        return "-"
-    seconds, ns = divmod(seen_ns, 10**9)
-    try:
-        moment = _EPOCH + timedelta(seconds=seconds)
-    except OverflowError:
-        return f"{seconds}.{ns:09}"
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
+        complain(f"{sum(left_out.values())} of {stats.frames} frames were left out: {reasons}")
 
 
 def text_of(data: bytes) -> str:

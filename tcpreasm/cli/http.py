@@ -20,8 +20,9 @@ from ..api import Assembler, StreamPool
 from ..capture import LiveCapture, open_live
 from ..errors import DataLost
 from ..flow import ConnectionKey, Flow
+from ..pairs import Pairs
 from ..streams import ReaderStream
-from .common import CommandError, Pairs, add_captures, assembler_options, complain, positive, read, text_of, time_of
+from .common import CommandError, add_captures, assembler_options, complain, positive, read, text_of, time_of
 from .messages import Exchange, Message, MessageParser, load_httptools
 
 if TYPE_CHECKING:
