@@ -423,9 +423,9 @@ def test_what_comes_in_time_fills_it(tcpreasm: ModuleType) -> None:
     assert expire(talks, 30) == []
 
 
-@pytest.mark.parametrize("ack", [1004, 1007, 1003])
+@pytest.mark.parametrize("ack", [1004, 1007, 1003, 1004 + (1 << 28)])
 def test_what_was_not_acknowledged_is_waited_for(tcpreasm: ModuleType, ack: int) -> None:
-    """1004 to 1007 is missing: an acknowledgement of a part of it says nothing of the rest."""
+    """1004 to 1007 is missing: an acknowledgement of a part of it says nothing of the rest, nor does one of what cannot have been sent."""
     talks = with_hole(tcpreasm)
     talks.talk.send(SERVER, 5001, ack=ack, at=20)
     assert expire(talks, 100) == []
@@ -553,7 +553,7 @@ def test_ports_that_are_used_again_while_the_old_connection_is_open(talks: Talks
         else:
             talk.send(SERVER, 700_001, b"y", ack=900_001, at=2)
     old, new = (handler.conversation for handler in talks.handlers)
-    assert (old.complete, old.state, old.client.delivered) == (True, "open", 3)
+    assert (old.complete, old.state, old.client.delivered, old.server.acked) == (True, "open", 3, 1001)
     assert (new.complete, new.client.delivered, new.server.delivered) == (False, 1, 1)
     assert (new.syn_ns, new.syn_ack_ns, new.guessed) == (NS, to_ns(1.5), False)
     assert not new.handshake  # when it was acknowledged, nobody knew of it
@@ -885,8 +885,10 @@ def test_a_factory_that_raises_is_asked_again(tcpreasm: ModuleType) -> None:
 
 def test_a_stream_that_could_not_be_made_leaves_its_side_free(tcpreasm: ModuleType) -> None:
     made: list[Any] = []
+    sides: list[Any] = []
 
     def streams(side: Any) -> Any:
+        sides.append(side)
         if side.role == SERVER and len(made) < 2:
             made.append(None)
             raise LookupError
@@ -903,6 +905,7 @@ def test_a_stream_that_could_not_be_made_leaves_its_side_free(tcpreasm: ModuleTy
     assert len(made) == 3
     assembler.close()
     assert made[0].data == b"x"
+    assert [side.peer.stream for side in sides] == [made[2], made[0], made[0]]
 
 
 def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
