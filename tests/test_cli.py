@@ -21,80 +21,14 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command import LIMIT, Run, assert_one_line
 from conftest import DATA
 from traffic import Talk, corpus_cases, pcap, sha256
 
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
-LIMIT = 30.0  # seconds after which a process counts as hanging
-
-
-class Result(NamedTuple):
-    """How one run ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
-    main = submodule(tcpreasm, "cli").main
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Result(status, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts the command as a process, on the same core."""
-    environment = os.environ | {
-        "TCPREASM_IMPLEMENTATION": tcpreasm.implementation,
-        "PYTHONPATH": str(Path(str(tcpreasm.__file__)).parent.parent),
-    }
-
-    def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, **(pipes | rest))
-
-    return call
-
-
-@pytest.fixture
-def capture(tmp_path: Path) -> Callable[..., Path]:
-    """Writes packets to a capture file."""
-
-    def write(*talks: Talk, name: str = "made.pcap", cut: int = 0) -> Path:
-        data = pcap(sorted(record for talk in talks for record in talk.records))
-        path = tmp_path / name
-        path.write_bytes(data[: len(data) - cut])
-        return path
-
-    return write
-
-
-def assert_one_line(text: str) -> None:
-    assert text.startswith("tcpreasm")
-    assert text.count("\n") == 1
-    assert text.endswith("\n")
 
 
 # The command as a whole.
@@ -188,7 +122,7 @@ def test_a_cut_capture_is_used_as_far_as_it_goes(
     assert result.status == 0
     assert_one_line(result.err)
     assert str(path) in result.err
-    assert "18" in result.out or "GET /" in result.out
+    assert "18" in result.out or "GET http://10.0.0.2/ (no response)" in result.out
 
 
 def test_standard_input(start: Callable[..., subprocess.Popen[bytes]]) -> None:
@@ -447,7 +381,7 @@ def test_extract_of_the_corpus(
 
 @pytest.mark.parametrize("file", ["http.pcap", "http6.pcapng"])
 def test_http_of_the_repository_captures(run: Run, file: str) -> None:
-    result = run("http", "--json", DATA / file)
+    result = run("http", "--messages", "--json", DATA / file)
     assert (result.status, result.err) == (0, "")
     for connection in TRUTH[file]["connections"]:
         client, server, exchanges = connection["client"], connection["server"], connection["exchanges"]
@@ -459,16 +393,30 @@ def test_http_of_the_repository_captures(run: Run, file: str) -> None:
         assert [(m["status"], m["body_bytes"]) for m in responses] == [(e["status"], e["response_body"]) for e in exchanges]
         assert all(m["complete"] and not m["missing"] for m in requests + responses)
     assert len(result.json) == 2 * sum(len(c["exchanges"]) for c in TRUTH[file]["connections"])
+    paired = run("http", "--json", DATA / file)
+    assert (paired.status, paired.err) == (0, "")
+    for connection in TRUTH[file]["connections"]:
+        own = [e for e in paired.json if e["client"] == connection["client"]]
+        assert [(e["request"]["target"], e["method"], e["status"], e["guessed"]) for e in own] == [
+            (told["path"], told["method"], told["status"], False) for told in connection["exchanges"]
+        ]
+        assert [(e["request"]["body_bytes"], e["response"]["body_bytes"]) for e in own] == [
+            (told["request_body"], told["response_body"]) for told in connection["exchanges"]
+        ]
 
 
 def test_http_lines(run: Run, capture: Callable[..., Path]) -> None:
     talk = Talk().open()
     talk.say(0, b"POST /a%20b HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello")
     talk.say(1, b"HTTP/1.0 200 Fine\r\nContent-Type: text/plain\r\n\r\nto the end").close()
-    assert run("http", capture(talk)).lines == [
+    assert run("http", "--messages", capture(talk)).lines == [
         "2023-11-14T22:13:20.002000000Z 10.0.0.1:40000->10.0.0.2:80 POST /a%20b HTTP/1.1 example.org 5 bytes",
         "2023-11-14T22:13:20.003000000Z 10.0.0.2:80->10.0.0.1:40000 HTTP/1.0 200 Fine text/plain 10 bytes",
     ]
+    assert run("http", capture(talk)).out == (
+        "2023-11-14T22:13:20.002000000Z 10.0.0.1:40000->10.0.0.2:80 POST http://example.org/a%20b 200 text/plain,"
+        " 5 bytes sent, 10 bytes received, 1.000 ms\n"
+    )
 
 
 def test_http_and_gaps(run: Run, capture: Callable[..., Path]) -> None:
@@ -476,23 +424,25 @@ def test_http_and_gaps(run: Run, capture: Callable[..., Path]) -> None:
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n0123456789").say(1, b"0123456789", lost=True).say(1, b"0123456789")
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-", lost=True).say(1, b"Length: 3\r\n\r\nabc")
     talk.say(1, b"HTTP/1.1 201 OK\r\nContent-Length: 30\r\n\r\n0123456789")
-    lines = run("http", capture(talk)).lines
+    lines = run("http", "--messages", capture(talk)).lines
     assert len(lines) == 6
     assert lines[3].endswith("HTTP/1.1 200 OK 20 bytes, 10 missing")
     assert lines[4].endswith("HTTP/1.1 201 OK 10 bytes, incomplete")
     assert lines[5].endswith("16 bytes belong to no message")
-    *_, skipped = run("http", "--json", capture(talk)).json
-    assert (skipped["kind"], skipped["bytes"]) == ("skipped", 16)
+    for options in ((), ("--messages",)):
+        *_, skipped = run("http", "--json", *options, capture(talk)).json
+        assert (skipped["kind"], skipped["bytes"]) == ("skipped", 16)
 
 
 def test_http_does_not_print_what_a_terminal_would_obey(run: Run, capture: Callable[..., Path]) -> None:
     talk = Talk().open().say(0, b"GET /x HTTP/1.1\r\nHost: a\xc3\xa9\xff\r\n\r\n").say(1, b"HTTP/1.1 200 \xe2\x80\xae\xff\r\n\r\n").close()
-    out = run("http", capture(talk)).out
-    assert out.isascii()
-    assert all(character.isprintable() or character == "\n" for character in out)
+    for options in ((), ("--messages",)):
+        out = run("http", *options, capture(talk)).out
+        assert out.isascii()
+        assert all(character.isprintable() or character == "\n" for character in out)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)])
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--messages",)])
 def test_http_says_so_where_there_are_other_protocols_only(run: Run, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
     talk = Talk().open().say(0, b"SSH-2.0-x\r\n").say(1, bytes(range(256)) * 200).close()
     assert run("http", *arguments, capture(talk)) == (0, "", "tcpreasm: no HTTP/1 message was found\n")
@@ -560,7 +510,7 @@ def test_http_live(start: Callable[..., subprocess.Popen[bytes]], number: signal
             for path in ("/one", "/two"):
                 client.request("GET", path)
                 assert len(client.getresponse().read()) == 100_000
-            lines = [json.loads(process.stdout.readline()) for _ in range(4)]  # they come while it runs
+            lines = [json.loads(process.stdout.readline()) for _ in range(2)]  # they come while it runs
             process.send_signal(number)
             rest, err = process.communicate(timeout=LIMIT)
             client.close()
@@ -569,8 +519,10 @@ def test_http_live(start: Callable[..., subprocess.Popen[bytes]], number: signal
             process.kill()
     assert process.returncode == 0
     assert (rest, err) == (b"", b"")
-    assert [line.get("target", line.get("status")) for line in lines] == ["/one", 200, "/two", 200]
-    assert [line["body_bytes"] for line in lines] == [0, 100_000, 0, 100_000]
+    assert [(line["url"], line["status"], line["response"]["body_bytes"]) for line in lines] == [
+        (f"http://127.0.0.1:{port}{path}", 200, 100_000) for path in ("/one", "/two")
+    ]
+    assert {line["response"]["sha256"] for line in lines} == {sha256(b"x" * 100_000)}
 
 
 # The messages of one direction.
@@ -584,15 +536,59 @@ def messages(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], Module
 Told = tuple[object, int, int, bool]
 
 
-def parsed(messages: ModuleType, *parts: bytes | int, exchange: Any = None, size: int = 1 << 20) -> tuple[list[Told], int]:
+class Heard:
+    """Who listens to a parser and hands on what it is told."""
+
+    def __init__(self, side: Any) -> None:
+        self.side = side
+        self.told: list[Told] = []
+
+    @property
+    def tunnel(self) -> bool:
+        return bool(self.side.tunnel)
+
+    @tunnel.setter
+    def tunnel(self, tunnel: bool) -> None:
+        self.side.tunnel = tunnel
+
+    def begun(self, message: Any) -> Any:
+        return self.side.begun(message)
+
+    def done(self, message: Any) -> None:
+        self.told.append((message.status or message.target, message.body_bytes, message.missing, message.complete))
+        self.side.done(message)
+
+    def lost(self) -> None:
+        self.side.lost()
+
+
+class Ignored:
+    """A watcher of a conversation whose exchanges are of no interest."""
+
+    def begun(self, message: Any) -> None: ...
+
+    def message(self, key: Any, message: Any) -> None: ...
+
+    def exchange(self, client: Any, exchange: Any) -> None: ...
+
+
+@pytest.fixture
+def sides(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]) -> Callable[[], tuple[Any, Any]]:
+    """Makes both sides of a conversation."""
+
+    def make() -> tuple[Any, Any]:
+        conversation = submodule(tcpreasm, "cli.exchanges").Conversation(Ignored())
+        key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(40000, 80))
+        return conversation.side(key), conversation.side(key.reverse())
+
+    return make
+
+
+def parsed(messages: ModuleType, side: Any, *parts: bytes | int, size: int = 1 << 20) -> tuple[list[Told], int]:
     """Feeds bytes, `size` at a time, and gaps (ints). Gives (target or status, body, missing, complete) of each message, and the bytes
     skipped."""
-    told: list[Told] = []
-
-    def done(message: Any) -> None:
-        told.append((message.status or message.target, message.body_bytes, message.missing, message.complete))
-
-    parser = messages.MessageParser(exchange or messages.Exchange(), done)
+    heard = Heard(side)
+    parser = messages.MessageParser(heard)
     for part in parts:
         if isinstance(part, int):
             parser.lost(part)
@@ -600,7 +596,7 @@ def parsed(messages: ModuleType, *parts: bytes | int, exchange: Any = None, size
             for at in range(0, len(part), size):
                 parser.feed(part[at : at + size], 0)
     parser.finish()
-    return told, parser.skipped
+    return heard.told, parser.skipped
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n5;x=y\r\npedia\r\n0\r\nTrailer: x\r\n\r\n"
@@ -650,19 +646,21 @@ CASES: list[tuple[str, tuple[bytes | int, ...], list[Told], int]] = [
 
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])
 @pytest.mark.parametrize(("parts", "told", "skipped"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
-def test_messages(messages: ModuleType, parts: tuple[bytes | int, ...], told: list[Told], skipped: int, size: int) -> None:
-    assert parsed(messages, *parts, size=size) == (told, skipped)
+def test_messages(
+    messages: ModuleType, sides: Callable[[], tuple[Any, Any]], parts: tuple[bytes | int, ...], told: list[Told], skipped: int, size: int
+) -> None:
+    assert parsed(messages, sides()[0], *parts, size=size) == (told, skipped)
 
 
-def test_the_answer_to_head_has_no_body(messages: ModuleType) -> None:
-    exchange = messages.Exchange()
-    parsed(messages, b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n", exchange=exchange)
+def test_the_answer_to_head_has_no_body(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
+    client, server = sides()
+    parsed(messages, client, b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-    told, _ = parsed(messages, SIZED, b"HTTP/1.1 102 Wait\r\n\r\n", head, SIZED, exchange=exchange)
+    told, _ = parsed(messages, server, SIZED, b"HTTP/1.1 102 Wait\r\n\r\n", head, SIZED)
     assert told == [(404, 3, 0, True), (102, 0, 0, True), (200, 0, 0, True), (404, 3, 0, True)]
 
 
-def test_a_tunnel_is_not_looked_into(messages: ModuleType) -> None:
+def test_a_tunnel_is_not_looked_into(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
     for request, answer in (
         (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
         (
@@ -670,23 +668,23 @@ def test_a_tunnel_is_not_looked_into(messages: ModuleType) -> None:
             b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         ),
     ):
-        exchange = messages.Exchange()
-        assert len(parsed(messages, request, exchange=exchange)[0]) == 1
-        assert len(parsed(messages, answer + SIZED, SIZED, exchange=exchange)[0]) == 1
-        assert parsed(messages, b"GET / HTTP/1.1\r\n\r\n", exchange=exchange) == ([], 0)
+        client, server = sides()
+        assert len(parsed(messages, client, request)[0]) == 1
+        assert len(parsed(messages, server, answer + SIZED, SIZED)[0]) == 1
+        assert parsed(messages, client, b"GET / HTTP/1.1\r\n\r\n") == ([], 0)
 
 
-def test_an_upgrade_that_is_refused_changes_nothing(messages: ModuleType) -> None:
-    exchange = messages.Exchange()
+def test_an_upgrade_that_is_refused_changes_nothing(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
+    client, server = sides()
     request = b"GET /1 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    assert len(parsed(messages, request + b"GET /2 HTTP/1.1\r\n\r\n", exchange=exchange)[0]) == 2
-    assert len(parsed(messages, SIZED + SIZED, exchange=exchange)[0]) == 2
+    assert len(parsed(messages, client, request + b"GET /2 HTTP/1.1\r\n\r\n")[0]) == 2
+    assert len(parsed(messages, server, SIZED + SIZED)[0]) == 2
 
 
-def test_endless_heads_and_lines_end(messages: ModuleType) -> None:
+def test_endless_heads_and_lines_end(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
     flood = io.BytesIO(b"x" * 300_000).read()
-    told, skipped = parsed(messages, b"HTTP/1.1 200 OK\r\nA: ", flood, b"\r\n", SIZED)
+    told, skipped = parsed(messages, sides()[1], b"HTTP/1.1 200 OK\r\nA: ", flood, b"\r\n", SIZED)
     assert told == [(404, 3, 0, True)]
     assert skipped > 300_000
-    told, _ = parsed(messages, CHUNKED[:47], flood, b"\r\n", SIZED, size=1000)
+    told, _ = parsed(messages, sides()[1], CHUNKED[:47], flood, b"\r\n", SIZED, size=1000)
     assert told == [(200, 0, 0, False), (404, 3, 0, True)]
