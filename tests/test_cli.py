@@ -561,6 +561,9 @@ class Heard:
     def lost(self) -> None:
         self.side.lost()
 
+    def rest(self, seen_ns: int) -> None:
+        self.side.rest(seen_ns)
+
 
 class Ignored:
     """A watcher of a conversation whose exchanges are of no interest."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Run
-from traffic import Talk
+from command import Run, assert_one_line
+from conftest import DATA
+from traffic import Talk, sha256
 
 Capture = Callable[..., Path]
 
@@ -169,9 +174,12 @@ def rounds(lost: tuple[int, int], rest: bytes) -> Talk:
 @pytest.mark.parametrize("number", range(1, ROUNDS + 1))
 @pytest.mark.parametrize("rest", [b"", b"x" * 7])
 def test_a_lost_response_puts_nothing_out_of_step(run: Run, capture: Capture, number: int, rest: bytes) -> None:
-    told = {path: (status, guessed) for path, status, guessed in pairs(run, capture(rounds((number, 1), rest)))}
-    # The one behind it is a guess: it could answer both requests.
-    assert told == {f"/{each}": (None, False) if each == number else (410 + each, each == number + 1) for each in range(1, ROUNDS + 1)}
+    told = {path: result for path, *result in pairs(run, capture(rounds((number, 1), rest)))}
+    # The one behind it is a guess, for it could answer both requests, unless something of the lost one shows that it was there.
+    expected = {f"/{each}": [410 + each, False] for each in range(1, ROUNDS + 1)} | {f"/{number}": [None, False]}
+    if not rest and number < ROUNDS:
+        expected[f"/{number + 1}"][1] = True
+    assert told == expected
 
 
 @pytest.mark.parametrize("number", range(1, ROUNDS + 1))
@@ -257,3 +265,214 @@ def test_what_is_not_called_a_guess_is_right(run: Run, capture: Capture, seed: i
     assert lost_count >= 10
     guesses = [path == answer for path, answer, guessed in told if path and answer and guessed]
     assert guesses.count(True) >= guesses.count(False)
+
+
+# nginx: real exchanges, against what it was told to serve.
+
+NGINX: dict[str, Any] = {file: json.loads((DATA / "truth.json").read_text())[file] for file in ("nginx.pcap", "nginx_lost.pcap")}
+
+
+def of_nginx(run: Run, file: str, *options: object) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each connection's truth, and what was found."""
+    told = sorted(exchanges(run, DATA / file, *options), key=lambda exchange: exchange["time_ns"])
+    return [(c, [e for e in told if e["client"] == c["client"]]) for c in NGINX[file]["connections"]]
+
+
+@pytest.mark.parametrize("options", [(), ("--bodies", "{folder}/bodies")])
+def test_nginx(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    chunked = 0
+    for truth, found in of_nginx(run, "nginx.pcap", *(option.format(folder=tmp_path) for option in options)):
+        assert len(found) == len(truth["exchanges"])
+        for got, told in zip(found, truth["exchanges"], strict=True):
+            assert (got["method"], got["url"]) == (told["method"], f"http://127.0.0.1:8081{told['path']}")
+            assert (got["status"], got["interim"], got["guessed"]) == (told["status"], told["interim"], False)
+            for side in ("request", "response"):
+                part = got[side]
+                assert (part["body_bytes"], part["missing"], part["complete"]) == (told[f"{side}_body"], 0, True)
+                assert (part["sha256"], part["problem"]) == (told[f"{side}_sha256"], None)
+                assert (part["file"] is not None) == bool(options and part["body_bytes"])
+                if part["file"]:
+                    assert sha256(Path(part["file"]).read_bytes()) == part["sha256"]
+            chunked += told["chunked"]
+            assert ("transfer-encoding" in got["response"]["headers"]) == told["chunked"]
+    assert chunked >= 3
+    told_of = [told for truth in NGINX["nginx.pcap"]["connections"] for told in truth["exchanges"]]
+    bodies = sum(bool(told[f"{side}_body"]) for told in told_of for side in ("request", "response"))
+    assert len([*tmp_path.glob("bodies/*")]) == (bodies if options else 0)
+
+
+def test_nginx_with_lost_segments(run: Run) -> None:
+    connections = of_nginx(run, "nginx_lost.pcap")
+    lost = {told.get("lost") for truth, _ in connections for told in truth["exchanges"]}
+    assert lost == {None, "body", "response", "request", "end"}
+    for truth, found in connections:
+        assert len(found) == len(truth["exchanges"])
+        for got, told in zip(found, truth["exchanges"], strict=True):
+            what = told.get("lost")
+            assert got["url"] == (None if what == "request" else f"http://127.0.0.1:8081{told['path']}")
+            assert got["status"] == (None if what == "response" else told["status"])
+            assert not got["guessed"]
+            if what in (None, "request"):
+                assert got["response"]["sha256"] == told["response_sha256"]
+            elif what != "response":
+                assert got["response"]["sha256"] != told["response_sha256"]
+                assert got["response"]["complete"] == (what == "body")
+                assert got["response"]["missing"] == (2048 if what == "body" else 0)
+            if what != "request":
+                assert got["request"]["sha256"] == told["request_sha256"]
+
+
+# Bodies.
+
+TEXT = b"".join(b"line %d of a text that repeats itself\n" % number for number in range(2000))
+
+
+def bare_deflate(data: bytes) -> bytes:
+    compress = zlib.compressobj(wbits=-15)
+    return compress.compress(data) + compress.flush()
+
+
+def brotli(data: bytes) -> bytes:
+    return bytes(pytest.importorskip("brotli", reason="NO BROTLI HERE: its coding was not tried").compress(data))
+
+
+def zstandard(data: bytes) -> bytes:
+    return bytes(pytest.importorskip("zstandard").compress(data))
+
+
+def body_of(run: Run, path: Path, *options: object) -> dict[str, Any]:
+    (only,) = exchanges(run, path, *options)
+    response: dict[str, Any] = only["response"]
+    return response
+
+
+def coded(coding: str, body: bytes, sizes: int = 500) -> Talk:
+    """A response with this body, in segments."""
+    talk = Talk().open().say(0, asked("/"))
+    data = answered(200, body, f"Content-Encoding: {coding}", "Content-Type: text/plain")
+    for at in range(0, len(data), sizes):
+        talk.say(1, data[at : at + sizes])
+    return talk.close()
+
+
+CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "identity": ("identity", bytes),
+    "gzip": ("gzip", gzip.compress),
+    "x-gzip": ("X-GZip", gzip.compress),
+    "members": ("gzip", lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:])),
+    "rest": ("gzip", lambda data: gzip.compress(data) + b"padding"),
+    "deflate": ("deflate", zlib.compress),
+    "bare deflate": ("deflate", bare_deflate),
+    "zstd": ("zstd", zstandard),
+    "frames": ("zstd", lambda data: zstandard(data[:1000]) + zstandard(data[1000:])),
+    "br": ("br", brotli),
+    "twice": ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))),
+}
+
+
+@pytest.mark.parametrize("sizes", [1, 7, 100_000])
+@pytest.mark.parametrize("name", CODINGS)
+def test_codings_are_undone(run: Run, capture: Capture, name: str, sizes: int) -> None:
+    coding, encode = CODINGS[name]
+    text = TEXT if sizes > 1 else TEXT[:2000]
+    body = body_of(run, capture(coded(coding, encode(text), min(sizes, 60_000))))
+    assert (body["decoded_bytes"], body["sha256"], body["problem"]) == (len(text), sha256(text), None)
+
+
+def test_chunks_are_no_part_of_what_is_decoded(run: Run, capture: Capture) -> None:
+    data = gzip.compress(TEXT)
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (data[:100], data[100:101], data[101:])) + b"0\r\nX: y\r\n\r\n"
+    head = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
+    body = body_of(run, capture(Talk().open().say(0, asked("/")).say(1, head + chunks).close()))
+    assert (body["sha256"], body["body_bytes"], body["problem"]) == (sha256(TEXT), len(data), None)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "zstd", "br"])
+def test_what_is_broken_is_decoded_as_far_as_it_goes(run: Run, capture: Capture, name: str) -> None:
+    coding, encode = CODINGS[name]
+    data = encode(random.Random(1).randbytes(3000) + TEXT)
+    broken = data[:2000] + bytes(byte ^ 0x55 for byte in data[2000:])
+    for wrong in (broken, data[:2000]):
+        body = body_of(run, capture(coded(coding, wrong)))
+        assert "encoded data" in body["problem"]
+        assert body["complete"]
+    assert "too early" in body["problem"]
+    assert "broken" in body_of(run, capture(coded(coding, b"\xff" * 100)))["problem"]
+
+
+def test_of_a_gap_in_what_is_encoded(run: Run, capture: Capture) -> None:
+    data = gzip.compress(random.Random(1).randbytes(3000))
+    talk = Talk().open().say(0, asked("/"))
+    whole = answered(200, data, "Content-Encoding: gzip")
+    talk.say(1, whole[:1500]).say(1, whole[1500:1600], lost=True).say(1, whole[1600:]).close()
+    body = body_of(run, capture(talk))
+    assert (body["missing"], body["complete"]) == (100, True)
+    assert 1000 < body["decoded_bytes"] < 1500
+    assert body["problem"] == "decoded up to the first of the missing bytes only, 100 of them"
+
+
+def test_a_gap_in_what_is_not_encoded_is_left_out(run: Run, tmp_path: Path, capture: Capture) -> None:
+    talk = Talk().open().say(0, asked("/")).say(1, answered(200, b"abcdefgh")[:-4])
+    talk.say(1, b"ef", lost=True).say(1, b"gh").close()
+    body = body_of(run, capture(talk), "--bodies", tmp_path / "out")
+    assert (body["missing"], body["decoded_bytes"], body["sha256"]) == (2, 6, sha256(b"abcdgh"))
+    assert Path(body["file"]).read_bytes() == b"abcdgh"
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "zstd", "br", "twice"])
+def test_a_small_body_does_not_fill_the_disk(run: Run, tmp_path: Path, capture: Capture, name: str) -> None:
+    coding, encode = CODINGS[name]
+    bomb = encode(bytes(50_000_000))
+    assert len(bomb) < 60_000
+    body = body_of(run, capture(coded(coding, bomb, 60_000)), "--bodies", tmp_path / "out", "--max-body", "100000")
+    assert (body["decoded_bytes"], body["sha256"]) == (100_000, sha256(bytes(100_000)))
+    assert body["problem"] == "only its first 100000 bytes were taken"
+    assert Path(body["file"]).stat().st_size == 100_000
+
+
+@pytest.mark.parametrize("coding", ["compress", "../../etc", ", ".join(["gzip"] * 5)])
+def test_other_codings_are_left_as_they_are(run: Run, capture: Capture, coding: str) -> None:
+    data = TEXT[:100]
+    for _ in range(coding.count("gzip")):
+        data = gzip.compress(data)
+    body = body_of(run, capture(coded(coding, data)))
+    assert "is not decoded" in body["problem"]
+    assert body["sha256"] == sha256(gzip.compress(TEXT[:100]) if "gzip" in coding else data)
+
+
+def test_without_a_library_its_coding_is_left(run: Run, capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("brotli", "zstandard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for coding in ("br", "zstd"):
+        body = body_of(run, capture(coded(coding, b"whatever")))
+        assert (body["sha256"], body["problem"]) == (sha256(b"whatever"), f"{coding} is not decoded")
+
+
+def test_names_of_files_come_from_nowhere_else(run: Run, tmp_path: Path, capture: Capture) -> None:
+    talk = Talk().open()
+    for path, kind in (("/../../../x", "text/html; charset=x"), ("/%2e%2e/%00", "application/../../x"), ("/a" * 5000, "IMAGE/PNG")):
+        talk.say(0, asked(path, "POST", body=b"sent")).say(1, answered(200, b"got", f"Content-Type: {kind}"))
+    result = run("http", "--bodies", tmp_path / "new" / "out", capture(talk.close()))
+    assert result.status == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("0*")} == {
+        "000001-request.bin": b"sent",
+        "000002-response.html": b"got",
+        "000003-request.bin": b"sent",
+        "000004-response.bin": b"got",
+        "000005-request.bin": b"sent",
+        "000006-response.png": b"got",
+    }
+
+
+def test_files_are_not_overwritten_without_force(run: Run, tmp_path: Path, capture: Capture) -> None:
+    path = capture(Talk().open().say(0, asked("/")).say(1, answered(200, b"new")).close())
+    there = tmp_path / "out" / "000001-response.bin"
+    there.parent.mkdir()
+    there.write_bytes(b"precious")
+    result = run("http", "--bodies", there.parent, path)
+    assert result.status == 2
+    assert_one_line(result.err)
+    assert f"{there} exists (--force overwrites)" in result.err
+    assert there.read_bytes() == b"precious"
+    assert run("http", "--bodies", there.parent, "--force", path).status == 0
+    assert there.read_bytes() == b"new"

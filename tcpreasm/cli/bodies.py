@@ -120,7 +120,7 @@ class DecodedBody:
 
     def close(self) -> None:
         """See `messages.Body`."""
-        if self.length and not self._ended and not all(decoder.is_at_end for decoder in self._decoders):
+        if self._message.body_bytes and not self._ended and not all(decoder.is_at_end for decoder in self._decoders):
             self._end("its encoded data ends too early")
         self._write_out()
 

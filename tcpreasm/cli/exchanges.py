@@ -8,8 +8,9 @@ first response that waits belong together, whichever comes here first. Where mes
 a start that was not captured), counting ends and capture times decide; not the order in which messages come here, for what lies behind
 a gap waits for it. A client asks anew when it has been answered, so a request that was sent after a response begins a new round.
 Of a round, what lies behind everything that is missing is paired from its end: where it has one request and one response, that
-leaves no choice; any other one makes a guess, and is marked as one. A round is looked at when the responses are known up to the next
-one, or at the end of the streams. Counting goes on behind it, so that a lost message puts nothing out of step.
+leaves no choice; any other one makes a guess, and is marked as one. The rest of a message whose head is lost is a message here. A
+round is looked at when the responses are known up to the next one, or at the end of the streams. Counting goes on behind it, so that a
+lost message puts nothing out of step.
 """
 
 from __future__ import annotations
@@ -98,6 +99,12 @@ class _Queue(deque[T | None]):
         if not self or self[-1] is not None:
             self.append(None)
 
+    def add_rest(self, item: T) -> None:
+        """One of which there is but a part that tells nothing."""
+        self.note_lost()
+        self.append(item)
+        self.note_lost()
+
     def take_while(self, belongs: Callable[[T], bool]) -> list[T | None]:
         """Those in front. What is missing behind the last one stays as well: nobody knows which round it belongs to."""
         taken: list[T | None] = []
@@ -152,10 +159,23 @@ class _Pairing:
         if exchange is not None and exchange.is_over:
             self._told(exchange)
 
+    def request_rest(self, seen_ns: int) -> None:
+        """Bytes of requests, seen then, of which nothing else is there."""
+        self.requests.add_rest(Message(seen_ns))
+        self.requests.known_ns = seen_ns
+        self.pair()
+
     def responses_lost(self) -> None:
         """Some may be missing here."""
         self._end_interim()
         self.responses.note_lost()
+
+    def response_rest(self, seen_ns: int) -> None:
+        """Bytes of responses, seen then, of which nothing else is there."""
+        self._end_interim()
+        self.responses.add_rest(Exchange(response=Message(seen_ns)))
+        self.responses.known_ns = seen_ns
+        self.pair()
 
     def responses_over(self) -> None:
         """The server's stream has ended."""
@@ -233,8 +253,12 @@ class _Pairing:
             self._settle(request, exchange, not is_certain)
 
     def _settle(self, request: Message | None, exchange: Exchange, guessed: bool) -> None:
-        exchange.request = request
-        exchange.guessed = guessed
+        exchange.request = None if request is None or request.is_rest else request
+        if exchange.response is not None and exchange.response.is_rest:
+            exchange.response = None
+        if exchange.request is None and exchange.response is None and not exchange.interim:
+            return
+        exchange.guessed = guessed and exchange.request is not None and exchange.response is not None
         for message in (exchange.request, exchange.response):
             if message is not None and message.end_ns is None:
                 self._open[message] = exchange
@@ -316,6 +340,11 @@ class Side:
         """See `Listener.lost`."""
         self._asking.requests.note_lost()
         self._answering.responses_lost()
+
+    def rest(self, seen_ns: int) -> None:
+        """See `Listener.rest`."""
+        self._asking.request_rest(seen_ns)
+        self._answering.response_rest(seen_ns)
 
     def over(self) -> None:
         """The end of the stream; its messages are done."""

@@ -78,6 +78,11 @@ class Message:
     """Who wants the body's bytes."""
 
     @property
+    def is_rest(self) -> bool:
+        """Nothing is known of it but that it was there."""
+        return self.method is None and self.status is None
+
+    @property
     def is_interim(self) -> bool:
         """A response that is not the answer yet (RFC 9110 15.2); 101 is the last one of HTTP, and so an answer."""
         return self.status is not None and 100 <= self.status < 200 and self.status != 101
@@ -97,6 +102,9 @@ class Listener(Protocol):
 
     def lost(self) -> None:
         """Between the message before and the next one, others may be missing."""
+
+    def rest(self, seen_ns: int) -> None:
+        """So may they around bytes, seen then, that belong to no message: the rest of one, as a rule."""
 
 
 class _Head:
@@ -216,7 +224,7 @@ class MessageParser:
         """Bytes in front of pending that are no HTTP; empty lines before a message are (RFC 9112 2.2)."""
         if self._pending[:count].strip(b"\r\n"):
             self.skipped += count
-            self._listener.lost()
+            self._listener.rest(self._pending_seen[0][1] if self._pending_seen else self._seen_ns)
         del self._pending[:count]
         self._sought = max(0, self._sought - count)
         seen = self._pending_seen
@@ -332,6 +340,7 @@ class MessageParser:
             head.complete = False
         if not head.complete:
             self.skipped += len(data)
+            self._listener.rest(seen_ns)
             self._give_up()
             return
         message = self._message = Message(seen_ns, version=parser.get_http_version(), headers=head.headers)
