@@ -28,6 +28,7 @@ from command import LIMIT, Run, assert_one_line
 from conftest import DATA
 from traffic import Talk, corpus_cases, pcap, sha256
 
+COMMANDS = ("flows", "extract", "http", "follow", "stats")
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
 
 
@@ -37,9 +38,9 @@ TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
 def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     text = run("--help")
     assert text.status == 0
-    for part in ("flows", "extract", "http", "examples:", "exit status", "tcp port 80"):
+    for part in (*COMMANDS, "examples:", "exit status", "tcp port 80"):
         assert part in text.out
-    for command in ("flows", "extract", "http"):
+    for command in COMMANDS:
         text = run(command, "--help")
         assert text.status == 0
         assert "examples:" in text.out
@@ -69,6 +70,16 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         ("http", "{capture}", "-f", "tcp"),
         ("http", "-i", "no-such-interface"),
         ("http", "-i", "lo", "--snaplen", "0"),
+        ("http", "{capture}", "--max-body", "0"),
+        ("http", "{capture}", "--bodies", "{text}"),
+        ("follow", "{capture}"),
+        ("follow", "{capture}", "0"),
+        ("follow", "{capture}", "2"),
+        ("follow", "{capture}", "1", "--client", "--server"),
+        ("follow", "{capture}", "1", "--format", "pdf"),
+        ("follow", "{missing}", "1"),
+        ("stats",),
+        ("stats", "{missing}"),
     ],
 )
 def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
@@ -201,7 +212,9 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
     result = run("flows", capture(*talks))
     assert (result.status, result.err) == (0, "")
     header, *rows = result.lines
-    assert header.split() == ["client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3"]
+    rows = [row.split(None, 1)[1] for row in rows]
     assert rows[0].split() == [
         *("10.0.0.1:40000", "10.0.0.2:80", "3", "1000", "0", "0"),
         *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "closed"),
@@ -212,13 +225,14 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
     assert rows[2].split()[:3] == ["[2001:db8::1]:6", "[2001:db8::2]:443", "4"]
     assert rows[2].split()[8:] == ["open,", "no", "start"]
     for name in ("server", "first", "last", "state"):  # the columns stand below each other
-        at = header.index(name)
+        at = header.index(name) - header.index("client")
         assert all(row[at - 1] == " " != row[at] for row in rows)
 
 
 def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
     (flow,) = run("flows", "--json", capture(Talk().open().say(0, b"abc").close(0))).json
     assert flow == {
+        "number": 1,
         "client": ["10.0.0.1", 40000],
         "server": ["10.0.0.2", 80],
         "state": "half-closed",
@@ -240,7 +254,7 @@ def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[...,
     second.open().say(0, b"second").say(1, b"answer").close()
     path = capture(first, second)
     assert [(flow["c2s"]["bytes"], flow["s2c"]["bytes"]) for flow in run("flows", "--json", path).json] == [(3, 0), (6, 6)]
-    assert [line.split()[2:4] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
+    assert [line.split()[3:5] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
 
 
 def test_no_flows(run: Run, capture: Callable[..., Path]) -> None:

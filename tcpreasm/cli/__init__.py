@@ -4,6 +4,8 @@
     flows     a table of connections
     extract   one file per stream
     http      requests and responses, also live
+    follow    what both sides of a connection said
+    stats     the counters
 
 Exit status: 0 done (also where a capture is cut in the middle: what it holds was used, and a line on standard error says so; also
 where Ctrl-C ended a live capture); 2 an error, told in one line on standard error; 130 Ctrl-C while files were read, after
@@ -26,7 +28,7 @@ from .common import CommandError, complain
 
 __all__ = ["main"]
 
-_COMMANDS = ("flows", "extract", "http")  # a module each
+_COMMANDS = ("flows", "extract", "http", "follow", "stats")  # a module each
 
 _DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
 
@@ -36,6 +38,8 @@ _EXAMPLES = """examples:
   tcpreasm extract capture.pcap -o streams         one file for each direction
   tcpreasm http capture.pcap                       HTTP requests and responses
   tcpreasm http -i eth0 -f 'tcp port 80'           the same, live
+  tcpreasm follow capture.pcap 3                   what both sides of the third connection said
+  tcpreasm stats capture.pcap                      what was counted, and what was left out
   ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
 
 exit status: 0 done, 2 error, 130 interrupted (a live capture: 0), 141 broken pipe"""

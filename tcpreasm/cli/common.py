@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, TypeVar
 
-from ..api import Assembler
+from ..api import Assembler, CaptureSummary, Progress
 from ..flow import ConnectionKey
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
 from ..verdict import Verdict
@@ -97,10 +97,13 @@ def _check_names(captures: Sequence[str]) -> None:
             raise OSError(wrong, os.strerror(wrong), name)
 
 
-def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> None:
-    """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out."""
+def read(assembler: Assembler, captures: Sequence[str], threads: int = 1, between: Progress | None = None) -> CaptureSummary:
+    """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out.
+
+    Calls `between` now and then, with the capture at hand.
+    """
     _check_names(captures)
-    summary = assembler.assemble_capture(list(captures), threads=threads)
+    summary = assembler.assemble_capture(list(captures), threads=threads, progress=between)
     for problem in summary.problems:
         complain(problem)
     left_out = {
@@ -117,6 +120,7 @@ def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> Non
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
         complain(f"{sum(left_out.values())} of {summary.packets} frames were left out: {reasons}")
+    return summary
 
 
 class Pairs(Generic[T]):
@@ -127,12 +131,15 @@ class Pairs(Generic[T]):
 
     def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
         self._make = make
+        self.count = 0
+        """Pairs so far, the one that is being made included."""
         self._waiting: dict[ConnectionKey, T] = {}  # by the key of the direction that is missing
 
     def join(self, key: ConnectionKey) -> T:
         """What the direction shares with the other one; made for the first of them, by its key."""
         if key in self._waiting:
             return self._waiting.pop(key)
+        self.count += 1
         pair = self._waiting[key.reverse()] = self._make(key)
         return pair
 

@@ -13,11 +13,12 @@ from .common import Pairs, add_captures, assembler_options, read, time_of
 
 __all__ = ["add_parser"]
 
-_COLUMNS = ("client", "server", "sent", "received", "gaps", "missing", "first", "last", "state")
-_NUMBERS = ("sent", "received", "gaps", "missing")
+_COLUMNS = ("#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state")
+_NUMBERS = ("#", "sent", "received", "gaps", "missing")
 
 _DESCRIPTION = """A line for each TCP connection, both directions together, in the order in which they began.
 
+#          number, for `tcpreasm follow`
 client     who was seen first
 sent       bytes from client to server, as far as captured
 received   bytes from server to client
@@ -46,9 +47,10 @@ def add_parser(commands: Any) -> None:
 class _Connection:
     """Both directions, as far as they were seen. The first one counts as the client's."""
 
-    __slots__ = ("client", "key", "server")
+    __slots__ = ("client", "key", "number", "server")
 
-    def __init__(self, key: ConnectionKey) -> None:
+    def __init__(self, number: int, key: ConnectionKey) -> None:
+        self.number = number
         self.key = key
         self.client: ByteCountStream | None = None
         self.server: ByteCountStream | None = None
@@ -72,6 +74,7 @@ class _Connection:
     def row(self) -> dict[str, str]:
         directions = self.directions()
         return {
+            "#": str(self.number),
             "client": self.key.src,
             "server": self.key.dst,
             "sent": str(self.client.length if self.client else 0),
@@ -87,6 +90,7 @@ class _Connection:
         net, transport = self.key
         return json.dumps(
             {
+                "number": self.number,
                 "client": [str(net.src), transport.src],
                 "server": [str(net.dst), transport.dst],
                 "state": self.state(),
@@ -132,7 +136,7 @@ class _Connections:
 
     def __init__(self, print_at_once: bool) -> None:
         self._print_at_once = print_at_once
-        self._pairs = Pairs(_Connection)
+        self._pairs = Pairs(lambda key: _Connection(self._pairs.count, key))
         self.known: dict[_Connection, None] = {}
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> _FlowStream:
