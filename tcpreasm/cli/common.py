@@ -131,15 +131,12 @@ class Pairs(Generic[T]):
 
     def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
         self._make = make
-        self.count = 0
-        """Pairs so far, the one that is being made included."""
         self._waiting: dict[ConnectionKey, T] = {}  # by the key of the direction that is missing
 
     def join(self, key: ConnectionKey) -> T:
         """What the direction shares with the other one; made for the first of them, by its key."""
         if key in self._waiting:
             return self._waiting.pop(key)
-        self.count += 1
         pair = self._waiting[key.reverse()] = self._make(key)
         return pair
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import count
 from typing import Any
 
 from ..api import Assembler, StreamPool
@@ -136,7 +137,8 @@ class _Connections:
 
     def __init__(self, print_at_once: bool) -> None:
         self._print_at_once = print_at_once
-        self._pairs = Pairs(lambda key: _Connection(self._pairs.count, key))
+        numbers = count(1)
+        self._pairs = Pairs(lambda key: _Connection(next(numbers), key))
         self.known: dict[_Connection, None] = {}
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> _FlowStream:

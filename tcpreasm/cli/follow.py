@@ -238,13 +238,14 @@ class _Connections:
         self._number = number
         self._writer = writer
         self._order = order
-        self._pairs = Pairs(lambda key: (self._pairs.count, key))
+        self._pairs = Pairs(self._numbered)
+        self.count = 0
+        """Connections so far."""
         self.found = False
 
-    @property
-    def count(self) -> int:
-        """Connections so far."""
-        return self._pairs.count
+    def _numbered(self, client: ConnectionKey) -> tuple[int, ConnectionKey]:
+        self.count += 1
+        return self.count, client
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> Stream:
         key = ConnectionKey(net_flow, transport_flow)
