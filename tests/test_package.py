@@ -29,7 +29,7 @@ from conftest import REPOSITORY, submodule
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
 SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
-OPTIONAL = ("brotli", "compression", "cypcap", "dpkt", "httptools", "pcap", "scapy", "zstandard")
+OPTIONAL = ("brotli", "compression", "cypcap", "dpkt", "httptools", "pcap", "rich", "scapy", "shtab", "zstandard")
 
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {

@@ -12,9 +12,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, TypeVar
 
 from ..api import Assembler, CaptureSummary, Progress
+from ..capture import Capture
 from ..flow import ConnectionKey
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
 from ..verdict import Verdict
+from .progress import progress_bar
 
 __all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "positive", "read", "text_of", "time_of"]
 
@@ -97,13 +99,24 @@ def _check_names(captures: Sequence[str]) -> None:
             raise OSError(wrong, os.strerror(wrong), name)
 
 
-def read(assembler: Assembler, captures: Sequence[str], threads: int = 1, between: Progress | None = None) -> CaptureSummary:
+def read(
+    assembler: Assembler, captures: Sequence[str], threads: int = 1, *, is_silent: bool = False, between: Progress | None = None
+) -> CaptureSummary:
     """Assembles captures, and tells on standard error what was wrong with them, and what may hold TCP but was left out.
 
-    Calls `between` now and then, with the capture at hand.
+    Args:
+        is_silent: the streams print nothing meanwhile, so that a terminal has room for a bar that shows how far it is.
+        between: called now and then with the capture at hand.
     """
     _check_names(captures)
-    summary = assembler.assemble_capture(list(captures), threads=threads, progress=between)
+    with progress_bar(captures, is_silent) as bar:
+        called = [each for each in (between, bar) if each is not None]
+
+        def progress(capture: Capture) -> None:
+            for each in called:
+                each(capture)
+
+        summary = assembler.assemble_capture(list(captures), threads=threads, progress=progress if called else None)
     for problem in summary.problems:
         complain(problem)
     left_out = {

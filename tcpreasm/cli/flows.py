@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
     connections = _Connections(arguments.json)
     assembler = Assembler(StreamPool(connections), assembler_options(arguments))
     try:
-        read(assembler, arguments.captures)
+        read(assembler, arguments.captures, is_silent=not arguments.json)
     except KeyboardInterrupt:
         _print_known(connections, arguments.json)
         raise

@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures and prints what was counted."""
     assembler = Assembler(StreamPool(ByteCountStream), assembler_options(arguments))
-    summary = read(assembler, arguments.captures, arguments.threads)
+    summary = read(assembler, arguments.captures, arguments.threads, is_silent=True)
     print(_json(summary, assembler.stats) if arguments.json else _table(assembler.stats))
 
 
