@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -45,6 +46,41 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         assert text.status == 0
         assert "examples:" in text.out
     assert run("--version") == (0, f"tcpreasm {tcpreasm.__version__} ({tcpreasm.implementation} core)\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("fl",), {"flows"}),
+        (("",), {*COMMANDS}),
+        (("--ver",), {"--version"}),
+        (("flows", "--hol"), {"--hole-timeout"}),
+        (("follow", "--for"), {"--format"}),
+        (("follow", "--format", ""), {"ascii", "hex", "raw"}),
+        (("stats", "a-cap"), {"a-capture.pcap"}),
+        (("http", "--bodies", "a-"), {"a-folder"}),
+    ],
+)
+def test_completion(run: Run, tmp_path: Path, words: tuple[str, ...], completed: set[str]) -> None:
+    script = run("--completion", "bash")
+    assert (script.status, script.err) == (0, "")
+    (tmp_path / "a-capture.pcap").touch()
+    (tmp_path / "a-folder").mkdir()
+    words = ("tcpreasm", *words)
+    line = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_tcpreasm; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script.out}\n{line}"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=LIMIT)
+    assert completed <= {*done.stdout.split()}
+    assert all(word.startswith(words[-1]) for word in done.stdout.split())
+
+
+def test_completion_without_shtab(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shell in ("zsh", "tcsh"):
+        assert "tcpreasm" in run("--completion", shell).out
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    result = run("--completion", "bash")
+    assert (result.status, result.out) == (2, "")
+    assert_one_line(result.err)
+    assert "tcpreasm[cli]" in result.err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@
     follow    what both sides of a connection said
     stats     the counters
 
+Beside them: progress (the bar on a terminal), completion (in the shell); exchanges, messages, bodies and http_texts are http's.
+
 Exit status: 0 done (also where a capture is cut in the middle: what it holds was used, and a line on standard error says so; also
 where Ctrl-C ended a live capture); 2 an error, told in one line on standard error; 130 Ctrl-C while files were read, after
 what was read so far was given out; 141 the reader of standard output went away.
@@ -25,6 +27,7 @@ from typing import NoReturn
 from .. import __version__, implementation
 from ..errors import CaptureError
 from .common import CommandError, complain
+from .completion import Completion
 
 __all__ = ["main"]
 
@@ -41,6 +44,10 @@ _EXAMPLES = """examples:
   tcpreasm follow capture.pcap 3                   what both sides of the third connection said
   tcpreasm stats capture.pcap                      what was counted, and what was left out
   ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
+  eval "$(tcpreasm --completion bash)"             completion, in ~/.bashrc for always
+
+On a terminal a bar shows how far the captures are read, where it gets in nobody's way. The bar and --completion take rich and
+shtab: pip install 'tcpreasm[cli]'
 
 exit status: 0 done, 2 error, 130 interrupted (a live capture: 0), 141 broken pipe"""
 
@@ -61,6 +68,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tcpreasm {__version__} ({implementation} core)")
+    parser.add_argument(
+        "--completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands, options and files in this shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in argv[:1] if argv and argv[0] in _COMMANDS else _COMMANDS:
         import_module(f".{name}", __name__).add_parser(commands)
