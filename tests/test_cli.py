@@ -44,7 +44,8 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     for command in COMMANDS:
         text = run(command, "--help")
         assert text.status == 0
-        assert "examples:" in text.out
+        assert f"examples:\n  tcpreasm {command} " in text.out
+        assert max(map(len, text.lines)) <= 120
     assert run("--version") == (0, f"tcpreasm {tcpreasm.__version__} ({tcpreasm.implementation} core)\n", "")
 
 

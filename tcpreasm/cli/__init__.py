@@ -39,15 +39,15 @@ _EXAMPLES = """examples:
   tcpreasm flows capture.pcap                      who talked to whom, and how much
   tcpreasm flows --json capture.pcapng.gz          the same, a JSON object a line
   tcpreasm extract capture.pcap -o streams         one file for each direction
-  tcpreasm http capture.pcap                       HTTP requests and responses
+  tcpreasm http capture.pcap                       HTTP requests, each with its response
   tcpreasm http -i eth0 -f 'tcp port 80'           the same, live
   tcpreasm follow capture.pcap 3                   what both sides of the third connection said
   tcpreasm stats capture.pcap                      what was counted, and what was left out
   ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
   eval "$(tcpreasm --completion bash)"             completion, in ~/.bashrc for always
 
-On a terminal a bar shows how far the captures are read, where it gets in nobody's way. The bar and --completion take rich and
-shtab: pip install 'tcpreasm[cli]'
+On a terminal a bar shows how far the captures are read, where it gets in nobody's way. The bar and
+--completion take rich and shtab: pip install 'tcpreasm[cli]'
 
 exit status: 0 done, 2 error, 130 interrupted (a live capture: 0), 141 broken pipe"""
 

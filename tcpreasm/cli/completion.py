@@ -23,7 +23,7 @@ class Completion(argparse.Action):
         files = {"CAPTURE": shtab.FILE, "FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
         for action in _actions(parser):
             if action.metavar in files:
-                action.complete = files[action.metavar]  # type: ignore[attr-defined]
+                action.complete = files[action.metavar]
         print(shtab.complete(parser, shell=values))
         parser.exit()
 

@@ -33,14 +33,16 @@ _LONG_LINE = 1 << 16  # bytes; longer ones are broken, for all of a stream may b
 _DOTS = bytes(byte if 32 <= byte < 127 else ord(".") for byte in range(256))
 _DOTS_AND_TABS = _DOTS[:9] + b"\t" + _DOTS[10:]
 
-_DESCRIPTION = """What both sides of one connection sent, in the order of the capture. N is its number in `tcpreasm flows`, called with the
-same captures and options.
+_DESCRIPTION = """What both sides of one connection sent, in the order of the capture. N is its number in
+`tcpreasm flows`, called with the same captures and options.
 
-ascii   lines begin with > for the client and < for the server; whatever is no printable ASCII is a dot
+ascii   lines begin with > for the client and < for the server; what is no printable ASCII is a dot
 hex     offset in the side's stream, bytes, and the same as ascii
-raw     the bytes alone, for a file or another program; what is missing is left out, and told on standard error
+raw     the bytes alone, for a file or another program; what is missing is left out, and told on
+        standard error
 
-In ascii and hex a line tells where bytes are missing. Two colours on a terminal, unless NO_COLOR is set."""
+In ascii and hex a line tells where bytes are missing. Two colours on a terminal, unless NO_COLOR is
+set. Reading ends with the connection."""
 
 
 def add_parser(commands: Any) -> None:

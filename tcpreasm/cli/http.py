@@ -36,26 +36,34 @@ _CHUNK = 1 << 16
 _FLUSH_EVERY = 1.0  # seconds, live
 _FLUSH_AGE = 120.0  # seconds: what waits for longer, or is silent for longer, is given out and closed, live
 
-_DESCRIPTION = """A line for each HTTP/1 exchange, a request and its response: capture time of the request's first byte, client and
-server, method, URL, status, content type, bytes of both bodies (of chunked ones without the chunks' framing), and the time
-to the response's last byte.
+_DESCRIPTION = """A line for each HTTP/1 exchange, a request and its response: capture time of the request's first byte,
+client and server, method, URL, status, content type, bytes of both bodies (of chunked ones without
+the chunks' framing), and the time to the response's last byte.
 
-"missing" are bytes of the bodies that the capture lacks; "incomplete" is a message whose end was not seen; "no response" and "no
-request" are what was never sent, or not captured; "after 100" tells of an interim response. "guessed" is a pair beside which
-messages are missing, so that others could belong together. Streams that hold no HTTP make no line.
+missing       bytes of the body that the capture lacks
+incomplete    the message's end was not seen
+no response,
+no request    never sent, or not captured
+after 100     an interim response came before it
+guessed       messages beside the two are missing, so that they may not belong together
 
---bodies writes what the bodies hold, decoded, to numbered files, and lists nothing else of them; --json names the file of each, and
-the SHA-256 of what was decoded. Codings: gzip, deflate; zstd and br where Python's zstandard and brotli are installed.
+Streams that hold no HTTP make no line.
 
-With -i, packets come from an interface until Ctrl-C or SIGTERM ends it; every second, what has waited for more than two
-minutes is given out. Takes httptools, and for -i pypcap or cypcap: pip install 'tcpreasm[http,live]'"""
+--bodies writes what the bodies hold, decoded, to numbered files; --json names the file of each, and
+tells the SHA-256 of what was decoded, and why it is not all. Codings: gzip and deflate; zstd and br
+where Python's zstandard and brotli are installed. Where bytes of a body are missing, the others are
+joined; of an encoded one the part before the gap is decoded.
+
+With -i, packets come from an interface until Ctrl-C or SIGTERM ends it; every second, what has waited
+for more than two minutes is given out. Takes httptools, and for -i pypcap or cypcap:
+pip install 'tcpreasm[http,live]'"""
 
 _EXAMPLES = """examples:
   tcpreasm http capture.pcap
   tcpreasm http --json capture.pcap | jq 'select(.status >= 500) | .url'
-  tcpreasm http --bodies files --json capture.pcap
-  tcpreasm http --messages capture.pcap
-  tcpreasm http -i eth0 -f 'tcp port 80'"""
+  tcpreasm http --bodies files --json capture.pcap > exchanges.json
+  tcpreasm http --messages capture.pcap            one by one, as they end in the capture
+  tcpreasm http -i eth0 -f 'tcp port 80'           live"""
 
 _MAX_BODY = 64 << 20
 

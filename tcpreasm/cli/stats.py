@@ -15,10 +15,12 @@ from .common import add_captures, assembler_options, positive, read
 
 __all__ = ["add_parser"]
 
-_DESCRIPTION = """What was in the captures, and what became of it: frames by what they were, bytes captured, delivered and dropped, each
-reason by itself; reasons that did not occur are left out. Bytes captured are those delivered and dropped: at the end nothing is held.
+_DESCRIPTION = """What was in the captures, and what became of it: frames by what they were, bytes captured, delivered
+and dropped, each reason by itself; reasons that did not occur are left out. Bytes captured are those
+delivered and dropped: at the end nothing is held.
 
---json has every counter under its name in tcpreasm.AssemblerStats, whose documentation tells what it counts."""
+--json has every counter under its name in tcpreasm.AssemblerStats, whose documentation tells what it
+counts."""
 
 
 def add_parser(commands: Any) -> None:
