@@ -224,12 +224,48 @@ def test_an_answer_that_nobody_asked_for_is_marked(run: Run, capture: Capture) -
 
 
 def test_far_too_many_requests_are_given_up(run: Run, capture: Capture) -> None:
-    talk = Talk().open()
-    for _ in range(30):
-        talk.say(0, asked("/") * 50)
-    talk.say(1, answered(201)).close()
-    told = pairs(run, capture(talk))
-    assert len([path for path, _, _ in told if path]) == 1500
+    for request, count in ((asked("/"), 20_000), (asked("/", "GET", "X: " + "x" * 60_000), 400)):
+        talk = Talk().open().say(0, asked("/0")).say(1, answered(200)).say(1, answered(201), lost=True)
+        at_once = max(1, 60_000 // len(request))
+        for _ in range(0, count, at_once):
+            for part in (request * at_once)[:60_000], (request * at_once)[60_000:]:
+                talk.say(0, part)
+        talk.say(1, answered(202)).say(0, asked("/last")).say(1, answered(203)).close()
+        told = pairs(run, capture(talk))
+        paths = [path for path, _, _ in told if path]
+        assert len(paths) >= count
+        assert (paths[0], paths[-1]) == ("/0", "/last")
+        assert told[-1] == ("/last", 203, False)
+
+
+def test_a_flood_of_interim_responses(run: Run, capture: Capture) -> None:
+    talk = Talk().open().say(0, asked("/")).say(1, b"HTTP/1.1 102 Wait\r\n\r\n" * 2000).say(1, answered(201)).close()
+    (only,) = exchanges(run, capture(talk))
+    assert (only["status"], only["interim"]) == (201, [102] * 16)
+
+
+def test_a_busy_connection_with_a_gap(run: Run, capture: Capture) -> None:
+    """All that one side says behind it comes when it is given up; the other side has said all by then."""
+    for side in (0, 1):
+        talk = Talk().open()
+        for number in range(3000):
+            talk.say(0, asked(f"/{number}"), lost=(side, number) == (0, 5))
+            talk.say(1, answered(200, b"x", f"X-Path: /{number}"), lost=(side, number) == (1, 5))
+        found = exchanges(run, capture(talk.close()))
+        told = [(e["request"] and e["request"]["target"], e["response"] and e["response"]["headers"]["x-path"]) for e in found]
+        expected = [(f"/{number}", f"/{number}") for number in range(3000)]
+        expected[5] = (None, "/5") if side == 0 else ("/5", None)
+        assert sorted(told, key=str) == sorted(expected, key=str)
+
+
+def test_a_capture_that_began_before_a_long_response(run: Run, capture: Capture) -> None:
+    """Its stream starts by itself after some segments; that of the request only when it has waited."""
+    talk = Talk().say(0, asked("/1"))
+    whole = answered(201, b"x" * 30_000)
+    for at in range(0, len(whole), 1000):
+        talk.say(1, whole[at : at + 1000])
+    talk.say(0, asked("/2")).say(1, answered(202)).close()
+    assert pairs(run, capture(talk)) == [("/1", 201, False), ("/2", 202, False)]
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -122,6 +122,7 @@ class DecodedBody:
         """See `messages.Body`."""
         if self._message.body_bytes and not self._ended and not all(decoder.is_at_end for decoder in self._decoders):
             self._end("its encoded data ends too early")
+        self._decoders.clear()
         self._write_out()
 
     @property

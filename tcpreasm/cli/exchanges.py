@@ -26,7 +26,10 @@ from .messages import Message
 
 __all__ = ["Conversation", "Exchange", "Side", "Watcher"]
 
-_MAX_WAITING = 1024  # messages of one direction without a counterpart; more than that are given up
+# What waits for its counterpart: behind a gap that is waited for two minutes a busy connection has many. More is given up.
+_MAX_WAITING = 16_384  # messages of one direction
+_MAX_HEAD_BYTES = 16 << 20  # of heads, both directions together
+_MAX_INTERIM = 16  # responses before the one that counts; the first ones are kept
 
 T = TypeVar("T")
 
@@ -130,10 +133,12 @@ class _Pairing:
         self.requests: _Queue[Message] = _Queue()
         self.responses: _Queue[Exchange] = _Queue()
         self._interim: list[Message] = []  # whose response has not come
+        self._head_bytes = 0  # of what waits
         self._open: dict[Message, Exchange] = {}  # paired; by each message whose end has not come
 
     def request(self, message: Message) -> None:
         """A request has begun."""
+        self._head_bytes += message.head_bytes
         self.requests.append(message)
         self.requests.known_ns = message.seen_ns
         self.pair()
@@ -142,8 +147,10 @@ class _Pairing:
         """A response has begun. Gives the method of its request, if it is known or likely."""
         self.responses.known_ns = message.seen_ns
         if message.is_interim:
-            self._interim.append(message)
+            if len(self._interim) < _MAX_INTERIM:
+                self._interim.append(message)
             return None
+        self._head_bytes += message.head_bytes
         exchange = Exchange(response=message, interim=self._interim)
         self._interim = []
         self.responses.append(exchange)
@@ -206,7 +213,7 @@ class _Pairing:
                 break
             if not self._pair_round():
                 break
-        if max(len(requests), len(responses)) > _MAX_WAITING:
+        if max(len(requests), len(responses)) > _MAX_WAITING or self._head_bytes > _MAX_HEAD_BYTES:
             self._settle_round(requests.take_all(), responses.take_all())
             requests.note_lost()
             responses.note_lost()
@@ -253,6 +260,7 @@ class _Pairing:
             self._settle(request, exchange, not is_certain)
 
     def _settle(self, request: Message | None, exchange: Exchange, guessed: bool) -> None:
+        self._head_bytes -= sum(message.head_bytes for message in (request, exchange.response) if message is not None)
         exchange.request = None if request is None or request.is_rest else request
         if exchange.response is not None and exchange.response.is_rest:
             exchange.response = None

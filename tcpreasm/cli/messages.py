@@ -66,6 +66,8 @@ class Message:
     reason: bytes = b""
     headers: dict[bytes, bytes] = field(default_factory=dict)
     """By lower-case name; the values of a repeated one joined by a comma."""
+    head_bytes: int = 0
+    """First line and headers, as they were sent."""
     body_bytes: int = 0
     """Bytes of the body that were captured, without the framing of chunks."""
     missing: int = 0
@@ -343,7 +345,7 @@ class MessageParser:
             self._listener.rest(seen_ns)
             self._give_up()
             return
-        message = self._message = Message(seen_ns, version=parser.get_http_version(), headers=head.headers)
+        message = self._message = Message(seen_ns, version=parser.get_http_version(), headers=head.headers, head_bytes=len(data))
         self.message_count += 1
         if is_response:
             message.status, message.reason = parser.get_status_code(), head.reason
