@@ -177,6 +177,8 @@ class MessageParser:
                 return
             if self._remaining:
                 self._miss(message, self._of_body(self._remaining))
+        if self._state == self._head and b"\r\n" in self._pending:
+            self._begin_cut()
         self._give_up()
 
     def finish(self) -> None:
@@ -327,8 +329,14 @@ class MessageParser:
         else:
             self._complete(True)
 
-    def _begin(self, data: bytes) -> None:
-        """A whole head is there."""
+    def _begin_cut(self) -> None:
+        """Of a head the whole lines before a gap: what they say is worth having. Nobody knows where its body ends."""
+        head = bytes(self._pending[: self._pending.rindex(b"\r\n")])
+        self._pending.clear()
+        self._begin(head + b"\r\n\r\n", is_cut=True)
+
+    def _begin(self, data: bytes, is_cut: bool = False) -> None:
+        """A whole head is there, or a part of one that looks like it."""
         seen_ns = self._pending_seen[0][1]
         self._pending_seen.clear()
         is_response = data.startswith(_MARK)
@@ -354,7 +362,8 @@ class MessageParser:
             message.method, message.target = parser.get_method(), head.target
             self._listener.begun(message)
             has_body = message.method != b"CONNECT"
-        self._begin_body(head.headers, has_body, is_response)
+        if not is_cut:
+            self._begin_body(head.headers, has_body, is_response)
 
     def _answer(self, message: Message, method: bytes | None) -> bool:
         """Does the response to this method have a body (RFC 9112 6.3)? False too where it makes a tunnel of the connection."""
