@@ -112,6 +112,12 @@ def test_the_url_names_the_port_of_a_server_without_a_name(run: Run, capture: Ca
     assert [e["url"] for e in exchanges(run, capture(talk))] == ["http://[2001:db8::2]:8080/"]
 
 
+def test_headers_over_several_lines(run: Run, capture: Capture) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: one,\r\n \ttwo\r\n three\r\nAccept: x\r\n\r\n"
+    (only,) = exchanges(run, capture(Talk().open().say(0, head).say(1, answered()).close()))
+    assert only["request"]["headers"] == {"host": "a", "x-long": "one, two three", "accept": "x"}
+
+
 def test_times(run: Run, capture: Capture) -> None:
     response = answered(200, b"abcdef")
     talk = Talk().open().say(0, asked("/")[:10]).say(0, asked("/")[10:])

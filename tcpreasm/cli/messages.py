@@ -24,6 +24,7 @@ _MARK = b"HTTP/1."  # stands in every first line
 _STATUS_LINE_SIZE, _REQUEST_LINE_END_SIZE = 13, 10  # of what the next two match
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9][ \r]")
 _REQUEST_LINE_END = re.compile(rb"HTTP/1\.[01]\r\n")
+_FOLD = re.compile(rb"\r\n[ \t]+(?!\r\n)")  # a header's value may go on in the next line (RFC 9112 5.2), which httptools refuses
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
 
@@ -343,7 +344,7 @@ class MessageParser:
         head = _Head()
         parser = (self._httptools.HttpResponseParser if is_response else self._httptools.HttpRequestParser)(head)
         try:
-            parser.feed_data(data)
+            parser.feed_data(_FOLD.sub(b" ", data))
         except self._httptools.HttpParserUpgrade:
             pass  # the answer decides
         except self._httptools.HttpParserError:
