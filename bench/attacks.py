@@ -110,6 +110,15 @@ def conflicts(count: int) -> Packets:
     return Packets(begun(frames), {**NO_LIMITS, "overlap": "linux"}, total, total)
 
 
+def told(count: int) -> Packets:
+    """A hundred held bytes, a page each; then segments over all of them that differ everywhere, which is told of."""
+    frames = tcp_frames(100 + count, 100)
+    frames[:100, 16:18] = 0, 41
+    put(frames, 38, 100 + np.where(np.arange(100 + count) < 100, np.arange(100 + count), 0))
+    frames[100:, 54:] = 255
+    return Packets(begun(frames), {**NO_LIMITS, "on_conflict": lambda *conflict: None}, 100, 100)
+
+
 def resets(count: int) -> Packets:
     """RSTs, none at the exact number."""
     frames = tcp_frames(count)
@@ -140,6 +149,7 @@ ATTACKS: dict[str, tuple[str, Callable[[int], Packets]]] = {
     "islands": ("every other byte, in random order", islands),
     "duplicates": ("one early segment of 1000 bytes, again and again", duplicates),
     "conflicts": ("segments that overlap at random and differ, overlap='linux'", conflicts),
+    "conflicts-told": ("100 bytes that differ from as many pages of one byte, on_conflict", told),
     "resets": ("RSTs in the window", resets),
     "syn-flood": ("SYNs, ten times max_connections", syn_flood),
     "fragment-flood": ("first fragments only", fragment_flood),

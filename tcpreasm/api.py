@@ -158,7 +158,8 @@ class Assembler(core.AssemblerBase):
                 same streams, bytes and gaps as with one. Each connection's two directions come in one thread, in packet order, but
                 those of different threads at the same time; the factory is called in all of them. Streams that this package brings
                 run truly side by side, those written in Python take turns. For captures in files, into a pool without connections;
-                nothing is kept for what comes next. After an exception of a stream the others get what is held for them, too.
+                no connection is kept for what comes next, only what is known of senders (`verify_checksums="auto"`). After an exception of
+                a stream the others get what is held for them, too.
             coalesce: give each stream all that it gets within about a thousand packets (within a block, with several threads) in one
                 call of `reassembled`: fewer calls, the same pieces.
             progress: called now and then with the capture at hand, in this thread; with several threads, at the end of each capture.
@@ -265,6 +266,8 @@ class Assembler(core.AssemblerBase):
         shards = [Assembler(StreamPool(self.pool.factory), self.options) for _ in range(threads)]
         for shard in shards:
             shard.share_limit(shards)
+            shard.number_from(self.packets_given)
+        shards[0].stand_in(self)  # which settles what is no matter of one frame alone
         errors: list[BaseException] = []
         base = 0
         try:

@@ -38,3 +38,5 @@ class Segment(NamedTuple):
     """Bytes of payload that the segment had on the wire; more than `payload_length` where the capture cut it."""
     header_length: int
     """Bytes of the TCP header, options included; it ends where the payload starts."""
+    tunnels: int
+    """Packets that this one lies in: tunnels around its IP header. Labels (MPLS, PPPoE, VLAN) do not count."""

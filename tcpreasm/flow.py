@@ -51,8 +51,11 @@ class Flow:
     Args:
         src: `ipaddress` object, its text or its 4 or 16 packed bytes; or a port, an int from 0 to 65535.
         dst: the same kind as src.
+        tunnels: of packets that were found in tunnels, how many lay around their IP header. Labels (MPLS, PPPoE, VLAN) do not count.
 
-    Hashable, comparable, immutable. Addresses are kept packed and become `ipaddress` objects when asked for.
+    Hashable, comparable, immutable. `tunnels` is no part of what is compared and hashed: a flow equals another one of the same endpoints,
+    though the assembler takes what lies in one tunnel more for another connection. Addresses are kept packed and become `ipaddress`
+    objects when asked for.
 
     >>> Flow("10.0.0.1", "10.0.0.2").src
     IPv4Address('10.0.0.1')
@@ -60,19 +63,25 @@ class Flow:
     80->1234
     """
 
-    __slots__ = ("raw_dst", "raw_src")
+    __slots__ = ("raw_dst", "raw_src", "tunnels")
 
     raw_src: Raw
     raw_dst: Raw
+    tunnels: int
 
-    def __init__(self, src: Endpoint | str | bytes, dst: Endpoint | str | bytes) -> None:
+    def __init__(self, src: Endpoint | str | bytes, dst: Endpoint | str | bytes, tunnels: int = 0) -> None:
         raw_src, raw_dst = _raw(src), _raw(dst)
         if isinstance(raw_src, int) != isinstance(raw_dst, int) or (
             isinstance(raw_src, bytes) and isinstance(raw_dst, bytes) and len(raw_src) != len(raw_dst)
         ):
             raise ValueError(f"src and dst are of one kind, not {src!r} and {dst!r}")
         object.__setattr__(self, "raw_src", raw_src)
+        if isinstance(tunnels, bool) or not isinstance(tunnels, int):
+            raise TypeError(f"tunnels is a number, not {type(tunnels).__name__}: {tunnels!r}")
+        if tunnels < 0:
+            raise ValueError(f"tunnels is 0 or more, not {tunnels}")
         object.__setattr__(self, "raw_dst", raw_dst)
+        object.__setattr__(self, "tunnels", tunnels)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Flow is immutable: {name} cannot be set")
@@ -92,7 +101,7 @@ class Flow:
 
     def reverse(self) -> Flow:
         """The same two endpoints, the other way."""
-        return Flow(self.dst, self.src)
+        return Flow(self.raw_dst, self.raw_src, self.tunnels)
 
     def fast_hash(self) -> int:
         """A hash that both directions share, so that they can be brought to one place."""
@@ -110,16 +119,17 @@ class Flow:
     def __hash__(self) -> int:
         return hash((self.raw_src, self.raw_dst))
 
-    def __reduce__(self) -> tuple[type[Flow], tuple[Raw, Raw]]:
-        return Flow, (self.raw_src, self.raw_dst)
+    def __reduce__(self) -> tuple[type[Flow], tuple[Raw, Raw, int]]:
+        return Flow, (self.raw_src, self.raw_dst, self.tunnels)
 
     def __str__(self) -> str:
         return f"{self.src}->{self.dst}"
 
     def __repr__(self) -> str:
+        tunnels = f", tunnels={self.tunnels}" if self.tunnels else ""
         if isinstance(self.raw_src, bytes):
-            return f"Flow('{self.src}', '{self.dst}')"
-        return f"Flow({self.raw_src!r}, {self.raw_dst!r})"
+            return f"Flow('{self.src}', '{self.dst}'{tunnels})"
+        return f"Flow({self.raw_src!r}, {self.raw_dst!r}{tunnels})"
 
 
 def endpoint_text(address: Endpoint, port: Endpoint) -> str:
@@ -130,6 +140,9 @@ def endpoint_text(address: Endpoint, port: Endpoint) -> str:
 
 class ConnectionKey(NamedTuple):
     """One direction of one TCP connection: its network flow and its transport flow.
+
+    A connection in a tunnel and another one outside of it may have equal keys, as one of reused ports and the one before it:
+    `net_flow.tunnels` tells them apart.
 
     >>> print(ConnectionKey(Flow("10.0.0.1", "10.0.0.2"), Flow(1234, 80)))
     10.0.0.1:1234->10.0.0.2:80

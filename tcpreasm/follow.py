@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ._log import Log
 from .api import Assembler, CaptureSource, StreamPool
 from .flow import ConnectionKey, Flow
-from .options import AssemblerOptions
+from .options import AssemblerOptions, check_bool
+from .provenance import origin_of
 from .streams import BytesStream
+
+if TYPE_CHECKING:
+    import numpy
+
+    from .provenance import ProvenanceArray
 
 __all__ = ["FinishedStream", "follow"]
 
@@ -33,6 +40,7 @@ class FinishedStream:
         first_seen_ns, last_seen_ns: capture time of the earliest and the latest packet that brought something, in nanoseconds since 1970.
         first_seen, last_seen: the same in seconds.
         missing: bytes in all gaps together.
+        provenance: where each byte came from, as `BytesStream.provenance`; None where `follow` was not asked for it.
     """
 
     key: ConnectionKey
@@ -42,6 +50,7 @@ class FinishedStream:
     ended: bool
     first_seen_ns: int
     last_seen_ns: int
+    provenance: ProvenanceArray | None = field(default=None, repr=False, compare=False)
 
     @property
     def first_seen(self) -> float:
@@ -58,6 +67,12 @@ class FinishedStream:
         """Bytes in all gaps together."""
         return sum(length for _, length in self.gaps)
 
+    def origin_of(self, offset: int) -> numpy.void:
+        """The row of `provenance` that brought the byte at that offset, as `BytesStream.origin_of`."""
+        if self.provenance is None:
+            raise ValueError("this stream was followed without provenance=True")
+        return origin_of(self.provenance, offset)
+
     def __str__(self) -> str:
         text = f"{self.key} {len(self.data)} bytes"
         if self.gaps:
@@ -72,8 +87,8 @@ class _Followed(BytesStream):
 
     __slots__ = ("_done",)
 
-    def __init__(self, net_flow: Flow, transport_flow: Flow, done: deque[_Followed]) -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(self, net_flow: Flow, transport_flow: Flow, done: deque[_Followed], provenance: bool) -> None:
+        super().__init__(net_flow, transport_flow, provenance=provenance)
         self._done = done
 
     def reassembly_complete(self) -> None:
@@ -81,13 +96,14 @@ class _Followed(BytesStream):
         self._done.append(self)
 
 
-def follow(source: CaptureSource, options: AssemblerOptions | None = None) -> Iterator[FinishedStream]:
+def follow(source: CaptureSource, options: AssemblerOptions | None = None, *, provenance: bool = False) -> Iterator[FinishedStream]:
     """The streams of a capture, each direction by itself, in the order in which they end, while the capture is read.
 
     Args:
         source: a path, "-" for standard input, a binary file object, bytes, an open capture (live ones too), an iterable of
             frames, or a list of these: see `Assembler.assemble_capture`.
         options: AssemblerOptions; the defaults where None.
+        provenance: tell of each byte what packet brought it: `FinishedStream.provenance`.
 
     Holds the bytes of the streams that are open, no others: what was yielded is the caller's. Streams that are open at the end of
     the capture come last. A capture that is cut in the middle gives what is there, and a logged warning. Ctrl-C while it waits for
@@ -97,7 +113,8 @@ def follow(source: CaptureSource, options: AssemblerOptions | None = None) -> It
     []
     """
     done: deque[_Followed] = deque()
-    pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done))
+    check_bool("provenance", provenance)
+    pool = StreamPool(lambda net_flow, transport_flow: _Followed(net_flow, transport_flow, done, provenance))
     return _follow(Assembler(pool, options), source, done)
 
 
@@ -126,4 +143,5 @@ def _finished(done: deque[_Followed]) -> Iterator[FinishedStream]:
             ended=stream.ended,
             first_seen_ns=stream.first_seen_ns,
             last_seen_ns=stream.last_seen_ns,
+            provenance=stream.provenance,
         )

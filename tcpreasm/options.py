@@ -86,8 +86,8 @@ class AssemblerOptions:
         max_buffered_pages_per_connection: pages that one direction of a connection may hold, 0 to 2**31 - 1; at so many its lowest hole
             is skipped. 0: no limit. Default 16,384.
         max_buffered_bytes_total: memory in bytes that the pages of all connections of the assembler together may take, headers and unused
-            room included, 1 to 2**62; at so much the connection at hand stops waiting. A page takes 96 bytes where it holds up to 24,
-            512 up to 440, else 1984. None: no limit. Default 131,072 * 1984 = 260,046,848, what so many full pages take.
+            room included, 1 to 2**62; at so much the connection at hand stops waiting. A page takes 96 bytes where it holds up to 16,
+            512 up to 432, else 1984. None: no limit. Default 131,072 * 1984 = 260,046,848, what so many full pages take.
         max_buffered_bytes_per_connection: the same for one direction of a connection, 1 to 2**62; at so much its lowest hole is skipped.
             None, the default: no limit.
         overlap: whose bytes stay where a segment covers bytes that are held. What was delivered is never revised. "first" (the
@@ -126,15 +126,17 @@ class AssemblerOptions:
             of some: "gre" (RFC 2784, RFC 2890; Ethernet in it too), "vxlan" (RFC 7348; UDP ports 4789 and 8472), "geneve" (RFC 8926; UDP
             port 6081), "ipip" (IPv4 in IPv4, RFC 2003), "6in4" (RFC 4213), "4in6" and "6in6" (RFC 2473), "mpls" (RFC 3032; IP
             behind the labels, no pseudo-wires), "pppoe" (RFC 2516), "gtp" (user data, 3GPP TS 29.281; UDP port 2152). Up to eight, one
-            within the other. Connections are told by the innermost addresses and ports alone.
+            within the other. Connections are told by the innermost addresses and ports and by the number of tunnels around them
+            (`Flow.tunnels`; labels, that is mpls and pppoe, are none); which tunnels they are does not count.
         defragment: put fragmented IP datagrams together (RFC 791 3.2, RFC 8200 4.5), in any order; the segment comes with the last
             fragment and its time. Of bytes that come twice the first copy stays (IPv4); an IPv6 datagram with overlapping fragments is
             discarded (RFC 5722), unless the copy is the same. Default True. False: fragments are left out, as `Verdict.FRAGMENT`.
         fragment_timeout: seconds of capture time for which the fragments of a datagram are kept, 0 to 1e9. None: until a limit is
             reached. Default 30.
         max_fragmented_datagrams: datagrams of which fragments are kept, 1 to 2**31 - 1; the oldest one gives way. Default 1024.
-        max_fragment_bytes: bytes for all of them (each up to its highest byte that came), 1 to 2**31 - 1; the oldest ones give way.
-            Default 16 MiB.
+        max_fragment_bytes: bytes of memory for all of them, 1 to 2**31 - 1; the oldest ones give way. A datagram takes 256, room for its
+            payload up to the highest byte that came (256 bytes, or a greater power of two), and 8 for each run of bytes that has come, or
+            that there is room for (4 at first). Default 16 MiB.
         start_wait_segments: a stream whose SYN was not captured starts after so many segments, 1 or more. None: their number does not
             start it. Default 16.
         start_wait: ... or after so many seconds of capture time, 0 to 1e9. None: time does not start it. Default 1.
@@ -148,14 +150,15 @@ class AssemblerOptions:
             stream. 0: it is forgotten as soon as capture time goes on. Default 60.
         max_connections: connections (directions) that the pool may have at a time, open ones and closed ones that are remembered, 0 to
             2**31 - 1. A new one that finds so many takes the place of another, which makes room: the oldest closed one; where there is
-            none, the oldest half-open one (nothing later than a SYN without text), then the one whose last packet lies back furthest, each
+            none, the oldest half-open one (nothing but SYNs, with text or without), then the one whose last packet lies back furthest, each
             flushed and completed as idle ones are, before anything else is done with the segment at hand. What user code runs for
             makes no room; where that is all there is, the limit is exceeded for the time. With several threads over one capture each
             has its part of it. 0: no limit. Default 2**21: about 440 MB, at some 210 bytes each without their streams, and twice the
             million directions of the largest workload that this package is measured with.
         open_on: what makes the factory be called. "syn" (default): the first segment of a connection. "data": the first one with
             payload or a FIN, so that connection attempts that nothing follows, as in a SYN flood, make no stream; the stream's first
-            piece, the start, comes then, with the SYN's capture time.
+            piece, the start, comes then, with the SYN's capture time. Text of a SYN that is held (`syn_data="acked"`), or only remembered,
+            opens none before it goes out, and is dropped where its connection makes room for another.
         on_evict: called with the net flow, the transport flow and the reason ("closed", "half_open" or "idle") when a connection has
             made room for a new one, after its stream's reassembly_complete. What it raises comes as what a stream raises. None
             (default): not called.

@@ -32,7 +32,7 @@ DROP_REASONS = (
 
 EVICTION_REASONS = (
     "closed",  # it had ended, and was only remembered
-    "half_open",  # nothing but a SYN without text had come
+    "half_open",  # nothing but SYNs had come, with text or without
     "idle",  # its last packet lay back furthest
 )
 """Why a connection, rather than another, made room for a new one."""
@@ -42,6 +42,9 @@ COUNTERS = (
     "bytes_captured",
     "bytes_delivered",
     "bytes_skipped",
+    "holes_limited",
+    "holes_expired",
+    "holes_ended",
     "conflicting",
     "rst_ignored",
     "fin_ignored",
@@ -83,6 +86,10 @@ class AssemblerStats:
         bytes_delivered: payload bytes given to streams.
         bytes_held: payload bytes that wait for missing ones.
         bytes_skipped: bytes of the streams that were never captured: the sum of all positive `skip`.
+        holes_limited: holes of a known length that were given up at a limit of pages or bytes (`max_buffered_...`).
+        holes_expired: those that were given up by time: by `hole_timeout`, or by a flush that left their connection open.
+        holes_ended: those that were given up as their stream ended without a FIN or RST in order: flushed and closed, idle, evicted, begun
+            anew. (What the capture cut off of a packet is not waited for, and is no such hole.)
         dropped: captured payload bytes that were not delivered, by reason; only reasons that occurred. The keys:
             "retransmitted": delivered before, or given up as missing;
             "overlapping": a copy of held bytes that had to give way: as the option `overlap` tells, the later one or the one held;
@@ -108,7 +115,7 @@ class AssemblerStats:
         connections_evicted: connections (directions) that made room for new ones at max_connections, by reason; only reasons that
             occurred. The keys:
             "closed": it had ended, and was only remembered;
-            "half_open": nothing but a SYN without text had come;
+            "half_open": nothing but SYNs had come, with text or without;
             "idle": of all connections, its last packet lay back furthest.
         fragments: frames that were fragments of IP datagrams (inner ones counted too), as far as they are put together. Always
             `fragments == fragments_joined + fragments_held + sum(fragments_dropped.values())`.
@@ -140,6 +147,9 @@ class AssemblerStats:
     bytes_delivered: int
     bytes_held: int
     bytes_skipped: int
+    holes_limited: int
+    holes_expired: int
+    holes_ended: int
     dropped: Mapping[str, int]
     conflicting: int
     rst_ignored: int

@@ -39,7 +39,7 @@ class Log:
         self._digest = hashlib.sha256()
 
     def note(self, ends: Ends, pieces: list[Any] | None) -> int:
-        told = None if pieces is None else [(bytes(p), p.skip, p.start, p.end, p.seen_ns) for p in pieces]
+        told = None if pieces is None else [(bytes(p), p.skip, p.start, p.end, p.seen_ns, p.packet_number, p.seq) for p in pieces]
         self._digest.update(repr((ends, told)).encode())
         self.count += 1
         return self.count

@@ -122,6 +122,7 @@ class Recorder:
 
     def new(self, net_flow: Any, transport_flow: Any) -> RecordedStream:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
+        key += f" in {net_flow.tunnels}" if net_flow.tunnels else ""
         self.calls.append(("new", key))
         self.raise_planned("new")
         stream = self.stream(self, key)
@@ -298,6 +299,12 @@ def frame(
         ip = bytearray(struct.pack("!IHBB16s16s", 6 << 28, len(tcp), 6, 64, src.packed, dst.packed))
         kind = b"\x86\xdd"
     return (bytes(12) + kind if link is None else link) + bytes(ip) + bytes(tcp) + padding
+
+
+def in_a_tunnel(data: bytes) -> bytes:
+    """An Ethernet frame in one more tunnel (GRE)."""
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 24 + len(data), 0, 0x4000, 64, 47, 0, b"\xac\x10\0\1", b"\xac\x10\0\2")
+    return bytes(12) + b"\x08\x00" + ip + b"\0\0\x65\x58" + data
 
 
 def pcap(frames: Iterable[tuple[int, bytes]], linktype: int = 1) -> bytes:

@@ -651,7 +651,7 @@ def test_no_growth_out_of_order(tcpreasm: ModuleType) -> None:
         assert rig.segment(seq, bytes(100)) == [got(*(piece(bytes([index]) * 100) for index in range(early + 1)))]
         seq = (seq + (early + 1) * 100) % WRAP
     stats = rig.assembler.stats
-    assert (stats.pages_allocated, stats.pages_used, stats.page_requests) == (2048, 0, rounds * early)  # 1024 of 1900 bytes, and of 440
+    assert (stats.pages_allocated, stats.pages_used, stats.page_requests) == (2048, 0, rounds * early)  # 1024 of 1900 bytes, and of 432
 
 
 def test_no_growth_with_many_connections(tcpreasm: ModuleType) -> None:
@@ -715,11 +715,11 @@ def test_the_memory_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) 
     assert told[:5] == [
         "stream pool: 1024 connections added",
         "page cache: 1024 pages of 1900 bytes added, 1024 in all",
-        "page cache: 1024 pages of 24 bytes added, 1024 in all",
-        "page cache: 2048 pages of 24 bytes added, 3072 in all",
-        "page cache: 2048 pages of 24 bytes let go, 1024 in all",
+        "page cache: 1024 pages of 16 bytes added, 1024 in all",
+        "page cache: 2048 pages of 16 bytes added, 3072 in all",
+        "page cache: 2048 pages of 16 bytes let go, 1024 in all",
     ]
-    assert next(line for line in told if "requests" in line).startswith("page cache: 65536 requests of 24 bytes, ")
+    assert next(line for line in told if "requests" in line).startswith("page cache: 65536 requests of 16 bytes, ")
 
 
 def test_the_assembly_log(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,8 @@ the byte. The costs in time stand in bench/test_stages.py.
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -128,6 +130,60 @@ def test_a05_big_segments_over_islands(tcpreasm: ModuleType, conflicting: bool) 
         assert stats.conflicting == (times * 2 * count if conflicting else 0)
     rig.send(segment(tcpreasm, 1, byte_of(1)))
     assert delivered(rig) == byte_of(1) + content
+
+
+def in_a_small_thread(work: Callable[[], None], stack: int) -> None:
+    """Runs it in a thread with a stack of so many bytes. One that needs more ends the process."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    before = threading.stack_size(stack)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    if raised:
+        raise raised[0]
+
+
+def test_a05_the_stack_does_not_grow_with_the_islands(tcpreasm: ModuleType) -> None:
+    """32,768 islands and the largest segments there are over them, in a stack of 256 KiB."""
+    count, size, times = 32_768, 65_495, 4
+    content = b"".join(map(byte_of, range(2 * count + 2)))
+    islands = [frame(at, content[at : at + 1]) for at in range(2, 2 * count + 2, 2)]
+    big = frame(2, content[2 : 2 + size])
+    streams: list[Any] = []
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        streams.append(tcpreasm.BytesStream(net_flow, transport_flow))
+        return streams[-1]
+
+    def work() -> None:
+        options = tcpreasm.AssemblerOptions(max_buffered_pages_per_connection=0)
+        with tcpreasm.Assembler(tcpreasm.StreamPool(factory), options) as assembler:
+            assembler.assemble_frame(frame(0, b"", SYN), 1)
+            lengths = [len(one) for one in islands]
+            assembler.assemble_batch(b"".join(islands), list(range(0, sum(lengths), lengths[0])), lengths, [10**9] * count)
+            assert assembler.stats.bytes_held == assembler.stats.pages_used == count
+            for _ in range(times):
+                assembler.assemble_frame(big, 1)
+            stats = assembler.stats
+            assert stats.dropped == {"overlapping": (size + 1) // 2 + (times - 1) * size}
+            assert (stats.bytes_held, stats.conflicting) == (count + size // 2, 0)
+            assembler.assemble_frame(frame(1, content[1:2]), 1)
+            assert streams[0].data == content[1 : 2 + size]
+
+    in_a_small_thread(work, 256 << 10)
+    beyond = range(size + 3, 2 * count + 2, 2)
+    assert streams[0].data == content[1 : 2 + size] + bytes(content[at] for at in beyond)
+    assert len(streams[0].gaps) == len(beyond)
 
 
 @pytest.mark.parametrize("behind", [-700, -1, 0, 1, 1200])

@@ -128,12 +128,13 @@ def _damaged(rng: random.Random, data: bytes) -> tuple[bytes, int]:
 
 
 class PlacedStream(RecordedStream):
-    """Writes down, besides, where each piece stands."""
+    """Writes down, besides, where each piece stands, and what packet brought it."""
 
     recorder: Placed
 
     def reassembled(self, reassemblies: list[Any]) -> None:
         self.recorder.places += [(r.offset, bytes(r)) for r in reassemblies]
+        self.recorder.numbers.setdefault(self.key, []).extend((r.packet_number, r.seq, bytes(r)) for r in reassemblies)
         super().reassembled(reassemblies)
 
 
@@ -141,6 +142,7 @@ class Placed(Recorder):
     def __init__(self, keep: bool = False) -> None:
         super().__init__(keep, PlacedStream)
         self.places: list[tuple[int, bytes]] = []
+        self.numbers: dict[str, list[tuple[int, int, bytes]]] = {}
 
     def raise_at(self, call: str, nth: int, error: BaseException) -> None:
         """The nth such call from now on raises."""
@@ -305,6 +307,7 @@ def test_a_batch_is_its_frames_one_by_one(tcpreasm: ModuleType, kind: str, seed:
     assert many.assembler.flush_all() == single.assembler.flush_all()
     assert many.take() == single.take()
     assert many.state() == single.state()
+    assert many.recorder.numbers == single.recorder.numbers
     assert check_places(many.recorder, batch.buffer)
     assert {offset for offset, _ in single.recorder.places} == {-1}
 
@@ -1296,6 +1299,7 @@ def lock_step(
     assert many.assembler.flush_all() == single.assembler.flush_all()
     assert many.take() == single.take()
     assert many.state() == single.state()
+    assert many.recorder.numbers == single.recorder.numbers
     return many
 
 

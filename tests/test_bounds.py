@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import load
-from recorder import ACK, ENDS, SYN, Recorder, Rig, complete, frame, got, key_of, new, number, pcap, piece
+from recorder import ACK, ENDS, SYN, Recorder, Rig, complete, frame, got, key_of, new, number, pcap, piece, segment
 from test_batch import START_NS, Batch, Captured
 from test_threads import Book, _often, together
 
@@ -77,22 +77,53 @@ def test_the_oldest_half_open_one_first(tcpreasm: ModuleType) -> None:
 
 
 def test_what_is_half_open(tcpreasm: ModuleType) -> None:
-    """A SYN, the same or another one, as often as it comes. Not where an ACK, text, text ahead or a FIN has come."""
-    rig = Rig(tcpreasm, max_connections=7)
-    for which in range(7):
+    """SYNs, the same or other ones, with text or without, as often as they come. Not where an ACK, text, text ahead or a RST has come,
+    even at the same time, or before the SYN."""
+    rig = Rig(tcpreasm, max_connections=10, start_wait=None)
+    for which in range(9):
         syn(rig, which)
-    rig.segment(1000, ends=number(0), at=1)
+    rig.segment(1000, b"text", ends=number(9))
+    rig.segment(999, b"text", syn=True, ends=number(9))
+    rig.segment(1000, ends=number(0))
     rig.segment(1000, b"text", ends=number(1), at=1)
     rig.segment(1500, b"text", ends=number(2), at=1)
     rig.segment(1000, ends=number(3), at=1)
     rig.segment(999, syn=True, ends=number(3), at=2)
-    rig.segment(999, b"text", syn=True, ends=number(4), at=1)
-    rig.segment(999, syn=True, ends=number(5), at=1)
-    rig.segment(5555, syn=True, ends=number(5), at=2)
-    assert gone(syn(rig, 7, at=3)) == [key_of(number(5))]
-    assert gone(syn(rig, 8, at=3)) == [key_of(number(6))]
-    assert gone(syn(rig, 9, at=3)) == [key_of(number(7))]
+    rig.segment(5000, rst=True, ends=number(4))
+    rig.segment(999, b"text", syn=True, ends=number(5), at=1)
+    rig.segment(999, b"text and more", syn=True, ends=number(5), at=2)
+    rig.segment(999, syn=True, ends=number(6), at=1)
+    rig.segment(5555, b"text", syn=True, ends=number(6), at=2)
+    rig.segment(999, b"te", syn=True, wire=4, ends=number(7), at=1)
+    for which, victim in ((10, 5), (11, 6), (12, 7), (13, 8), (14, 10)):
+        assert gone(syn(rig, which, at=3)) == [key_of(number(victim))]
+    assert evicted(rig) == {"half_open": 5}
+
+
+@pytest.mark.parametrize("flags", [{}, {"fin": True}])
+def test_text_of_a_syn_that_waits_is_half_open(tcpreasm: ModuleType, flags: dict[str, bool]) -> None:
+    """Until something else comes, what tells nothing of that text too."""
+    rig = Rig(tcpreasm, max_connections=4, syn_data="acked")
+    for which in range(4):
+        assert rig.segment(999, b"text", syn=True, ends=number(which), **flags)[1:] == [got(piece(start=True), ends=number(which))]
+    rig.segment(1000, ends=number(0))
+    rig.segment(999, b"text", syn=True, ends=number(1), at=1)
+    rig.segment(5555, b"text", syn=True, ends=number(1), at=1)
+    given = piece(b"text", end=bool(flags))
+    for which, victim in ((4, 1), (5, 2), (6, 3)):
+        assert syn(rig, which, at=3)[:2] == [got(given, ends=number(victim)), complete(number(victim))]
     assert evicted(rig) == {"half_open": 3}
+    assert rig.dropped == {"overlapping": 4, "unconfirmed_syn": 4}
+
+
+@pytest.mark.parametrize("syn_data", ["deliver", "acked"])
+def test_a_limit_gives_out_the_text_of_a_syn_and_it_stays_half_open(tcpreasm: ModuleType, syn_data: str) -> None:
+    rig = Rig(tcpreasm, max_connections=2, syn_data=syn_data, max_buffered_pages_per_connection=1)
+    syn(rig, 0)
+    rig.segment(1000, ends=number(0))
+    pieces = [piece(b"text", start=True)] if syn_data == "deliver" else [piece(start=True), piece(b"text")]
+    assert rig.segment(999, b"text", syn=True, ends=number(1), at=1)[1][2] == [(*rest[:4], 1_000_000_000) for rest in pieces]
+    assert gone(syn(rig, 2, at=2)) == [key_of(number(1))]
 
 
 def test_a_fin_that_waits_is_not_half_open(tcpreasm: ModuleType) -> None:
@@ -164,7 +195,7 @@ def test_a_syn_that_was_remembered_goes_with_it(tcpreasm: ModuleType) -> None:
     rig.segment(70_000, b"text of a SYN", syn=True, at=2)
     rig.segment(0, syn=True, ends=number(1), at=3)
     assert rig.dropped == {"unconfirmed_syn": 13}
-    assert evicted(rig) == {"idle": 1}
+    assert evicted(rig) == {"half_open": 1}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -205,6 +236,33 @@ def test_a_lower_limit_of_another_assembler(tcpreasm: ModuleType) -> None:
     other.send(tcpreasm.TCPSegment(1, 2, 0, syn=True), at=20)
     assert gone(rig.recorder.take()) == [key_of(number(which)) for which in range(16)]
     assert (len(rig.pool), evicted(other)) == (5, {"half_open": 16})
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_room_is_made_while_a_flush_is_under_way(tcpreasm: ModuleType, kept: bool) -> None:
+    """In a callback of the flush that is closing them all: by the one idle for longest among those that the flush has not come to, not by
+    the oldest. Each is completed once. kept: the order of last packets is kept already."""
+    recorder = Recorder()
+    rig = Rig(tcpreasm, recorder)
+    inner = Rig(tcpreasm, recorder, rig.pool, max_connections=5)
+    if kept:
+        rig.segment(1000, b"x", ends=number(90), at=1)
+        assert rig.flush_older_than(5)[0] == (1, 1)
+    for which, at in ((0, 50), (1, 40), (2, 20), (3, 30), (4, 10), (5, 10)):
+        syn(rig, which)
+        rig.segment(1000, b"x", ends=number(which), at=at)
+
+    def meanwhile() -> None:
+        del recorder.plan["complete"]
+        for which in (7, 8, 9):
+            inner.send(segment(tcpreasm, 1000, b"y", ends=number(which)), ends=number(which), at=500)
+
+    recorder.plan["complete"] = meanwhile
+    assert rig.assembler.flush_older_than(100.0) == (3, 3)
+    assert gone(recorder.take()) == [key_of(number(which)) for which in (0, 4, 5, 2, 1, 3)]
+    assert evicted(inner) == {"idle": 3}
+    assert [str(key) for key in rig.pool.keys()] == [key_of(number(which)) for which in (7, 8, 9)]  # noqa: SIM118
+    assert rig.assembler.flush_older_than(600.0) == (3, 3)
 
 
 # -- user code ------------------------------------------------------------------------------------------------------------
@@ -370,14 +428,91 @@ def test_several_threads_at_a_limit(tcpreasm: ModuleType, coalesce: bool) -> Non
     assert sum(sum(one.connections_evicted.values()) for one in stats) > 100
 
 
+# -- holes that are given up ----------------------------------------------------------------------------------------------
+
+
+def holes(rig: Rig) -> tuple[int, int, int]:
+    stats = rig.assembler.stats
+    return stats.holes_limited, stats.holes_expired, stats.holes_ended
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_buffered_pages_per_connection": 3},
+        {"max_buffered_pages_total": 3},
+        {"max_buffered_bytes_per_connection": 3 * 96},
+        {"max_buffered_bytes_total": 3 * 96},
+    ],
+)
+def test_holes_are_counted_by_why_they_were_given_up(tcpreasm: ModuleType, limit: dict[str, int]) -> None:
+    rig = Rig(tcpreasm, max_connections=2, **limit)
+    rig.segment(999, syn=True)
+    for place in (10, 20, 30, 31, 40):
+        rig.segment(1000 + place, b"x", at=place)
+    assert holes(rig) == (3, 0, 0), "30 and 31 are one island"
+    assert rig.assembler.stats.bytes_skipped == 10 + 9 + 9
+    rig.flush(35)
+    assert holes(rig) == (3, 0, 0)
+    rig.flush(45)
+    assert holes(rig) == (3, 1, 0)
+    rig.segment(1050, b"x", at=50)
+    rig.segment(1060, fin=True, at=60)
+    assert rig.flush(70)[0] == (1, 1)
+    assert holes(rig) == (3, 3, 0), "one before the byte, one before the FIN"
+    for which in (1, 2):
+        syn(rig, which, at=80)
+        rig.segment(1010, b"x", ends=number(which), at=80 + which)
+    syn(rig, 3, at=90)
+    assert (evicted(rig), holes(rig)) == ({"closed": 1, "idle": 1}, (3, 3, 1))
+    rig.segment(70_000, syn=True, ends=number(2), at=91)
+    rig.segment(70_001, b"anew", ends=number(2), at=91)
+    assert holes(rig) == (3, 3, 2)
+    rig.segment(70_010, b"x", ends=number(2), at=92)
+    rig.flush_all()
+    assert holes(rig) == (3, 3, 3)
+
+
+def test_what_is_no_hole_that_was_given_up(tcpreasm: ModuleType) -> None:
+    """What the capture cut off; what lies before the first byte of a stream whose SYN was not seen; text of a SYN that waited."""
+    rig = Rig(tcpreasm, start_wait_segments=1, syn_data="acked")
+    rig.segment(1000, b"abc", wire=10)
+    rig.segment(1010, b"d")
+    rig.segment(1000, b"text", syn=True, ends=number(1))
+    rig.flush()
+    assert (rig.flush_all()[0], holes(rig), rig.assembler.stats.bytes_skipped) == (2, (0, 0, 0), 7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_gap_is_a_hole_that_was_given_up(tcpreasm: ModuleType, seed: int) -> None:
+    """Segments that lie apart by chance, limits, flushes, evictions: as many holes as pieces that miss something."""
+    rng = random.Random(seed)
+    rig = Rig(tcpreasm, max_connections=3, max_buffered_pages_per_connection=5, max_buffered_pages_total=9)
+    gaps, at = 0, 0.0
+    for _ in range(1000):
+        at += 1
+        which, what = rng.randrange(5), rng.random()
+        if what < 0.05:
+            _, calls = rig.flush(at - rng.randrange(20), close_all=rng.random() < 0.5)
+        elif what < 0.2:
+            calls = rig.segment(999, syn=True, ends=number(which), at=at)
+        else:
+            calls = rig.segment(1000 + rng.randrange(300), b"abc"[: rng.randrange(1, 4)], fin=what > 0.97, ends=number(which), at=at)
+        gaps += sum(skip > 0 for call in calls if call[0] == "reassembled" for _, skip, *_ in call[2])
+    _, calls = rig.flush_all()
+    gaps += sum(skip > 0 for call in calls if call[0] == "reassembled" for _, skip, *_ in call[2])
+    assert sum(holes(rig)) == gaps
+    assert min(holes(rig)) > 5
+
+
 # -- a flood of SYNs ------------------------------------------------------------------------------------------------------
 
 
-def syns(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Frames of 54 bytes, each a SYN from another address and port, as an array of bytes. Checksums are left out."""
+def syns(count: int, seed: int = 0, text: int = 0) -> np.ndarray[Any, Any]:
+    """Frames of 54 bytes and so much text, each a SYN from another address and port, as an array of bytes. Checksums are left out."""
     rng = np.random.default_rng(seed)
-    frames = np.zeros((count, 54), np.uint8)
-    frames[:, 12], frames[:, 14], frames[:, 17], frames[:, 22], frames[:, 23] = 8, 0x45, 40, 64, 6
+    frames = np.zeros((count, 54 + text), np.uint8)
+    frames[:, 12], frames[:, 14], frames[:, 17], frames[:, 22], frames[:, 23] = 8, 0x45, 40 + text, 64, 6
     frames[:, 26:30] = (np.arange(count)[:, None] >> (24, 16, 8, 0)) & 255
     frames[:, 26] = 11
     frames[:, 30:34] = (198, 51, 100, 1)
@@ -387,29 +522,34 @@ def syns(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return frames
 
 
+@pytest.mark.parametrize("syn_data", ["deliver", "acked"])
+@pytest.mark.parametrize("text", [0, 30])
 @pytest.mark.parametrize("open_on", ["syn", "data"])
-def test_real_connections_in_a_flood_are_unharmed(tcpreasm: ModuleType, open_on: str) -> None:
-    """Twenty connections send while ten times as many SYNs come as there is room for: every byte comes out, none is evicted."""
+def test_real_connections_in_a_flood_are_unharmed(tcpreasm: ModuleType, open_on: str, text: int, syn_data: str) -> None:
+    """Twenty connections send while ten times as many SYNs come, with text or without, as there is room for: every byte comes out, none
+    is evicted."""
     limit, real, rounds = 300, 20, 10
     rng = random.Random(5)
     texts = [rng.randbytes(rounds * 100) for _ in range(real)]
-    flood = [row.tobytes() for row in syns(rounds * limit)]
+    flood = [row.tobytes() for row in syns(rounds * limit, text=text)]
     frames = [frame(999, b"", SYN, ends=number(which)) for which in range(real)]
     for turn in range(rounds):
-        frames += [frame(1000 + turn * 100, text[turn * 100 :][:100], ends=number(which)) for which, text in enumerate(texts)]
+        frames += [frame(1000 + turn * 100, sent[turn * 100 :][:100], ends=number(which)) for which, sent in enumerate(texts)]
         frames += flood[turn * limit : (turn + 1) * limit]
     recorder = Recorder()
     pool = tcpreasm.StreamPool(recorder)
-    assembler = tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(max_connections=limit, open_on=open_on))
+    assembler = tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(max_connections=limit, open_on=open_on, syn_data=syn_data))
     batch = Batch([Captured(START_NS + nth * 1000, data, len(data)) for nth, data in enumerate(frames)])
     for begin in range(0, len(frames), 100):
         assembler.assemble_batch(*batch.arguments(begin, min(begin + 100, len(frames))))
         stats = assembler.stats
-        assert stats.bytes_captured == stats.bytes_delivered
+        assert stats.bytes_captured == stats.bytes_delivered + stats.bytes_held + stats.bytes_dropped
+        assert set(stats.dropped) <= ({"unconfirmed_syn"} if syn_data == "acked" and open_on == "data" else set())
         assert len(pool) <= limit
     assert [recorder.data(number(which)) for which in range(real)] == texts
     assert dict(assembler.stats.connections_evicted) == {"half_open": real + rounds * limit - limit}
-    assert len(recorder.streams) == (real if open_on == "data" else real + rounds * limit)
+    flood_opens = open_on == "syn" or (text and syn_data == "deliver")
+    assert len(recorder.streams) == (real + rounds * limit if flood_opens else real)
 
 
 def test_a_half_open_connection_takes_at_most_256_bytes() -> None:
@@ -465,6 +605,58 @@ def test_open_on_data_with_text_in_the_syn(tcpreasm: ModuleType) -> None:
     assert rig.segment(999, b"early", syn=True) == [new(), got(piece(b"early", start=True))]
 
 
+@pytest.mark.parametrize("how", ["ack", "text", "rst", "flush", "limit", "evicted", "not accepted", "anew"])
+def test_open_on_data_with_text_in_the_syn_that_is_held(tcpreasm: ModuleType, how: str) -> None:
+    """No stream before it goes out, or something else comes: the SYN again, another one with text and an ACK at its first byte are not."""
+    limits = {"max_buffered_pages_per_connection": 2} if how == "limit" else {}
+    rig = Rig(tcpreasm, open_on="data", syn_data="acked", max_connections=1, **limits)
+    assert rig.segment(999, b"early", syn=True, at=1) == []
+    assert rig.segment(999, b"early", syn=True, at=2) == []
+    assert rig.segment(1000, at=3) == rig.segment(5000, rst=True, at=3) == []
+    assert rig.segment(70_000, b"text of a SYN", syn=True, at=3) == []
+    assert (rig.assembler.stats.streams_opened, rig.assembler.stats.bytes_held) == (0, 18)
+    start, early = piece(start=True, at=2), piece(b"early", at=1)
+    if how == "ack":
+        assert rig.segment(1005, at=4) == [new(), got(start, early)]
+    elif how == "text":
+        assert rig.segment(1005, b"more", at=4) == [new(), got(start, early, piece(b"more", at=4))]
+    elif how == "rst":
+        assert rig.segment(1005, rst=True, at=4) == [new(), got(start, piece(b"early", end=True, at=1)), complete()]
+    elif how == "flush":
+        assert rig.flush() == ((1, 0), [new(), got(start, early)])
+    elif how == "limit":
+        assert rig.segment(999, b"early" + bytes(2000), syn=True, at=4)[:1] == [new()]
+    elif how == "evicted":
+        assert syn(rig, 1, at=4) == []
+        assert (evicted(rig), rig.dropped["unconfirmed_syn"]) == ({"idle": 1}, 18)
+    elif how == "not accepted":
+        assert rig.segment(1000, b"late", at=4) == [new(), got(start, piece(b"late", at=4))]
+    else:
+        assert rig.segment(70_014, b"!", at=4) == [
+            new(),
+            got(piece(start=True, at=3), piece(b"text of a SYN", at=3), piece(b"!", at=4)),
+        ]
+    stats = rig.assembler.stats
+    assert stats.streams_opened == (how != "evicted")
+    rig.flush_all()
+
+
+@pytest.mark.parametrize("how", ["ack", "text", "flush", "flush all"])
+def test_open_on_data_with_held_text_and_a_factory_that_raises(tcpreasm: ModuleType, how: str) -> None:
+    """The connection is gone, with what it held and what was remembered."""
+    rig = Rig(tcpreasm, open_on="data", syn_data="acked", max_connections=1)
+    rig.segment(999, b"early", syn=True)
+    rig.segment(70_000, b"text of a SYN", syn=True)
+    rig.recorder.plan["new"] = KeyError("no")
+    calls: dict[str, Callable[[], Any]] = {"flush": rig.flush, "flush all": rig.flush_all}
+    call = calls.get(how, lambda: rig.send(segment(tcpreasm, 1005, b"more" if how == "text" else b"")))
+    with pytest.raises(KeyError):
+        call()
+    assert rig.taken() == [new()]
+    assert rig.dropped == {"factory_error": 9 if how == "text" else 5, "unconfirmed_syn": 13}
+    assert (len(rig.pool), rig.assembler.stats.pages_used) == (0, 0)
+
+
 def test_open_on_data_counts_a_fin(tcpreasm: ModuleType) -> None:
     rig = Rig(tcpreasm, open_on="data")
     rig.segment(999, syn=True)
@@ -476,6 +668,13 @@ def test_open_on_data_and_text_behind_a_hole(tcpreasm: ModuleType) -> None:
     rig.segment(999, syn=True)
     assert rig.segment(1003, b"def", at=1) == [new(), got(piece(start=True))]
     assert rig.segment(1000, b"abc", at=2) == [got(piece(b"abc", at=2), piece(b"def", at=1))]
+
+
+def test_open_on_data_and_a_syn_that_is_continued(tcpreasm: ModuleType) -> None:
+    """The first SYN's stream has brought nothing: there is one for the second SYN only."""
+    rig = Rig(tcpreasm, open_on="data")
+    assert rig.segment(999, syn=True) == rig.segment(70_000, b"abc", syn=True, at=1) == []
+    assert rig.segment(70_004, b"d", at=2) == [new(), got(piece(start=True, at=1), piece(b"abc", at=1), piece(b"d", at=2))]
 
 
 @pytest.mark.parametrize("how", ["rst", "flush", "evicted", "syn"])
@@ -683,16 +882,16 @@ def test_an_idle_connection_that_stays_is_found_the_next_time(tcpreasm: ModuleTy
 # -- the table's hash -----------------------------------------------------------------------------------------------------
 
 
-RawKey = tuple[bytes, bytes, int, int]
+RawKey = tuple[bytes, bytes, int, int, int]
 
 
 def sequential(count: int) -> list[RawKey]:
-    return [((10 << 24 | which >> 4).to_bytes(4, "big"), bytes([192, 0, 2, 1]), 1024 + (which & 15), 80) for which in range(count)]
+    return [((10 << 24 | which >> 4).to_bytes(4, "big"), bytes([192, 0, 2, 1]), 1024 + (which & 15), 80, 0) for which in range(count)]
 
 
 def chance(count: int) -> list[RawKey]:
     rng = random.Random(1)
-    return [(rng.randbytes(4), rng.randbytes(4), rng.randrange(65536), rng.randrange(65536)) for _ in range(count)]
+    return [(rng.randbytes(4), rng.randbytes(4), rng.randrange(65536), rng.randrange(65536), 0) for _ in range(count)]
 
 
 def alike(count: int) -> list[RawKey]:
@@ -700,7 +899,7 @@ def alike(count: int) -> list[RawKey]:
     keys = []
     for which in range(count):
         high, low = which >> 8 & 255, which & 255
-        keys.append((bytes([10, high, low, which >> 16]), bytes([10, high, low, which >> 16]), 1024 + low, 1024 + low))
+        keys.append((bytes([10, high, low, which >> 16]), bytes([10, high, low, which >> 16]), 1024 + low, 1024 + low, 0))
     return keys
 
 
@@ -712,16 +911,17 @@ def test_two_pools_place_the_same_keys_differently(compiled: ModuleType) -> None
 
 
 def test_two_processes_place_the_same_keys_differently() -> None:
-    script = "import tcpreasm; print(tcpreasm.StreamPool(tcpreasm.BytesStream)._hash_of((b'abcd', b'efgh', 1, 2)))"
+    script = "import tcpreasm; print(tcpreasm.StreamPool(tcpreasm.BytesStream)._hash_of((b'abcd', b'efgh', 1, 2, 0)))"
     told = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(3)}
     assert len(told) == 3
 
 
 def test_both_directions_are_placed_alike(compiled: ModuleType) -> None:
     pool = compiled.StreamPool(Recorder())
-    for src, dst, src_port, dst_port in chance(100):
-        one, other = pool._hash_of((src, dst, src_port, dst_port)), pool._hash_of((dst, src, dst_port, src_port))
+    for src, dst, src_port, dst_port, _ in chance(100):
+        one, other = pool._hash_of((src, dst, src_port, dst_port, 0)), pool._hash_of((dst, src, dst_port, src_port, 0))
         assert one ^ other == 1 << 31
+        assert pool._hash_of((src, dst, src_port, dst_port, 2)) == one, "tunnels are compared, not hashed"
 
 
 def test_keys_that_collide_under_one_secret_do_not_under_another(compiled: ModuleType) -> None:
@@ -741,7 +941,7 @@ def test_no_long_way_in_the_table(compiled: ModuleType, keys: Callable[[int], li
     """98,304 is where a table of 2**17 is as full as it gets: three quarters. Linear probing over a random hash has its longest way then at
     about 100 (medians of many runs), far below what keys that lie together would make of it."""
     frames = syns(count)
-    for row, (src, dst, src_port, dst_port) in zip(frames, keys(count)):
+    for row, (src, dst, src_port, dst_port, _) in zip(frames, keys(count)):
         row[26:38] = np.frombuffer(src + dst + src_port.to_bytes(2, "big") + dst_port.to_bytes(2, "big"), np.uint8)
     pool = compiled.StreamPool(compiled.ByteCountStream)
     assembler = compiled.Assembler(pool)

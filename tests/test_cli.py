@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -98,6 +101,19 @@ def test_completion_without_shtab(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         ("flows", "{capture}", "{missing}"),
         ("flows", "{capture}", "--hole-timeout", "-1"),
         ("flows", "{capture}", "--idle-timeout", "soon"),
+        ("flows", "{capture}", "--hole-timeout", "nan"),
+        ("flows", "{capture}", "--overlap", "newest"),
+        ("flows", "{capture}", "--urgent", ""),
+        ("flows", "{capture}", "--syn-data", "later"),
+        ("flows", "{capture}", "--verify-checksums=no"),
+        ("flows", "{capture}", "--decapsulate", "gre,l2tp"),
+        ("flows", "{capture}", "--max-gap", "0"),
+        ("flows", "{capture}", "--max-gap", "much"),
+        ("flows", "{capture}", "--max-connections", "-1"),
+        ("flows", "{capture}", "--max-buffered-bytes", "0"),
+        ("flows", "{capture}", "--closed-timeout", "2e9"),
+        ("flows", "--verify-checksums"),
+        ("flows", "--verify-checksums", "auto"),
         ("extract", "{capture}"),
         ("extract", "{capture}", "-o", "{text}"),
         ("extract", "{capture}", "-o", "{folder}", "--max-open", "0"),
@@ -133,6 +149,105 @@ def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Cal
     assert result.status == 2
     assert_one_line(result.err)
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--overlap", "newest"), "newest"),
+        (("--decapsulate", "gre,l2tp"), "l2tp"),
+        (("--verify-checksums=no",), "no"),
+        (("--max-gap", "2147483648"), "2147483648"),
+        (("--max-connections", "many"), "many"),
+        (("--closed-timeout", "-0.5"), "-0.5"),
+    ],
+)
+def test_a_wrong_value_is_named(run: Run, given: tuple[str, ...], told: str) -> None:
+    result = run("flows", DATA / "http.pcap", *given)
+    assert (result.status, result.out) == (2, "")
+    assert_one_line(result.err)
+    assert re.search(rf"\b{given[0][2:].split('=')[0].replace('-', '[-_]')}\b.*{re.escape(told)}", result.err)
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ((), {}),
+        (("--verify-checksums",), {"verify_checksums": True}),
+        (("--verify",), {"verify_checksums": True}),
+        (("--verify-checksums", "yes"), {"verify_checksums": True}),
+        (("--verify-checksums", "auto"), {"verify_checksums": "auto"}),
+        (("--verify-checksums=auto",), {"verify_checksums": "auto"}),
+        (("--overlap", "linux"), {"overlap": "linux"}),
+        (("--urgent", "oob"), {"urgent": "oob"}),
+        (("--paws",), {"paws": True}),
+        (("--syn-data", "acked"), {"syn_data": "acked"}),
+        (("--decapsulate", "none"), {"decapsulate": False}),
+        (("--decapsulate", "all"), {"decapsulate": True}),
+        (("--decapsulate", "gre,6in4"), {"decapsulate": ["gre", "6in4"]}),
+        (("--no-defragment",), {"defragment": False}),
+        (("--max-gap", "1000"), {"max_gap": 1000}),
+        (("--max-connections", "0"), {"max_connections": 0}),
+        (("--max-buffered-bytes", "5000000"), {"max_buffered_bytes_total": 5_000_000}),
+        (("--hole-timeout", "0.5"), {"hole_timeout": 0.5}),
+        (("--idle-timeout", "60"), {"idle_timeout": 60.0}),
+        (("--closed-timeout", "0"), {"closed_timeout": 0.0}),
+        (("--paws", "--overlap=last", "--verify-checksums", "--max-gap=9"), {
+            "paws": True, "overlap": "last", "verify_checksums": True, "max_gap": 9,
+        }),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("behind", [False, True])
+def test_switches_are_options(
+    run: Run,
+    tcpreasm: ModuleType,
+    submodule: Callable[[ModuleType, str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    options: dict[str, Any],
+    behind: bool,
+) -> None:
+    """In front of the captures and behind them: a switch takes no capture for its value."""
+    used = []
+    commons = submodule(tcpreasm, "cli.common")
+    monkeypatch.setattr(commons, "read", lambda assembler, captures, **rest: used.append((assembler.options, captures)))
+    flows = submodule(tcpreasm, "cli.flows")
+    monkeypatch.setattr(flows, "read", commons.read)
+    assert run("flows", *(("x.pcap", *given) if behind else (*given, "x.pcap"))).status == 0
+    assert used == [(tcpreasm.AssemblerOptions(**options), ["x.pcap"])]
+
+
+def test_every_switch_is_there_once(submodule: Callable[[ModuleType, str], ModuleType], tcpreasm: ModuleType, run: Run) -> None:
+    switches = submodule(tcpreasm, "cli.common")._SWITCHES
+    options = [option for option, _, _ in switches.values()]
+    assert len(set(options)) == len(options)
+    assert set(options) <= {field.name for field in dataclasses.fields(tcpreasm.AssemblerOptions)}
+    for command in COMMANDS:
+        text = run(command, "--help").out
+        assert all(flag in text for flag in switches)
+
+
+def test_switches_reach_the_streams(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:
+    """What some of them change, in what comes out."""
+    pair = capture(*inside_and_outside(), name="pair")
+    assert len(run("flows", pair, "--decapsulate", "none").lines) == 2
+    assert len(run("flows", "--decapsulate", "gre,vxlan", pair).lines) == 3
+    talk = Talk().open().say(0, b"first")
+    talk.seqs[0] += 3  # a hole, and two copies that wait behind it
+    talk.say(0, b"old")
+    talk.seqs[0] -= 3
+    talk.say(0, b"new")
+    talk.seqs[0] -= 6
+    overlapping = capture(talk.say(0, b"..."), name="overlapping")
+    for policy, expected in (("first", b"first...old"), ("last", b"first...new")):
+        assert run("extract", overlapping, "--overlap", policy, "-o", tmp_path / policy).status == 0
+        assert [*files_in(tmp_path / policy).values()] == [expected]
+    far = capture(Talk().open().say(0, b"x" * 2000, lost=True).say(0, b"far"), name="far")
+    assert [flow["c2s"]["missing"] for flow in run("flows", "--json", far).json] == [2000]
+    assert [flow["c2s"]["missing"] for flow in run("flows", "--json", far, "--max-gap", "1000").json] == [0]
+    auto = run("flows", DATA / "http.pcap", "--verify-checksums", "auto")
+    assert auto.out == run("flows", DATA / "http.pcap").out
+    assert len(run("flows", "--verify-checksums", DATA / "http.pcap").lines) == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "many"])
@@ -272,6 +387,7 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
         "number": 1,
         "client": ["10.0.0.1", 40000],
         "server": ["10.0.0.2", 80],
+        "tunnels": 0,
         "state": "half-closed",
         "first_seen": "2023-11-14T22:13:20.000000000Z",
         "last_seen": "2023-11-14T22:13:20.003000000Z",
@@ -292,6 +408,34 @@ def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[...,
     path = capture(first, second)
     assert [(flow["c2s"]["bytes"], flow["s2c"]["bytes"]) for flow in run("flows", "--json", path).json] == [(3, 0), (6, 6)]
     assert [line.split()[3:5] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
+
+
+def in_vxlan(talk: Talk) -> Talk:
+    """The same, seen in a tunnel."""
+    for at, (seen_ns, frame) in enumerate(talk.records):
+        udp = struct.pack("!HHHHII", 50000, 4789, 16 + len(frame), 0, 0x08000000, 77 << 8) + frame
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, b"\xac\x10\0\1", b"\xac\x10\0\2")
+        talk.records[at] = seen_ns, bytes(12) + b"\x08\0" + ip + udp
+    return talk
+
+
+def inside_and_outside() -> tuple[Talk, Talk]:
+    """Equal addresses and ports, packet by packet in turn; the one outside begins."""
+    outside = Talk().open().say(0, b"question").say(1, b"answer").close()
+    inside = in_vxlan(Talk(start_ns=1_700_000_000_000_500_000).open().say(0, b"forged").say(1, b"lie").close())
+    return outside, inside
+
+
+def test_a_tunnel_is_another_flow(run: Run, capture: Callable[..., Path]) -> None:
+    """Directions are paired within it."""
+    flows = run("flows", "--json", capture(*inside_and_outside())).json
+    assert [(flow["tunnels"], flow["c2s"]["bytes"], flow["s2c"]["bytes"], flow["state"]) for flow in flows] == [
+        (0, 8, 6, "closed"),
+        (1, 6, 3, "closed"),
+    ]
+    assert {(*flow["client"], *flow["server"]) for flow in flows} == {("10.0.0.1", 40000, "10.0.0.2", 80)}
+    rows = [line.split()[1:5] for line in run("flows", capture(*inside_and_outside())).lines[1:]]
+    assert rows == [["10.0.0.1:40000", "10.0.0.2:80", "8", "6"], ["10.0.0.1:40000", "10.0.0.2:80", "6", "3"]]
 
 
 def test_no_flows(run: Run, capture: Callable[..., Path]) -> None:
@@ -365,6 +509,18 @@ def test_extract_numbers_later_streams_of_the_same_endpoints(run: Run, tmp_path:
     assert run("extract", capture(*talks), "-o", tmp_path / "out").status == 0
     name = "010.000.000.001.40000-010.000.000.002.00080"
     assert files_in(tmp_path / "out") == {name: b"first", f"{name}c1": b"second", f"{name}c2": b"third"}
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_extract_keeps_what_came_in_a_tunnel_apart(run: Run, tmp_path: Path, capture: Callable[..., Path], threads: str) -> None:
+    assert run("extract", capture(*inside_and_outside()), "-o", tmp_path / "out", "--threads", threads).status == 0
+    to_server, to_client = ("010.000.000.001.40000-010.000.000.002.00080", "010.000.000.002.00080-010.000.000.001.40000")
+    assert files_in(tmp_path / "out") == {
+        to_server: b"question",
+        f"{to_server}c1": b"forged",
+        to_client: b"answer",
+        f"{to_client}c1": b"lie",
+    }
 
 
 def test_extract_and_gaps(run: Run, tmp_path: Path, capture: Callable[..., Path]) -> None:

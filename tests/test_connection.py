@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from recorder import NS, Rig, complete, got, new, number, piece
 
-KEY = (b"\x0a\0\0\1", b"\x0a\0\0\2", 1234, 80)
-OTHER = (bytes(15) + b"\1", bytes(15) + b"\2", 5, 6)
+KEY = (b"\x0a\0\0\1", b"\x0a\0\0\2", 1234, 80, 0)
+OTHER = (bytes(15) + b"\1", bytes(15) + b"\2", 5, 6, 1)
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def test_a_new_connection(tcpreasm: ModuleType, connection: Any) -> None:
 def test_an_ipv6_key(tcpreasm: ModuleType, connection: Any) -> None:
     connection.reset(OTHER, 0)
     assert str(connection.key) == "[::1]:5->[::2]:6"
+    assert connection.key.net_flow.tunnels == 1
 
 
 def test_it_waits_until_the_end_is_reached(connection: Any) -> None:

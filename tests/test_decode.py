@@ -86,7 +86,7 @@ def extension(next_header: int, words: int = 0, body: bytes = b"") -> bytes:
 
 
 def expected(
-    frame: bytes, *, ip: int = 4, payload: bytes = PAYLOAD, on_wire: int | None = None, offset: int | None = None
+    frame: bytes, *, ip: int = 4, payload: bytes = PAYLOAD, on_wire: int | None = None, offset: int | None = None, tunnels: int = 0
 ) -> tuple[Verdict, Segment]:
     """The segment of the builders above. Its payload is looked up in the frame, unless `offset` tells where it is."""
     src, dst = (SRC4, DST4) if ip == 4 else (SRC6, DST6)
@@ -94,7 +94,7 @@ def expected(
     header = where - frame.rindex(struct.pack("!HHI", SRC_PORT, DST_PORT, SEQ), 0, where)
     wire = len(payload) if on_wire is None else on_wire
     return Verdict.SEGMENT, Segment(
-        src, dst, SRC_PORT, DST_PORT, SEQ, ACK, FLAGS, WINDOW, URGENT, where, len(payload), wire, header
+        src, dst, SRC_PORT, DST_PORT, SEQ, ACK, FLAGS, WINDOW, URGENT, where, len(payload), wire, header, tunnels
     )  # fmt: skip
 
 
@@ -602,7 +602,7 @@ def test_results_have_the_shared_types(decode_frame: Decode) -> None:
     verdict, segment = decode_frame(MACS + b"\x08\x00" + ipv4(tcp()), ETHERNET)
     assert type(verdict) is Verdict
     assert type(segment) is Segment
-    assert [type(field) for field in segment] == [bytes] * 2 + [int] * 11
+    assert [type(field) for field in segment] == [bytes] * 2 + [int] * 12
     assert type(decode_frame(b"", ETHERNET)[0]) is Verdict
 
 

@@ -5,11 +5,14 @@ Not here: which packets count as fragments (test_decode), captures of real fragm
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import fields
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -286,18 +289,128 @@ def test_limit_of_datagrams(tcpreasm: ModuleType) -> None:
     assert rig.data == b"C" * 20 + b"D" * 20 + b"E" * 20
 
 
+def taken_by(room: int, ranges: int = 1) -> int:
+    """Bytes of memory that a datagram counts as: itself, room for its payload, and for its ranges, that grew one after the other."""
+    range_room = 0
+    for number in range(ranges):
+        if number == range_room:
+            range_room = 2 * range_room + 4
+    return 256 + room + 8 * range_room
+
+
 def test_limit_of_bytes(tcpreasm: ModuleType) -> None:
     body = tcp(bytes(980))
-    rig = opened(tcpreasm, max_fragment_bytes=1999)
-    rig.feed([*fragments(4, body, 504, ident=1)[:1], *fragments(4, body, 504, ident=2)[:1]])
+    most = taken_by(512) + taken_by(1024)
+    for limit, left in ((most, 1), (most - 1, 0)):
+        rig = opened(tcpreasm, max_fragment_bytes=limit)
+        rig.feed([*fragments(4, body, 504, ident=1)[:1], *fragments(4, body, 504, ident=2)[:1]])
+        assert rig.check().fragments_held == 2
+        rig.feed([fragment(4, body, 504, 1000, ident=2)])
+        assert (len(rig.data), rig.check().fragments_held) == (980, left)
+    rig = opened(tcpreasm, max_fragment_bytes=most)
+    rig.feed([fragment(4, body, 0, 504, ident=1), fragment(4, body, 504, 1000, ident=3)])
     assert rig.check().fragments_held == 2
-    rig.feed([fragment(4, body, 504, 1000, ident=2)])
-    assert len(rig.data) == 980
-    rig.feed([fragment(4, body, 504, 1000, ident=3)])
     rig.feed([fragment(4, body, 504, 1000, ident=4)])
-    assert dict(rig.check().fragments_dropped) == {"limit": 2}, "each counts up to its highest byte: the two oldest gave way"
+    assert dict(rig.check().fragments_dropped) == {"limit": 2}, "each counts with the room up to its highest byte: the two oldest gave way"
     rig.feed([ipv4(bytes(8), ident=5, offset=16_000, more=True)])
     assert rig.check().fragments_held == 0, "one alone that is larger gives way to itself"
+
+
+def test_a_limit_below_what_one_datagram_takes(tcpreasm: ModuleType) -> None:
+    for limit in (1, 255, 256, taken_by(256) - 1):
+        rig = opened(tcpreasm, max_fragment_bytes=limit)
+        rig.feed(fragments(4, tcp(BODY), 64))
+        assert (rig.data, dict(rig.check().fragments_dropped)) == (b"", {"limit": 2})
+    rig = opened(tcpreasm, max_fragment_bytes=taken_by(256))
+    rig.feed(fragments(4, tcp(BODY), 64))
+    assert rig.data == BODY
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 12, 13, 28, 29, 500])
+def test_ranges_count_for_the_limit(tcpreasm: ModuleType, count: int) -> None:
+    """Every other eight bytes of one datagram."""
+    room = 256
+    while room < 16 * count - 8:
+        room *= 2
+    for less in (0, 1):
+        limit = taken_by(room, count) - less
+        rig = opened(tcpreasm, max_fragment_bytes=limit)
+        for number in range(count):
+            frame = ipv4(bytes(8), offset=16 * number, more=True)
+            assert str(rig.assembler.assemble_frame(frame, timestamp_ns=1, linktype=RAW)) == "FRAGMENT"
+        stats = rig.check()
+        assert ("limit" in stats.fragments_dropped, stats.fragments_held < count) == ((True, True) if less else (False, False))
+
+
+def flood(count: int, body: bytes = bytes(8), offset: int = 0) -> tuple[bytes, list[int], list[int], list[int]]:
+    """One fragment of each of many datagrams, for `assemble_batch`."""
+    frame = bytearray(ipv4(body, offset=offset, more=True))
+    parts = []
+    for number in range(count):
+        struct.pack_into("!I", frame, 12, number)
+        parts.append(bytes(frame))
+    return b"".join(parts), [len(frame) * number for number in range(count)], [len(frame)] * count, [1] * count
+
+
+def test_a_flood_of_datagrams_is_bounded_by_what_they_take(tcpreasm: ModuleType) -> None:
+    rig = Rig(tcpreasm, max_fragmented_datagrams=1 << 20, max_fragment_bytes=100 * taken_by(256) + 200)
+    rig.assembler.assemble_batch(*flood(3000), linktype=RAW)
+    stats = rig.check()
+    assert (stats.fragments_held, dict(stats.fragments_dropped)) == (100, {"limit": 2900})
+    rig.assembler.flush_all()
+    rig.assembler.assemble_batch(*flood(100), linktype=RAW)
+    assert rig.check().fragments_held == 100, "nothing is left counted of those that went"
+
+
+def test_what_was_given_up_counts_less(tcpreasm: ModuleType) -> None:
+    """Of a datagram that cannot become whole its record stays: 256 bytes."""
+    rig = Rig(tcpreasm, max_fragmented_datagrams=1 << 20, max_fragment_bytes=10 * 256)
+    rig.assembler.assemble_batch(*flood(30, bytes(64), 65_528), linktype=RAW)
+    assert dict(rig.check().fragments_dropped) == {"too_large": 30}
+    data, offsets, lengths, times = flood(30)
+    rig.assembler.assemble_batch(data, offsets[20:], lengths[20:], times[20:], linktype=RAW)
+    assert dict(rig.check().fragments_dropped) == {"too_large": 40}, "ten of them are known"
+    for number in (0, 23, 22):
+        rig.assembler.assemble_batch(data, offsets[number:][:1], lengths[:1], times[:1], linktype=RAW)
+    stats = rig.check()
+    assert (dict(stats.fragments_dropped), stats.fragments_held) == ({"too_large": 41}, 2), "a new one takes the place of three"
+
+
+def test_the_table_of_datagrams_grows(both: tuple[ModuleType, ModuleType]) -> None:
+    rig = Rig(both[0], max_fragmented_datagrams=1 << 20, max_fragment_bytes=1 << 30)
+    assert rig.assembler._fragment_table() == (0, 0, 0)
+    for count in (60, 5000, 200_000):
+        rig.assembler.assemble_batch(*flood(count), linktype=RAW)
+        buckets, datagrams, longest = rig.assembler._fragment_table()
+        assert count == datagrams <= buckets < 2 * max(64, count)
+        assert longest <= 12
+    assert rig.check().fragments_dropped["repeated"] == 60 + 5000, "they are found in the greater table"
+    rig.assembler.flush_all()
+    assert rig.assembler._fragment_table() == (0, 0, 0)
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps freed memory: nothing to learn of it")
+@pytest.mark.parametrize(("size", "offset"), [(8, 0), (200, 0), (1400, 0), (8, 60_000)])
+def test_the_limit_is_of_memory(size: int, offset: int) -> None:
+    """Resident memory, in a process of its own."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import tcpreasm
+from test_fragments import RAW, flood
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) << 10
+limit = 32 << 20
+options = tcpreasm.AssemblerOptions(max_fragmented_datagrams=1 << 20, max_fragment_bytes=limit)
+assembler = tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream), options)
+flooding = flood(80_000, bytes({size}), {offset})
+before = resident()
+assembler.assemble_batch(*flooding, linktype=RAW)
+print((resident() - before) / limit)
+"""
+    environment = {**os.environ, "TCPREASM_IMPLEMENTATION": "compiled"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert float(done.stdout) < 1.25
 
 
 def test_a_flush_of_all_gives_them_up(tcpreasm: ModuleType) -> None:
@@ -364,7 +477,8 @@ def test_ipv6_only_the_first_fragment_tells_the_protocol(tcpreasm: ModuleType) -
 
 def test_tunnels_in_fragments_and_fragments_in_tunnels(tcpreasm: ModuleType) -> None:
     gre = b"\0\0\x08\0"
-    rig = opened(tcpreasm)
+    rig = Rig(tcpreasm)
+    rig.feed([ipv4(gre + ipv4(tcp(b"", 1000, SYN)), protocol=47)])
     rig.feed(fragments(4, gre + ipv4(tcp(BODY)), 48, protocol=47))
     assert rig.data == BODY
     inner = fragments(4, tcp(BODY, 1101), 48, ident=5)
@@ -538,7 +652,7 @@ PIECES = st.tuples(
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(PIECES, max_size=40), st.integers(1, 4), st.integers(40, 400), st.sampled_from((False, True, "auto")))
+@given(st.lists(PIECES, max_size=40), st.integers(1, 4), st.integers(200, 3000), st.sampled_from((False, True, "auto")))
 def test_cores_agree_on_any_fragments(
     pieces: list[tuple[int, int, int, int, bool, int, int]], datagrams: int, size: int, verify: Any
 ) -> None:
@@ -648,6 +762,100 @@ def test_auto_through_whole_captures(tcpreasm: ModuleType) -> None:
     assert results[0] == results[1] == results[2]
     assert 5 <= results[0]["offloading_senders"] <= 10
     assert results[0]["verdicts"][tcpreasm.Verdict.BAD_CHECKSUM] > 60
+
+
+def wrong_sums(frames: list[bytes], chance: random.Random) -> list[bytes]:
+    """Plain segments get their checksums: of IPv4, left to a network card, or wrong, or right; fragments stay as they are."""
+    made = []
+    for frame in frames:
+        if frame[0] >> 4 == 4 and not struct.unpack_from("!H", frame, 6)[0] & 0x3FFF:
+            port = struct.unpack_from("!H", frame, 20)[0]
+            src = bytes([10, 3, 0, port % 5])
+            body = summed(frame[20:], src=src)
+            kind = chance.random()
+            if port % 5 < 2:
+                body = pseudo_sum(body, src) if kind < 0.3 else body[:16] + b"\x55\x55" + body[18:] if kind < 0.6 else body
+            elif kind < 0.05:
+                body = body[:16] + b"\x55\x55" + body[18:]
+            frame = ipv4(body, src=src)
+        made.append(frame)
+    return made
+
+
+@pytest.mark.parametrize("in_calls", [False, True], ids=["a list", "calls"])
+@pytest.mark.parametrize("verify", [False, "auto"])
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_know_what_came_before(tcpreasm: ModuleType, tmp_path: Path, seed: int, verify: Any, in_calls: bool) -> None:
+    """Datagrams whose fragments lie in two captures of a list, senders known from another capture or call: as with one thread."""
+    chance = random.Random(seed)
+    frames, _ = traffic(seed, 8)
+    if verify:
+        frames = wrong_sums(frames, chance)
+    seconds = 100.0
+    records = []
+    for frame in frames:
+        seconds += chance.choice((0.0001, 0.001, 0.4)) if chance.random() < 0.999 else 100
+        records.append(pcap_record("<", int(seconds), int(seconds % 1 * 10**6), frame))
+    cuts = [0, *sorted(chance.randrange(len(records)) for _ in range(4)), len(records)]
+    paths = []
+    for number, (begin, end) in enumerate(pairwise(cuts)):
+        paths.append(tmp_path / f"{number}.pcap")
+        paths[-1].write_bytes(pcap_header(linktype=RAW) + b"".join(records[begin:end]))
+    results = []
+    for threads in (1, 2, 4):
+        streams: list[Any] = []
+
+        def factory(net_flow: Any, transport_flow: Any, streams: list[Any] = streams) -> Any:
+            streams.append(tcpreasm.BytesStream(net_flow, transport_flow))
+            return streams[-1]
+
+        hole_timeout = None if in_calls else 1.5  # each call of several threads begins a time of its own
+        options = tcpreasm.AssemblerOptions(verify_checksums=verify, hole_timeout=hole_timeout, start_wait=None, fragment_timeout=20)
+        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory), options)
+        for source in paths if in_calls else [paths]:
+            assembler.assemble_capture(source, threads=threads)
+        results.append((told(assembler), sorted((str(stream.key), stream.data, stream.gaps) for stream in streams)))
+        assert told(assembler)["datagrams"] > 3
+        assert told(assembler)["fragments_held"] == 0
+    assert results[0] == results[1] == results[2]
+    assert results[0][0]["offloading_senders"] >= (2 if verify else 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_datagram_in_two_captures(tcpreasm: ModuleType, tmp_path: Path, threads: int) -> None:
+    """Whole in a list; in two calls each of which gives up what is not whole at its end; and begun by frames before the call."""
+    begin, end = fragments(4, tcp(BODY), 64)
+    syn = whole(4, tcp(b"", 1000, SYN))
+    paths = []
+    for name, frames in (("one", [syn, begin]), ("two", [end]), ("both", [syn, end])):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(pcap_header(linktype=RAW) + b"".join(pcap_record("<", 100, 0, frame) for frame in frames))
+    one, two, both = paths
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble_capture([one, two], threads=threads)
+    assert (rig.data, rig.check().datagrams) == (BODY, 1)
+    rig = Rig(tcpreasm)
+    rig.assembler.assemble_capture(one, threads=threads)
+    assert dict(rig.check().fragments_dropped) == {"incomplete": 1}
+    rig.assembler.assemble_capture(two, threads=threads)
+    assert (rig.data, rig.check().datagrams, dict(rig.check().fragments_dropped)) == (b"", 0, {"incomplete": 2})
+    rig = Rig(tcpreasm)
+    rig.feed([begin], 100 * NS)
+    rig.assembler.assemble_capture(both, threads=threads)
+    assert (rig.data, rig.check().datagrams) == (BODY, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_warning_comes_once(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture, threads: int) -> None:
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream), tcpreasm.AssemblerOptions(verify_checksums="auto"))
+    for sender in range(3):
+        src = bytes([10, 1, 0, sender])
+        record = pcap_record("<", 100, 0, ipv4(pseudo_sum(tcp(b"x", 1000, SYN), src), src=src))
+        assembler.assemble_capture(pcap_header(linktype=RAW) + record, threads=threads)
+        assert assembler.stats.offloading_senders == sender + 1
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "checksums of 10.1.0.0 are left to its network card: not verified"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,25 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from recorder import FIN, RST, Call, RecordedStream, Recorder, Rig, complete, frame, got, key_of, new, number, piece, segment, to_ns
+from recorder import (
+    ENDS,
+    FIN,
+    RST,
+    Call,
+    Ends,
+    RecordedStream,
+    Recorder,
+    Rig,
+    complete,
+    frame,
+    got,
+    key_of,
+    new,
+    number,
+    piece,
+    segment,
+    to_ns,
+)
 
 GIB = 1 << 30
 HALF = 1 << 31
@@ -377,8 +395,8 @@ def test_a_connection_with_absurd_addresses(both: tuple[ModuleType, ModuleType],
     connection = both[0].Connection()
     for src, dst in ((b"x" * size, b"y" * size), (bytes(4), b"y" * size), (b"x" * size, bytes(4)), (bytes(4), bytes(16))):
         with pytest.raises(ValueError, match="packed addresses have 4 or 16 bytes, not "):
-            connection.reset((src, dst, 0, 0), 0)
-    connection.reset((bytes(4), bytes(4), 1, 2), 3)
+            connection.reset((src, dst, 0, 0, 0), 0)
+    connection.reset((bytes(4), bytes(4), 1, 2, 0), 3)
     assert (str(connection.key), connection.created_ns) == ("0.0.0.0:1->0.0.0.0:2", 3)
 
 
@@ -410,6 +428,46 @@ def test_a_forged_flow_is_refused(tcpreasm: ModuleType, src: Any, dst: Any) -> N
     assert rig.taken() == []
     assert (len(rig.pool), rig.assembler.stats.segments) == (0, 0)
     assert rig.segment(999, syn=True) == [new(), got(piece(start=True))]
+
+
+# -- memory runs out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["a hole is filled", "a flush", "begun anew", "evicted"])
+def test_without_memory_no_page_goes_astray(both: tuple[ModuleType, ModuleType], how: str) -> None:
+    """Any one of the next allocations fails while forty pages go out: MemoryError, and what is held then can all be given back. (The
+    reference leaves that to the interpreter.)"""
+    package = both[0]
+    testcapi = pytest.importorskip("_testcapi")
+    raised = 0
+    for nth in range(60):
+        rig = Rig(package, max_connections=1)
+        rig.segment(999, syn=True)
+        for i in range(40):
+            rig.segment(1001 + (i if how == "a hole is filled" else 2 * i), b"x")
+        rig.segment(70_000, b"text of a SYN", syn=True)
+        calls: dict[str, tuple[Ends, int]] = {"a hole is filled": (ENDS, 1000), "begun anew": (ENDS, 70_014), "evicted": (number(1), 1000)}
+        ends, seq = calls.get(how, (ENDS, 0))
+        flow, tcp = package.Flow(ends[0], ends[2]), segment(package, seq, b"!", ends=ends)
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            if how == "a flush":
+                rig.assembler.flush_ns(None, False)
+            else:
+                rig.assembler.assemble(flow, tcp, timestamp_ns=0)
+        except MemoryError:
+            raised += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        rig.assembler.flush_all()
+        stats = rig.assembler.stats
+        assert (stats.pages_used, stats.bytes_held, len(rig.pool)) == (0, 0, 0), nth
+        rig.recorder.take()
+        for at in (0, 3, 1, 2):
+            rig.send(segment(package, 1000 + at, b"%d" % at, ends=number(2)), ends=number(2))
+        rig.assembler.flush_all()
+        assert rig.recorder.data(number(2)) == b"0123"
+    assert raised > 10
 
 
 # -- pages --------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,27 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from recorder import ACK, BACK, ENDS, FIN, NS, RST, SYN, URG, Recorder, Rig, complete, frame, got, new, number, pcap, piece, timestamps
+from recorder import (
+    ACK,
+    BACK,
+    ENDS,
+    FIN,
+    NS,
+    RST,
+    SYN,
+    URG,
+    Recorder,
+    Rig,
+    complete,
+    frame,
+    got,
+    new,
+    number,
+    pcap,
+    piece,
+    segment,
+    timestamps,
+)
 
 
 def opened(package: ModuleType, **options: Any) -> Rig:
@@ -291,6 +311,32 @@ class Conflicts:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+
+
+@pytest.mark.parametrize("overlap", ["first", "last", "linux"])
+def test_a_run_over_pages_of_one_byte_is_told_once(tcpreasm: ModuleType, overlap: str) -> None:
+    """Whichever copy stays, past 2**32 too; where the winner changes, another run begins, and so behind a byte that is the same."""
+    isn = 2**32 - 2000
+    conflicts = Conflicts()
+    rig = Rig(tcpreasm, overlap=overlap, on_conflict=conflicts, max_buffered_pages_per_connection=0)
+    rig.segment(isn, syn=True)
+    held = bytes(i % 251 for i in range(4000))
+    for i in range(4000):
+        rig.send(segment(tcpreasm, isn + 100 + i, held[i : i + 1]))
+    other = bytearray(byte ^ 1 for byte in held)
+    other[3000] = held[3000]
+    first = (isn + 100) % 2**32
+    rig.segment(isn + 100, bytes(other))
+    # Each page began where its byte is: "linux" has a segment win that begins before it, or there and ends behind it.
+    wins = "held" if overlap == "first" else "new"
+    assert conflicts.told == [
+        (ENDS, first, held[:3000], bytes(other[:3000]), wins),
+        (ENDS, (first + 3001) % 2**32, held[3001:], bytes(other[3001:]), wins),
+    ]
+    assert rig.assembler.stats.conflicting == 3999
+    conflicts.told.clear()
+    rig.segment(isn + 1, bytes(99))
+    assert conflicts.told == []
 
 
 def test_each_run_of_differing_bytes_is_told_once(tcpreasm: ModuleType) -> None:

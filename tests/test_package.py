@@ -42,7 +42,7 @@ FORBIDDEN = {
     "streams": {*CORES, "api", "capture", "cli"},
 }
 # Records and numbers that every layer may use: they know nothing but each other.
-LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "segment", "spans", "stats", "verdict"}
+LEAVES = {"_log", "batch", "clock", "decoded", "errors", "flow", "frame", "options", "provenance", "segment", "spans", "stats", "verdict"}
 
 
 class Import(NamedTuple):
@@ -279,11 +279,10 @@ INTERNAL = {
             "syn_data",
             "tsval",
             "waits_until",
-            "is_half_open",
-            "last_syn_ns",
+            "half_open",
         ),
     },
-    "Page": {"brought_by", "came", "left", "parent", "priority", "right", "urgent"},
+    "Page": {"brought_by", "came", "left", "packet", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
     "StreamPoolBase": {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "remove", "reopen", "set_back", "walk"},
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.

@@ -88,7 +88,7 @@ def test_a_page_has_1900_bytes(tcpreasm: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("size", "room", "memory"),
-    [(0, 24, 96), (1, 24, 96), (24, 24, 96), (25, 440, 512), (440, 440, 512), (441, 1900, 1984), (1900, 1900, 1984)],
+    [(0, 16, 96), (1, 16, 96), (16, 16, 96), (17, 432, 512), (432, 432, 512), (433, 1900, 1984), (1900, 1900, 1984)],
 )
 def test_a_page_is_of_the_smallest_kind_that_fits(tcpreasm: ModuleType, size: int, room: int, memory: int) -> None:
     cache = tcpreasm.PageCache()
@@ -271,7 +271,7 @@ def test_counters_of_a_cache(tcpreasm: ModuleType, steps: list[tuple[str, int]])
             assert cache.shrink() == size - cache.size
         assert (cache.used, cache.requests) == (len(taken), requests)
         assert cache.held_bytes == sum(len(data) for _, data in taken)
-        assert cache.buffered_bytes == sum({24: 96, 440: 512, 1900: 1984}[page.room] for page, _ in taken)
+        assert cache.buffered_bytes == sum({16: 96, 432: 512, 1900: 1984}[page.room] for page, _ in taken)
         assert cache.used <= cache.size
         assert cache.size % 1024 in [2**n * 2 - 2 for n in range(1, 10)]
     assert [page.bytes for page, _ in taken] == [data for _, data in taken]
@@ -348,7 +348,7 @@ def test_a_chain_into_an_empty_list(tcpreasm: ModuleType) -> None:
 
 def test_a_list_knows_the_memory_of_its_pages(tcpreasm: ModuleType) -> None:
     cache, pages = tcpreasm.PageCache(), tcpreasm.PageList()
-    for seq, size in ((10, 1), (20, 100), (30, 1000), (40, 24)):
+    for seq, size in ((10, 1), (20, 100), (30, 1000), (40, 16)):
         page = cache.take(0, size)
         page.seq = seq
         insert(pages, page)

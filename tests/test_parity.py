@@ -24,7 +24,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, key_of, segment, timestamps
+from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, in_a_tunnel, key_of, segment, timestamps
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
 START_NS = 1_700_000_000 * NS
@@ -71,6 +71,7 @@ class KeptStream(RecordedStream):
             for i, piece in enumerate(reassemblies):
                 kept = (piece, memoryview(piece), memoryview(piece)[1:], piece.bytes)[(i + len(self.recorder.calls)) % 4]
                 self.recorder.copies.append((kept, bytes(kept)))
+        self.recorder.calls.append(("numbers", self.key, [(piece.packet_number, piece.seq) for piece in reassemblies]))
         super().reassembled(reassemblies)
 
 
@@ -84,10 +85,12 @@ class Side:
         self.pool = package.StreamPool(self.recorder)
         self.assemblers = []
         options = dict(options)
+        first_number = options.pop("first_number", 0)
         if options.pop("tells", False):
             options["on_conflict"] = self.tell
         for overlap in options.pop("overlaps", ("first", "first")):
             self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, **options)))
+            self.assemblers[-1].number_from(first_number)
 
     def tell(self, net_flow: Any, transport_flow: Any, *conflict: Any) -> None:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
@@ -103,7 +106,8 @@ class Side:
         return result, self.recorder.take()
 
     def state(self, with_allocated: bool) -> list[Any]:
-        states: list[Any] = [[*map(str, self.pool.keys())]]
+        keys = self.pool.keys()
+        states: list[Any] = [[*map(str, keys)], [key.net_flow.tunnels for key in keys]]
         for assembler in self.assemblers:
             stats = assembler.stats
             numbers = {field.name: getattr(stats, field.name) for field in fields(stats)}
@@ -139,6 +143,8 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
+            if kind == "numbers":
+                continue
             if kind == "conflict":
                 _, held, new, wins = rest
                 assert len(held) == len(new) > 0
@@ -264,6 +270,7 @@ OPTIONS = st.fixed_dictionaries(
         "urgent": st.sampled_from(["inline", "oob", "oob-linux"]),
         "paws": st.booleans(),
         "syn_data": st.sampled_from(["deliver", "acked"]),
+        "first_number": st.sampled_from([2**32 - 8, 2**40]),
     },
 )
 LIMIT_NS = 2**62
@@ -386,6 +393,40 @@ def test_flush_of_the_other_assembler_from_a_callback(both: Both, call: str) -> 
     step.end()
 
 
+SYN_SEGMENT = st.tuples(
+    st.just("segment"),
+    st.integers(0, 2),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from([-1, -1, -1, -1, 0, 2, 5, 40, 41, 45]),
+    st.integers(0, 6),
+    st.sampled_from([0, 0, 0, 0, 3]),
+    st.sampled_from([2] * 6 + [2 | ACK, 2 | 1] + [ACK] * 4 + [ACK | 1, 4 | ACK]),
+    st.integers(0, 1),
+)
+SYN_OPTIONS = st.builds(
+    lambda some, more: some | more,
+    OPTIONS,
+    st.fixed_dictionaries(
+        {
+            "open_on": st.sampled_from(["syn", "data"]),
+            "syn_data": st.sampled_from(["deliver", "acked", "acked"]),
+            "max_connections": st.sampled_from([0, 1, 2, 2]),
+        }
+    ),
+)
+
+
+@examples(400)
+@given(
+    actions=st.lists(st.tuples(st.one_of(*[SYN_SEGMENT] * 10, FLUSH, RAISE), STEP), min_size=4, max_size=40),
+    isns=st.lists(st.sampled_from(ISNS), min_size=3, max_size=3),
+    options=SYN_OPTIONS,
+)
+def test_syns_with_text(both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], options: dict[str, Any]) -> None:
+    """Again and again, with other numbers, with a FIN, and little else: which ones count as half-open, and when their streams are made."""
+    run(both, actions, isns, False, options, nested=False)
+
+
 # -- frames -----------------------------------------------------------------------------------------------------------------
 
 LINKTYPES = (1, 0, 9, 10, 12, 50, 51, 101, 104, 105, 108, 113, 127, 228, 229, 276, 147)
@@ -427,6 +468,8 @@ def frames(draw: st.DrawFn) -> tuple[Any, ...]:
             urgent=urgent,
         )
     )
+    for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 2])) if linktype == 1 else 0):
+        data = bytearray(in_a_tunnel(bytes(data)))
     how = draw(st.sampled_from(["whole", "whole", "whole", "cut", "cut", "padded", "changed", "changed", "changed", "noise"]))
     wire = None
     if how == "cut":
@@ -669,7 +712,8 @@ class DigestedStream:
 
     def reassembled(self, reassemblies: list[Any]) -> None:
         for piece in reassemblies:
-            self.digest.note(struct.pack("<qqbb", piece.skip, piece.seen_ns, piece.start, piece.end), memoryview(piece))
+            told = piece.skip, piece.seen_ns, piece.packet_number, piece.seq, piece.start, piece.end
+            self.digest.note(struct.pack("<qqqIbb", *told), memoryview(piece))
         self.digest.note(b"reassembled", self.key)
 
     def reassembly_complete(self) -> None:

@@ -213,7 +213,7 @@ def test_5_defaults(tcpreasm: ModuleType) -> None:
     assert tcpreasm.AssemblerOptions().max_buffered_bytes_per_connection is None
 
 
-PAGE_MEMORY = [(1, 96), (24, 96), (25, 512), (440, 512), (441, 1984), (1900, 1984), (1901, 1984 + 96), (1900 + 25, 1984 + 512)]
+PAGE_MEMORY = [(1, 96), (16, 96), (17, 512), (432, 512), (433, 1984), (1900, 1984), (1901, 1984 + 96), (1900 + 17, 1984 + 512)]
 
 
 @pytest.mark.parametrize(("size", "memory"), PAGE_MEMORY)

@@ -6,16 +6,21 @@ Lives here: GRE, VXLAN, Geneve, IP in IP, MPLS, PPPoE, GTP, one within the other
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import random
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorder import pcap
 from test_decode import (
     BEYOND,
     BYTES,
@@ -125,29 +130,32 @@ CARRIERS: dict[str, tuple[str, int, bytes]] = {
         ethernet(ipv4(udp(2152, gtp(V6, 0x34, optional=bytes.fromhex("00000085 01100940 02000000 00000000"))), protocol=17)),
     ),
 }  # fmt: skip
-NESTED: dict[str, tuple[int, bytes]] = {
-    "gre-in-vxlan": (4, ethernet(ipv4(udp(4789, vxlan(ethernet(ipv4(gre(V4), protocol=47)))), protocol=17))),
-    "mpls-in-gre": (6, ethernet(ipv4(gre(mpls(V6, 2), 0x8847), protocol=47))),
-    "gtp-in-pppoe-in-vlan": (4, ethernet(b"\0\x64\x88\x64" + pppoe(ipv4(udp(2152, gtp(V4)), protocol=17)), 0x8100)),
-    "pppoe-in-mpls-free-geneve": (4, ethernet(ipv4(udp(6081, geneve(ethernet(pppoe(V4), 0x8864))), protocol=17))),
-    "4in6-in-6in4": (4, ethernet(ipv4(ipv6(V4, next_header=4), protocol=41))),
+# name -> (which IP is innermost, tunnels around it, frame)
+NESTED: dict[str, tuple[int, int, bytes]] = {
+    "gre-in-vxlan": (4, 2, ethernet(ipv4(udp(4789, vxlan(ethernet(ipv4(gre(V4), protocol=47)))), protocol=17))),
+    "mpls-in-gre": (6, 1, ethernet(ipv4(gre(mpls(V6, 2), 0x8847), protocol=47))),
+    "gtp-in-pppoe-in-vlan": (4, 1, ethernet(b"\0\x64\x88\x64" + pppoe(ipv4(udp(2152, gtp(V4)), protocol=17)), 0x8100)),
+    "pppoe-in-mpls-free-geneve": (4, 1, ethernet(ipv4(udp(6081, geneve(ethernet(pppoe(V4), 0x8864))), protocol=17))),
+    "4in6-in-6in4": (4, 2, ethernet(ipv4(ipv6(V4, next_header=4), protocol=41))),
 }
-FRAMES = {**{name: (ip, frame) for name, (_, ip, frame) in CARRIERS.items()}, **NESTED}
+LABELS = ("mpls", "pppoe")  # no packet in a packet
+FRAMES = {**{name: (ip, int(switch not in LABELS), frame) for name, (switch, ip, frame) in CARRIERS.items()}, **NESTED}
 
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_innermost_segment_is_found(decode_frame: Decode, name: str) -> None:
-    ip, frame = FRAMES[name]
-    assert decode_frame(frame, ETHERNET) == expected(frame, ip=ip)
-    assert decode_frame(frame + b"\xee" * 50, ETHERNET) == expected(frame, ip=ip), "what follows is padding"
+    ip, tunnels, frame = FRAMES[name]
+    assert decode_frame(frame, ETHERNET) == expected(frame, ip=ip, tunnels=tunnels)
+    assert decode_frame(frame + b"\xee" * 50, ETHERNET) == expected(frame, ip=ip, tunnels=tunnels), "what follows is padding"
 
 
 @pytest.mark.parametrize("name", CARRIERS)
 def test_each_switch_is_its_own(decode_frame: Decode, name: str) -> None:
     switch, ip, frame = CARRIERS[name]
-    left_out = Verdict.NOT_IP if switch in ("mpls", "pppoe") else Verdict.NOT_TCP
+    left_out = Verdict.NOT_IP if switch in LABELS else Verdict.NOT_TCP
+    tunnels = int(switch not in LABELS)
     bits = tunnel_bits([switch])
-    assert decode_frame(frame, ETHERNET, None, False, bits) == expected(frame, ip=ip)
+    assert decode_frame(frame, ETHERNET, None, False, bits) == expected(frame, ip=ip, tunnels=tunnels)
     assert decode_frame(frame, ETHERNET, None, False, ALL & ~bits) == (left_out, None)
     assert decode_frame(frame, ETHERNET, None, False, 0) == (left_out, None)
     plain = ethernet(V4)
@@ -165,7 +173,7 @@ def test_every_switch_has_a_frame() -> None:
 @pytest.mark.parametrize("name", FRAMES)
 def test_cut_at_every_byte(decode_frame: Decode, name: str) -> None:
     """The inner IP header tells what was cut off. Before the outer header that announces the tunnel nobody knows of one."""
-    ip, frame = FRAMES[name]
+    ip, tunnels, frame = FRAMES[name]
     headers = frame.index(PAYLOAD)
     announced = False
     for length in range(len(frame) + 1):
@@ -173,7 +181,9 @@ def test_cut_at_every_byte(decode_frame: Decode, name: str) -> None:
             verdict, segment = decode_frame(frame[:length], ETHERNET, wire_length)
             if length >= headers:
                 on_wire = min(len(PAYLOAD), max(length, wire_length or 0) - headers)
-                assert (verdict, segment) == expected(frame, ip=ip, payload=frame[headers:length], on_wire=on_wire, offset=headers)
+                assert (verdict, segment) == expected(
+                    frame, ip=ip, payload=frame[headers:length], on_wire=on_wire, offset=headers, tunnels=tunnels
+                )
                 continue
             assert segment is None
             allowed = {Verdict.TRUNCATED} if wire_length else {Verdict.TRUNCATED, Verdict.NOT_TCP, Verdict.NOT_IP}
@@ -186,11 +196,11 @@ def test_cut_at_every_byte(decode_frame: Decode, name: str) -> None:
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_inner_checksums_are_verified(decode_frame: Decode, name: str) -> None:
-    ip, frame = FRAMES[name]
+    ip, tunnels, frame = FRAMES[name]
     at = frame.index(PAYLOAD) - 20
     src, dst = (frame[at - 8 : at - 4], frame[at - 4 : at]) if ip == 4 else (frame[at - 32 : at - 16], frame[at - 16 : at])
     right = frame[:at] + summed(frame[at : at + 20 + len(PAYLOAD)], src, dst) + frame[at + 20 + len(PAYLOAD) :]
-    assert decode_frame(right, ETHERNET, None, True) == expected(right, ip=ip)
+    assert decode_frame(right, ETHERNET, None, True) == expected(right, ip=ip, tunnels=tunnels)
     assert decode_frame(frame, ETHERNET, None, True) == (Verdict.BAD_CHECKSUM, None)
 
 
@@ -249,7 +259,7 @@ def test_eight_tunnels_are_opened_and_no_more(decode_frame: Decode) -> None:
     for depth in range(1, 20):
         packet = ipv4(packet, protocol=4)
         frame = ethernet(packet)
-        assert decode_frame(frame, ETHERNET) == (expected(frame) if depth <= 8 else (Verdict.NOT_TCP, None)), depth
+        assert decode_frame(frame, ETHERNET) == (expected(frame, tunnels=depth) if depth <= 8 else (Verdict.NOT_TCP, None)), depth
 
 
 def test_long_stacks_end(decode_frame: Decode) -> None:
@@ -264,7 +274,7 @@ def test_long_stacks_end(decode_frame: Decode) -> None:
 
 def test_offloaded_outer_lengths(decode_frame: Decode) -> None:
     frame = ethernet(ipv4(udp(4789, vxlan(ethernet(ipv4(tcp(), total=0))), 0), total=0, protocol=17))
-    assert decode_frame(frame, ETHERNET) == expected(frame)
+    assert decode_frame(frame, ETHERNET) == expected(frame, tunnels=1)
 
 
 def test_a_fragment_inside_is_a_fragment(decode_frame: Decode) -> None:
@@ -326,9 +336,182 @@ def test_wrong_names(value: Any, error: type[Exception], text: str) -> None:
     assert str(raised.value) == text
 
 
+# Tunnels are part of what tells a connection.
+
+
+def segment(seq: int, data: bytes, flags: int = 16) -> bytes:
+    return ipv4(struct.pack("!HHIIBBHHH", 0xC001, 443, seq, 7, 0x50, flags, 1024, 0, 0) + data)
+
+
+def in_vxlan(packet: bytes) -> bytes:
+    return ipv4(udp(4789, vxlan(ethernet(packet))), protocol=17)
+
+
+# Each puts a packet into a frame, and so many others around it.
+WAYS: list[tuple[int, Callable[[bytes], bytes]]] = [
+    (0, ethernet),
+    (0, lambda packet: ethernet(mpls(packet, 2), 0x8847)),
+    (0, lambda packet: ethernet(pppoe(packet), 0x8864)),
+    (0, lambda packet: ethernet(bytes.fromhex("00640800") + packet, 0x8100)),
+    (1, lambda packet: ethernet(in_vxlan(packet))),
+    (1, lambda packet: ethernet(ipv4(gre(mpls(packet), 0x8847), protocol=47))),
+    (1, lambda packet: ethernet(pppoe(ipv4(packet, protocol=4)), 0x8864)),
+    (2, lambda packet: ethernet(in_vxlan(ipv4(udp(2152, gtp(packet)), protocol=17)))),
+    (8, lambda packet: ethernet(functools.reduce(lambda inner, _: ipv4(inner, protocol=4), range(8), packet))),
+]
+Streams = list[tuple[int, bytearray, list[int]]]
+
+
+def recording(streams: Streams) -> Callable[[Any, Any], Any]:
+    """A factory of streams that keep their tunnels, their bytes, and how often they ended."""
+
+    class Stream:
+        def __init__(self, net_flow: Any, transport_flow: Any) -> None:
+            assert str(net_flow) == "10.0.0.1->192.168.255.254"
+            assert transport_flow.tunnels == 0
+            streams.append((net_flow.tunnels, bytearray(), []))
+            _, self.data, self.ended = streams[-1]
+
+        def reassembled(self, pieces: list[Any]) -> None:
+            for piece in pieces:
+                assert not piece.skip
+                self.data.extend(bytes(piece))
+
+        def reassembly_complete(self) -> None:
+            self.ended.append(1)
+
+    return Stream
+
+
+def shuffled_ways() -> tuple[list[bytes], dict[int, bytes]]:
+    """One connection's segments in each number of tunnels, each number's bytes their own, over all ways that lead to it in turn; all
+    mixed. And what each number's stream is to get."""
+    rng = random.Random(7)
+    depths = sorted({depth for depth, _ in WAYS})
+    texts = {depth: bytes(rng.randrange(256) for _ in range(300)) for depth in depths}
+    frames = [way(segment(1000, b"", 2)) for depth in depths for way in [way for around, way in WAYS if around == depth][:1]]
+    parts = []
+    for depth in depths:
+        ways = [way for around, way in WAYS if around == depth]
+        parts += [ways[at // 10 % len(ways)](segment(1001 + at, texts[depth][at : at + 10])) for at in range(0, 300, 10)]
+    rng.shuffle(parts)
+    return frames + parts, texts
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_number_of_tunnels_has_connections_of_its_own(tcpreasm: ModuleType, threads: int) -> None:
+    """And labels are none."""
+    frames, texts = shuffled_ways()
+    streams: Streams = []
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recording(streams)))
+    assembler.assemble_capture(pcap((1000 * number, frame) for number, frame in enumerate(frames)), threads=threads)
+    assert sorted((depth, bytes(data), ended) for depth, data, ended in streams) == [(depth, texts[depth], [1]) for depth in sorted(texts)]
+
+
+def test_one_way_in_after_the_other_tells_tunnels(tcpreasm: ModuleType) -> None:
+    frames, texts = shuffled_ways()
+    streams: Streams = []
+    pool = tcpreasm.StreamPool(recording(streams))
+    assembler = tcpreasm.Assembler(pool)
+    for frame in frames[:70]:
+        assembler.assemble_frame(frame, 1)
+    rest = frames[70:]
+    lengths = [len(frame) for frame in rest]
+    assembler.assemble_batch(b"".join(rest), [sum(lengths[:at]) for at in range(len(rest))], lengths, [10**9] * len(rest))
+    assert {depth: bytes(data) for depth, data, _ in streams} == texts
+    keys = pool.keys()
+    assert sorted(key.net_flow.tunnels for key in keys) == sorted(texts)
+    assert len(set(keys)) == 1, "keys are addresses and ports"
+    segment_of_no_tunnel = tcpreasm.TCPSegment(0xC001, 443, 1301, b"!")
+    assembler.assemble(keys[-1].net_flow, segment_of_no_tunnel, 1)
+    assert [depth for depth, data, _ in streams if data.endswith(b"!")] == [0]
+
+
+def test_a_flow_keeps_its_tunnels(tcpreasm: ModuleType) -> None:
+    streams: list[Any] = []
+    pool = tcpreasm.StreamPool(lambda *flows: streams.append(tcpreasm.ByteCountStream(*flows)) or streams[-1])
+    tcpreasm.Assembler(pool).assemble_frame(ethernet(in_vxlan(segment(1000, b"", 2))), 1)
+    flow = streams[0].key.net_flow
+    plain = tcpreasm.Flow("10.0.0.1", "192.168.255.254")
+    for one in (flow, tcpreasm.Flow("10.0.0.1", "192.168.255.254", tunnels=1), copy.copy(flow), flow.reverse().reverse()):
+        assert (one.tunnels, repr(one)) == (1, "Flow('10.0.0.1', '192.168.255.254', tunnels=1)")
+        assert (one == plain, hash(one)) == (True, hash(plain))
+    assert (plain.tunnels, repr(plain)) == (0, "Flow('10.0.0.1', '192.168.255.254')")
+    assert (streams[0].key.reverse().net_flow.tunnels, streams[0].key.transport_flow.tunnels) == (1, 0)
+    for value, error in ((-1, ValueError), (True, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match=r"^tunnels is "):
+            tcpreasm.Flow("10.0.0.1", "10.0.0.2", value)
+
+
+def test_nobody_outside_injects_through_a_tunnel(tcpreasm: ModuleType) -> None:
+    """What a datagram to a tunnel's port carries reaches no stream of another depth: no byte, no RST, no FIN."""
+    streams: Streams = []
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recording(streams)))
+    for frame in (
+        ethernet(segment(1000, b"", 2)),
+        ethernet(segment(1001, b"GET ")),
+        ethernet(in_vxlan(segment(1004, b"", 2))),
+        ethernet(in_vxlan(segment(1005, b"forged"))),
+        ethernet(in_vxlan(segment(1005, b"", 4))),
+        ethernet(in_vxlan(segment(1005, b"", 17))),
+        ethernet(segment(1005, b"/")),
+    ):
+        assembler.assemble_frame(frame, 1)
+    assembler.close()
+    assert [(depth, bytes(data)) for depth, data, _ in streams] == [(0, b"GET /"), (1, b"forged")]
+
+
+def test_fragments_lie_in_tunnels_too(tcpreasm: ModuleType) -> None:
+    """Fragments in a tunnel and outside of it are of different datagrams; what a whole one carries lies in as many tunnels, or in more."""
+    inner = segment(1001, b"inner" * 20)
+    outer = segment(1001, b"outer" * 20)
+    carrier = ipv4(gre(segment(1101, b"carried" * 20)), protocol=47)
+    streams: Streams = []
+    with tcpreasm.Assembler(tcpreasm.StreamPool(recording(streams))) as assembler:
+        for way in (ethernet, lambda packet: ethernet(in_vxlan(packet))):
+            assembler.assemble_frame(way(segment(1000, b"", 2)), 1)
+        parts = [
+            [ipv4(packet[20 + at : 20 + at + 56], fragment=at // 8 | (at + 56 < len(packet) - 20) << 13, protocol=packet[9])
+             for at in range(0, len(packet) - 20, 56)]
+            for packet in (outer, inner, carrier)
+        ]  # fmt: skip
+        for one, two in zip(parts[0], parts[1]):
+            assembler.assemble_frame(ethernet(one), 1)
+            assembler.assemble_frame(ethernet(in_vxlan(two)), 1)
+        for part in parts[2]:
+            assembler.assemble_frame(ethernet(part), 1)
+        stats = assembler.stats
+    assert (stats.datagrams, dict(stats.fragments_dropped)) == (3, {})
+    assert [(depth, bytes(data)) for depth, data, _ in streams] == [(0, b"outer" * 20), (1, b"inner" * 20 + b"carried" * 20)]
+
+
+def test_senders_are_judged_by_tunnel(tcpreasm: ModuleType) -> None:
+    """Who leaves the checksums in a tunnel to a network card is not believed outside of it."""
+    right = segment(1001, b"x" * 10)
+    right = right[:20] + summed(right[20:], SRC4, DST4)
+    wrong = bytearray(right)
+    wrong[20 + 16] ^= 1
+    unfilled = bytearray(right)
+    unfilled[20 + 16 : 20 + 18] = b"\0\0"
+    streams: Streams = []
+    options = tcpreasm.AssemblerOptions(verify_checksums="auto")
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(recording(streams)), options)
+    verdicts = [
+        str(assembler.assemble_frame(frame, 1))
+        for frame in (
+            ethernet(in_vxlan(bytes(unfilled))),
+            ethernet(in_vxlan(bytes(wrong))),
+            ethernet(right),
+            ethernet(bytes(wrong)),
+        )
+    ]
+    assert verdicts == ["SEGMENT", "SEGMENT", "SEGMENT", "BAD_CHECKSUM"]
+    assert assembler.stats.offloading_senders == 1
+
+
 # Both cores on anything.
 
-SEEDS = [*(frame for _, frame in FRAMES.values()), *(ethernet(packet) for packet in NOTHING_IN_IT.values())]
+SEEDS = [*(frame for _, _, frame in FRAMES.values()), *(ethernet(packet) for packet in NOTHING_IN_IT.values())]
 
 
 @settings(max_examples=2000, deadline=None)
@@ -368,9 +551,9 @@ def test_nothing_behind_the_frame_is_read() -> None:
     assert int(child.stdout) == sum((len(text) // 2 + 1) * 4 for _, text in frames)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, frame) in FRAMES.items() if frame[12:14] == b"\x08\x00"])
+@pytest.mark.parametrize("name", [name for name, (_, _, frame) in FRAMES.items() if frame[12:14] == b"\x08\x00"])
 def test_addresses_are_the_inner_ones(decode_frame: Decode, name: str) -> None:
     outer = bytes([172, 16, 0, 1])
-    _, segment = decode_frame(FRAMES[name][1].replace(SRC4 + DST4, outer + outer, 1), ETHERNET)
+    _, segment = decode_frame(FRAMES[name][2].replace(SRC4 + DST4, outer + outer, 1), ETHERNET)
     assert segment is not None
     assert segment.src in (SRC4, SRC6)

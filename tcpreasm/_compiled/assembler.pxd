@@ -42,11 +42,11 @@ cdef bint decode_frames(
 ) noexcept nogil
 
 # By the fragments that the assembler holds and the senders that it knows. *joined: the memory that the segment lies in, where it came in
-# fragments: to be freed once it was taken in; else NULL. True: a sender was noticed for its checksums.
+# fragments: to be freed once it was taken in; else NULL. True: a sender was noticed for its checksums, the first one.
 cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil
 
-# Of that, once.
-cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil
+# Of that.
+cdef int warn_of_offloading(const decoded_s *decoded) except -1 nogil
 
 # Capture time as it is believed with each of these frames, and the clock after them. False: it did not only go on, in small steps.
 cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *now_ns) noexcept nogil
@@ -59,8 +59,6 @@ cdef class AssemblerBase(Flusher):
     cdef bint judges
     cdef Fragments fragments
     cdef Senders senders
-    cdef bint warned              # of offloading
-    cdef uint32_t offloading      # senders that assemblers noticed which were absorbed
     # the call at hand
     cdef bint busy                # a call is under way: no other may begin
     cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
@@ -85,7 +83,8 @@ cdef class AssemblerBase(Flusher):
         const int64_t[::1] on_wire, int linktype
     ) except -1 nogil
     cdef int _walk_frames(self, const frame_s *frames, int count, bint ticks, int *done) except -1 nogil
-    # Those of them that `ours` numbers, in ascending order, where time only goes on, in small steps: now_ns, as tell_time says.
+    # Those of them that `ours` numbers, in ascending order, where time only goes on, in small steps: now_ns, as tell_time says. The first
+    # of `frames` is packet number packets + 1, here and below; whoever calls adds those that were done.
     cdef int _walk_plain(
         self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, int count,
         const int *ours, int our_count, bint ticks, int *done
@@ -97,10 +96,10 @@ cdef class AssemblerBase(Flusher):
     cdef int _take_group(
         self, const frame_s *frames, const decoded_s *decoded, const int64_t *now_ns, const int *ours, int count, int *done
     ) except -1 nogil
-    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil
-    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil
+    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, int64_t packet, bint ticks) except -1 nogil
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded, int64_t packet) except -1 nogil
     # What is no plain segment. frame: NULL where it has no place in a capture. Returns the Verdict.
-    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded) except -1 nogil
+    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded, int64_t packet) except -1 nogil
     cdef int _next_tick(self, const int64_t *now_ns, int at, int count) noexcept nogil
     cdef void _set_clock(self, const int64_t *now_ns, int at) noexcept nogil
     cdef void _count_in_order(self, uint64_t segments, uint64_t size, uint64_t frames) noexcept nogil

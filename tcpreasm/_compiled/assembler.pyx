@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s, observe
 from .connection cimport (
     COUNTED,
+    HALF_OPEN,
     HAS_END,
     HAS_START,
     LISTED,
@@ -31,7 +32,7 @@ from .connection cimport (
     waits,
 )
 from .decode cimport (
-    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
+    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, LEVEL_IPV6, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
 )
 from .engine cimport (
     ACK,
@@ -127,7 +128,7 @@ cdef class AssemblerBase(Flusher):
         self.limit_connection = max_buffered_pages_per_connection
         self.overlap = overlap
         self.cache.state.keeps_came = self.overlap > LAST
-        self.on_conflict, self.tells_conflicts, self.conflicts = on_conflict, on_conflict is not None, []
+        self.on_conflict, self.tells_conflicts = on_conflict, on_conflict is not None
         self.urgent = urgent
         self.paws = paws
         self.syn_data_waits = syn_data
@@ -164,7 +165,7 @@ cdef class AssemblerBase(Flusher):
         """Take in one segment.
 
         Args:
-            net_flow: the packet's addresses.
+            net_flow: the packet's addresses; its `tunnels` are not looked at: it is in none.
             tcp: the segment.
             timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
             timestamp_ns: the same in integer nanoseconds.
@@ -192,11 +193,13 @@ cdef class AssemblerBase(Flusher):
         memset(&key, 0, sizeof(key))
         memcpy(key.src, PyBytes_AS_STRING(src), PyBytes_GET_SIZE(src))
         memcpy(key.dst, PyBytes_AS_STRING(dst), PyBytes_GET_SIZE(dst))
-        key.src_port, key.dst_port, key.is_ipv6 = tcp.src_port, tcp.dst_port, PyBytes_GET_SIZE(src) == 16
+        key.src_port, key.dst_port, key.level = tcp.src_port, tcp.dst_port, LEVEL_IPV6 if PyBytes_GET_SIZE(src) == 16 else 0
         cdef uint32_t flags = tcp.flags
         self._enter()
         try:
             self.packet = payload
+            self.packets += 1
+            text.packet = self.packets
             self._observe(text.seen_ns)
             self._segment(&key, hash_of(&self.pool_.table, &key), flags | self.long_way, &text, False)
         except BaseException as raised:
@@ -238,14 +241,15 @@ cdef class AssemblerBase(Flusher):
         length = <size_t>PyBytes_GET_SIZE(data)
         self._enter()
         try:
+            self.packets += 1
             self._observe(text.seen_ns)
             self.packet = data
             verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.flags, segment)
             if verdict != 0:
                 decoded.verdict = <uint8_t>verdict
-                verdict = self._unusual(NULL, text.seen_ns, &decoded)
+                verdict = self._unusual(NULL, text.seen_ns, &decoded, self.packets)
             else:
-                text_of(segment, &text, -1)
+                text_of(segment, &text, -1, self.packets)
                 self._segment(
                     <const key_s *>segment, hash_of(&self.pool_.table, <const key_s *>segment), segment.flags | self.long_way, &text, True
                 )
@@ -444,6 +448,17 @@ cdef class AssemblerBase(Flusher):
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self.clock.now if self.clock.has_now else None
 
+    @property
+    def packets_given(self):
+        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        return self.packets
+
+    def number_from(self, int64_t packets):
+        """What comes next has the number after that many."""
+        self._enter()
+        self.packets = packets
+        self._leave()
+
     def advance_clock(self, now_ns):
         """Time goes on without packets (live captures)."""
         cdef int64_t seen_ns = as_ns(None, now_ns)
@@ -476,17 +491,24 @@ cdef class AssemblerBase(Flusher):
         """The opposite."""
         self.busy = False
 
+    def stand_in(self, AssemblerBase other not None):
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+        time, over a pool of its own that has no connections yet."""
+        self.fragments, self.senders = other.fragments, other.senders
+        # They lie where that one's hash tells.
+        self.pool_.table.secret0, self.pool_.table.secret1 = other.pool_.table.secret0, other.pool_.table.secret1
+
     def absorb(self, AssemblerBase other not None):
-        """What another assembler has counted counts here too, and its clock goes on here."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
+        on here."""
         cdef int number
         for number in range(COUNTS):
             self.counts[number] += other.counts[number]
         for number in range(VERDICTS):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
-        self.fragments.absorb(other.fragments)
-        self.offloading += other.offloading + other.senders.offloading
         self.clock = other.clock
+        self.packets = max(self.packets, other.packets)
 
     def counters(self):
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -503,7 +525,7 @@ cdef class AssemblerBase(Flusher):
             tuple(fragment_counts),
             {
                 "fragments_held": fragments_held,
-                "offloading_senders": self.offloading + self.senders.offloading,
+                "offloading_senders": self.senders.offloading,
                 "bytes_held": pages.held_bytes,
                 "connections": len(self.pool_),
                 "pages_used": pages.used,
@@ -512,6 +534,10 @@ cdef class AssemblerBase(Flusher):
                 "page_requests": pages.requests,
             },
         )
+
+    def _fragment_table(self):
+        """For tests: buckets of the table of datagrams, datagrams, and the most of them that lie in one bucket."""
+        return self.fragments._table()
 
     # -- a call -----------------------------------------------------------------------------------------------------
 
@@ -557,6 +583,7 @@ cdef class AssemblerBase(Flusher):
                 self._walk_frames(frames, count, True, &done)
             finally:
                 taken[0] += done
+                self.packets += done
                 if done < count:
                     records.unread(frames + done, count - done)
         return 0
@@ -587,7 +614,10 @@ cdef class AssemblerBase(Flusher):
                 frames[i].wire_length = <uint32_t>min(LENGTH_LIMIT, on_wire[first + i])
                 frames[i].linktype = linktype
             done = 0
-            self._walk_frames(frames, count, False, &done)
+            try:
+                self._walk_frames(frames, count, False, &done)
+            finally:
+                self.packets += done
             first += count
         return 0
 
@@ -619,7 +649,9 @@ cdef class AssemblerBase(Flusher):
             if at < count:
                 self._set_clock(now_ns, at)
                 done[0] = at + 1
-                self._frame_and_tick(&frames[at], &decoded[at] if begin < our_count and ours[begin] == at else NULL, True)
+                self._frame_and_tick(
+                    &frames[at], &decoded[at] if begin < our_count and ours[begin] == at else NULL, self.packets + at + 1, True
+                )
                 begin += begin < our_count and ours[begin] == at
                 at += 1
         self.clock.now = now_ns[count - 1]
@@ -651,15 +683,15 @@ cdef class AssemblerBase(Flusher):
         for i in range(count):
             self._observe(frames[i].seen_ns)
             done[0] = i + 1
-            self._frame_and_tick(&frames[i], &decoded[i] if decoded[i].shard == shard else NULL, ticks)
+            self._frame_and_tick(&frames[i], &decoded[i] if decoded[i].shard == shard else NULL, self.packets + i + 1, ticks)
         return 0
 
     # With the clock set. decoded is NULL for what others take in.
-    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, bint ticks) except -1 nogil:
+    cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, int64_t packet, bint ticks) except -1 nogil:
         self.pool_.lock_without_gil()
         try:
             if decoded != NULL:
-                self._decoded(frame, decoded)
+                self._decoded(frame, decoded, packet)
             if ticks:
                 self._tick()
         finally:
@@ -693,7 +725,8 @@ cdef class AssemblerBase(Flusher):
                 # The table may have changed since: whoever is open under that key is the one.
                 if likely_ones[i] != NULL and same_key(&likely_ones[i].key, &one.segment) and take_in_order(
                     self, likely_ones[i], one.segment.flags, one.segment.seq, one.segment.payload, one.segment.payload_length,
-                    one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data
+                    one.segment.wire_payload_length, frame.seen_ns, frame.offset + self.base - <int64_t>frame.data,
+                    self.packets + ours[i] + 1
                 ):
                     segments += 1
                     size += one.segment.payload_length
@@ -706,7 +739,7 @@ cdef class AssemblerBase(Flusher):
                 if self.out_count:
                     self._hand_over(likely_ones[i])
                 else:
-                    self._decoded(frame, one)
+                    self._decoded(frame, one, self.packets + ours[i] + 1)
         finally:
             self._count_in_order(segments, size, segments)
             self.pool_.unlock()
@@ -721,17 +754,17 @@ cdef class AssemblerBase(Flusher):
         self.counts[BYTES_DELIVERED] += size
 
     # One frame, with the clock set.
-    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded) except -1 nogil:
+    cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded, int64_t packet) except -1 nogil:
         cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
-            self._unusual(frame, frame.seen_ns, decoded)
+            self._unusual(frame, frame.seen_ns, decoded, packet)
             return 0
         text.seen_ns = frame.seen_ns
-        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data))
+        text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data), packet)
         return self._segment(<const key_s *>segment, decoded.hash, segment.flags | self.long_way, &text, True)
 
-    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded) except -1 nogil:
+    cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded, int64_t packet) except -1 nogil:
         cdef decoded_s settled
         cdef joined_s *joined = NULL
         cdef text_s text
@@ -740,8 +773,8 @@ cdef class AssemblerBase(Flusher):
         if self.settles and not decoded.verdict & SETTLED:
             settled = decoded[0]
             decoded = &settled
-            if settle(self, &settled, self.clock.now, 1, &joined) and not self.warned:
-                warn_of_offloading(self, decoded)
+            if settle(self, &settled, self.clock.now, 1, &joined):
+                warn_of_offloading(decoded)
         verdict = decoded.verdict & ~SETTLED
         if verdict != 0:
             self.verdicts[verdict] += 1
@@ -750,7 +783,7 @@ cdef class AssemblerBase(Flusher):
         if frame != NULL and not self.fleeting:
             offset = self.base + frame.offset + (decoded.segment.payload - frame.data)
         text.seen_ns = seen_ns
-        text_of(&decoded.segment, &text, offset)
+        text_of(&decoded.segment, &text, offset, packet)
         try:
             self._segment(<const key_s *>&decoded.segment, decoded.hash, decoded.segment.flags | self.long_way, &text, True)
         finally:
@@ -764,7 +797,7 @@ cdef class AssemblerBase(Flusher):
         cdef connection_s *connection = find(&self.pool_.table, key, hash)
         cdef bint opens, no_ack
         if connection != NULL and take_in_order(
-            self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data
+            self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data, text.packet
         ):
             self._count_in_order(1, text.size, from_frame)
             return self._hand_over(connection) if self.out_count else 0
@@ -795,7 +828,7 @@ cdef class AssemblerBase(Flusher):
                 self._drop_pieces()
             if connection.state == OPEN and not connection.has & LISTED and waits(connection):
                 self.pool_.list_waiting(connection)
-            if self.has_conflicts:
+            if self.conflicts.used:
                 with gil:
                     self._tell_conflicts(key)
         if self.has_late_error:
@@ -808,7 +841,7 @@ cdef class AssemblerBase(Flusher):
 # is something else, or the connection has an owner, and nothing was done. data's address plus `offset` is its offset in the capture.
 cdef inline bint take_in_order(
     AssemblerBase self, connection_s *connection, uint32_t flags, uint32_t seq, const uint8_t *data, uint32_t size, uint32_t wire,
-    int64_t seen_ns, int64_t offset
+    int64_t seen_ns, int64_t offset, int64_t packet
 ) noexcept nogil:
     cdef tally_s *tally = &connection.stream.tally
     cdef piece_s *piece
@@ -840,12 +873,15 @@ cdef inline bint take_in_order(
             piece = self.out
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset, piece.flags = 0, seen_ns, offset + <int64_t>data, 0
+            piece.packet, piece.seq = packet, seq
             self.out_count = 1
         connection.next_seq = connection.cut_end = before + size
         if (before ^ connection.next_seq) >> 30:
             note_past_start(connection)
     elif connection.key.more & SYN_TEXT_HELD:  # by an assembler that waits for this
         return False
+    if connection.key.more & HALF_OPEN:
+        connection.key.more &= ~HALF_OPEN
     connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
     return True
 
@@ -903,7 +939,7 @@ cdef inline void place(decoded_s *decoded, const table_s *table, int shards) noe
 
 cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, int shards, joined_s **joined) noexcept nogil:
     cdef const table_s *table = &assembler.pool_.table
-    cdef uint32_t noticed = assembler.senders.offloading
+    cdef bint noticed = assembler.senders.offloading != 0
     cdef int verdict = decoded.verdict
     joined[0] = NULL
     if verdict == FRAGMENT and assembler.defragments and (<fragment_s *>&decoded.segment).data != NULL:
@@ -914,19 +950,18 @@ cdef bint settle(AssemblerBase assembler, decoded_s *decoded, int64_t now_ns, in
     if verdict == SEGMENT:
         place(decoded, table, shards)
         if joined[0] == NULL:
-            return assembler.senders.offloading != noticed
+            return not noticed and assembler.senders.offloading != 0
     else:
         free(joined[0])
         joined[0] = NULL
     decoded.verdict |= SETTLED
-    return assembler.senders.offloading != noticed
+    return not noticed and assembler.senders.offloading != 0
 
 
-cdef int warn_of_offloading(AssemblerBase assembler, const decoded_s *decoded) except -1 nogil:
-    assembler.warned = True
+cdef int warn_of_offloading(const decoded_s *decoded) except -1 nogil:
     with gil:
         src, dst = (<const char *>decoded.segment.src)[:16], (<const char *>decoded.segment.dst)[:16]
-        size = 16 if decoded.segment.is_ipv6 else 4
+        size = 16 if decoded.segment.level & LEVEL_IPV6 else 4
         _log.warning("checksums of %s are left to its network card: not verified", Flow(src[:size], dst[:size]).src)
     return 0
 
@@ -942,12 +977,13 @@ cdef bint tell_time(clock_s *clock, const frame_s *frames, int count, int64_t *n
     return plain
 
 
-cdef void text_of(const segment_s *segment, text_s *text, int64_t offset) noexcept nogil:
+cdef void text_of(const segment_s *segment, text_s *text, int64_t offset, int64_t packet) noexcept nogil:
     text.data = segment.payload
     text.seq = segment.seq
     text.size = segment.payload_length
     text.wire = segment.wire_payload_length
     text.offset = offset
+    text.packet = packet
     text.urgent = segment.urgent
     text.header = segment.header
 

@@ -31,9 +31,10 @@ cdef enum:
 cdef enum:
     SYN_TEXT_HELD = 1             # in key.more: what is held is the SYN's text, and nothing has shown yet that it was accepted
     HAS_TSVAL = 2                 # since.tsval means something
+    HALF_OPEN = 4                 # nothing but SYNs has come, the first one before all else
 
 cdef enum:
-    KEY_BYTES = 37                # src .. is_ipv6, without a hole
+    KEY_BYTES = 37                # src .. level, without a hole
 
 
 # As in segment_s: the run of KEY_BYTES bytes is compared and hashed as one.
@@ -42,8 +43,8 @@ cdef struct key_s:
     uint8_t dst[16]
     uint16_t src_port
     uint16_t dst_port
-    uint8_t is_ipv6
-    uint8_t more                  # no part of the key. In a connection: SYN_TEXT_HELD, HAS_TSVAL
+    uint8_t level                 # LEVEL_IPV6, and LEVEL_TUNNEL for each tunnel around
+    uint8_t more                  # no part of the key. In a connection: SYN_TEXT_HELD, HAS_TSVAL, HALF_OPEN
 
 
 # A SYN with another initial sequence number, seen while the connection is open: its next stream, if packets continue from it.
@@ -51,6 +52,7 @@ cdef struct successor_s:
     uint32_t isn
     uint32_t next_seq             # behind the SYN and its data
     int64_t seen_ns               # its capture time
+    int64_t packet                # and number
     page_list_s pages             # that data
     uint32_t tsval                # its timestamp,
     bint has_tsval                # where there is one, and it is looked for
@@ -154,16 +156,6 @@ cdef inline void begin_tally(connection_s *connection) noexcept nogil:
     connection.stream.tally.first_seen_ns = 0x7FFFFFFFFFFFFFFF
     connection.stream.tally.last_seen_ns = -0x7FFFFFFFFFFFFFFF
 
-# A SYN, sent again perhaps, is all that has come. (An ACK leaves its time only: one no later than the SYN goes unnoticed.)
-cdef inline bint is_half_open(const connection_s *connection) noexcept nogil:
-    return (
-        (connection.has & (HAS_START | HAS_ISN | HAS_END)) == (HAS_START | HAS_ISN)
-        and connection.last_seen_ns == connection.end_ns
-        and connection.next_seq == connection.isn + 1
-        and connection.cut_end == connection.next_seq
-        and connection.pages.count == 0
-    )
-
 # User code runs for it in a thread: which; 0: in none.
 cdef inline unsigned long owner_of(connection_s *connection) noexcept nogil:
     return 0 if (connection.has & SERVED) == COUNTED else connection.stream.served.owner
@@ -182,7 +174,7 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil
 cdef object net_flow_of(const key_s *key)
 cdef object transport_flow_of(const key_s *key)
 cdef object key_object(const key_s *key)
-# The opposite of packed source and destination address, source and destination port.
+# The opposite of packed source and destination address, source and destination port, tunnels around.
 cdef key_s raw_key(object key) except *
 
 

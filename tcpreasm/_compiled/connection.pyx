@@ -6,9 +6,10 @@ The functions work on connection_s; the class opens it to Python callers.
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from .decode cimport LEVEL_IPV6, LEVEL_TUNNEL
 from .pages cimport page_s
 
 from ..flow import ConnectionKey, Flow
@@ -28,9 +29,10 @@ cdef extern from *:
         PyMemberDef *d_member
     object new_untracked "tcpreasm_new_untracked"(object cls)
 
-# Where in a Flow its two slots lie.
+# Where in a Flow its slots lie.
 cdef Py_ssize_t RAW_SRC = (<PyMemberDescrObject *>Flow.raw_src).d_member.offset
 cdef Py_ssize_t RAW_DST = (<PyMemberDescrObject *>Flow.raw_dst).d_member.offset
+cdef Py_ssize_t TUNNELS = (<PyMemberDescrObject *>Flow.tunnels).d_member.offset
 
 
 cdef void reset(connection_s *connection, const key_s *key, int64_t seen_ns) noexcept nogil:
@@ -71,24 +73,27 @@ cdef int64_t oldest_held(connection_s *connection) noexcept nogil:
     return oldest
 
 
-# Flow(src, dst), without the checks: twice for each new stream. It refers to bytes and ints only, so that no cycle can go through it: the
-# garbage collector is spared it.
-cdef object flow_of(object src, object dst):
+# Flow(src, dst, tunnels), without the checks: twice for each new stream. It refers to bytes and ints only, so that no cycle can go through
+# it: the garbage collector is spared it.
+cdef object flow_of(object src, object dst, object tunnels):
     flow = new_untracked(Flow)
     Py_INCREF(src)
     Py_INCREF(dst)
+    Py_INCREF(tunnels)
     (<PyObject **>(<char *><PyObject *>flow + RAW_SRC))[0] = <PyObject *>src
     (<PyObject **>(<char *><PyObject *>flow + RAW_DST))[0] = <PyObject *>dst
+    (<PyObject **>(<char *><PyObject *>flow + TUNNELS))[0] = <PyObject *>tunnels
     return flow
 
 
 cdef object net_flow_of(const key_s *key):
-    cdef Py_ssize_t size = 16 if key.is_ipv6 else 4
-    return flow_of(PyBytes_FromStringAndSize(<const char *>key.src, size), PyBytes_FromStringAndSize(<const char *>key.dst, size))
+    cdef Py_ssize_t size = 16 if key.level & LEVEL_IPV6 else 4
+    cdef object src = PyBytes_FromStringAndSize(<const char *>key.src, size)
+    return flow_of(src, PyBytes_FromStringAndSize(<const char *>key.dst, size), key.level // LEVEL_TUNNEL)
 
 
 cdef object transport_flow_of(const key_s *key):
-    return flow_of(key.src_port, key.dst_port)
+    return flow_of(key.src_port, key.dst_port, 0)
 
 
 cdef object key_object(const key_s *key):
@@ -98,13 +103,14 @@ cdef object key_object(const key_s *key):
 cdef key_s raw_key(object key) except *:
     cdef key_s raw
     cdef bytes src, dst
-    src, dst, src_port, dst_port = key
+    src, dst, src_port, dst_port, tunnels = key
     if len(src) != len(dst) or len(src) not in (4, 16):
         raise ValueError(f"packed addresses have 4 or 16 bytes, not {len(src)} and {len(dst)}")
     memset(&raw, 0, sizeof(raw))
     memcpy(raw.src, <const char *>src, len(src))
     memcpy(raw.dst, <const char *>dst, len(dst))
-    raw.src_port, raw.dst_port, raw.is_ipv6 = src_port, dst_port, len(src) == 16
+    raw.src_port, raw.dst_port = src_port, dst_port
+    raw.level = (LEVEL_IPV6 if len(src) == 16 else 0) + <uint8_t>tunnels * LEVEL_TUNNEL
     return raw
 
 
@@ -112,13 +118,13 @@ cdef class Connection:
     """One direction of one connection, for tests: the pool keeps its own in slabs."""
 
     def __init__(self):
-        self.reset((b"\0\0\0\0", b"\0\0\0\0", 0, 0), 0)
+        self.reset((b"\0\0\0\0", b"\0\0\0\0", 0, 0, 0), 0)
 
     def reset(self, key, seen_ns):
         """Forget everything, last_seen_ns too.
 
         Args:
-            key: packed source and destination address, source and destination port.
+            key: packed source and destination address, source and destination port, tunnels around.
             seen_ns: capture time of the first segment.
         """
         cdef key_s raw = raw_key(key)

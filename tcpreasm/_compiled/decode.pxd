@@ -38,19 +38,23 @@ cdef enum:                        # decode's flags
     TUNNEL_GTP = 1 << 17
 
 cdef enum:
-    MAX_TUNNELS = 8               # one within the other; what is deeper stays unopened
+    MAX_TUNNELS = 8               # one within the other, labels counted; what is deeper stays unopened
+
+cdef enum:                        # what `level` is made of
+    LEVEL_IPV6 = 1                # the IP header's version; without it IPv4
+    LEVEL_TUNNEL = 2              # so much for each packet that this IP header lies in: labels (MPLS, PPPoE, VLAN) are none
 
 
 # One decoded segment. Plain data; `payload` borrows from the frame and is good for as long as the frame is.
 #
 # Only a return value of 0 (Verdict.SEGMENT) fills it, and then every field; after most others its content means nothing (decode).
-# src .. is_ipv6 are 37 bytes without a hole from offset 0 on, every one of them written: they may be compared and hashed as one run.
+# src .. level are 37 bytes without a hole from offset 0 on, every one of them written: they may be compared and hashed as one run.
 cdef struct segment_s:
-    uint8_t src[16]               # sender, network order; IPv4: 4 bytes, then 12 of zero (no ::ffff: mapping, is_ipv6 tells)
+    uint8_t src[16]               # sender, network order; IPv4: 4 bytes, then 12 of zero (no ::ffff: mapping, level tells)
     uint8_t dst[16]               # receiver, likewise
     uint16_t src_port             # host order, as every number below
     uint16_t dst_port
-    uint8_t is_ipv6               # 0 or 1
+    uint8_t level                 # LEVEL_IPV6, and LEVEL_TUNNEL for each tunnel around
     uint8_t flags                 # FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128
     uint8_t header                # bytes of the TCP header, options included; it lies right before the payload
     uint16_t window               # as in the header, not scaled
@@ -64,18 +68,18 @@ cdef struct segment_s:
 
 # One fragment of an IP datagram (RFC 791 3.2, RFC 8200 4.5), in the place of a segment: the result FRAGMENT fills this.
 #
-# src .. is_ipv6 are the same run of bytes as in segment_s, with the identification where the ports are.
+# src .. level are the same run of bytes as in segment_s, with the identification where the ports are.
 cdef struct fragment_s:
     uint8_t src[16]
     uint8_t dst[16]
     uint16_t id_high              # identification: 16 bits (IPv4), 32 (IPv6)
     uint16_t id_low
-    uint8_t is_ipv6
+    uint8_t level
     uint8_t protocol              # of the datagram's payload; IPv6: as this fragment says, and only the first one counts
     uint8_t more                  # others follow
     uint32_t flags                # to decode the datagram with
     uint32_t offset               # in the datagram's payload, bytes
-    uint32_t depth                # tunnels around it, it being one itself
+    uint32_t depth                # tunnels and labels around it, it being one itself
     uint32_t before               # bytes of the header that count for the datagram's length
     const uint8_t *data           # borrowed from the frame. NULL: a fragment of the link layer (IEEE 802.11), and the rest means nothing
     uint32_t length               # captured bytes
@@ -96,7 +100,7 @@ cdef int decode(
     const uint8_t *frame, size_t length, size_t wire_length, int linktype, uint32_t flags, segment_s *out
 ) noexcept nogil
 
-# The payload of a datagram that was put together of fragments: `length` bytes of it, of `wire_length`. `out` has its addresses and is_ipv6;
+# The payload of a datagram that was put together of fragments: `length` bytes of it, of `wire_length`. `out` has its addresses and level;
 # `depth` and `flags` are its fragments'. The rest as above.
 cdef int decode_datagram(
     const uint8_t *data, size_t length, size_t wire_length, uint8_t protocol, uint32_t depth, uint32_t flags, segment_s *out

@@ -36,7 +36,8 @@ cdef enum:
 cdef struct layers_s:
     uint32_t flags          # decode's
     uint32_t tunnel         # one of the TUNNEL_ bits, allowed by flags; 0: nothing
-    uint32_t depth          # tunnels so far
+    uint32_t depth          # tunnels and labels so far
+    uint8_t level           # the tunnels among them, as segment_s has them
     size_t offset           # where in the frame it begins, and where it ends: as far as it was captured,
     size_t length
     size_t wire_length      # and on the wire
@@ -140,7 +141,7 @@ cdef bint timestamp_value(const uint8_t *options, int size, uint32_t *tsval) noe
     return False
 
 
-cdef inline void _ipv4_addresses(const uint8_t *ip, segment_s *out) noexcept nogil:
+cdef inline void _ipv4_addresses(const uint8_t *ip, uint8_t level, segment_s *out) noexcept nogil:
     # Stores of 8 bytes, so that a hash that loads 8 bytes right afterwards gets them from the store buffer.
     cdef uint64_t src = 0, dst = 0, zero = 0
     memcpy(&src, ip + 12, 4)
@@ -149,7 +150,7 @@ cdef inline void _ipv4_addresses(const uint8_t *ip, segment_s *out) noexcept nog
     memcpy(out.src + 8, &zero, 8)
     memcpy(out.dst, &dst, 8)
     memcpy(out.dst + 8, &zero, 8)
-    out.is_ipv6 = 0
+    out.level = level
 
 
 cdef inline size_t _size(size_t length, size_t wire_length) noexcept nogil:
@@ -251,7 +252,7 @@ cdef int _ipv4(const uint8_t *frame, size_t length, size_t offset, size_t wire_l
     if captured > total:  # what follows is padding
         captured = total
     room = wire_length - offset
-    _ipv4_addresses(ip, out)
+    _ipv4_addresses(ip, layers.level, out)
     if field & 0x3FFF:  # more fragments, or an offset
         return _fragment(
             ip + header, captured - header, _on_wire(captured, total, room) - header, header, be16(ip + 4),
@@ -281,7 +282,7 @@ cdef int _ipv6(const uint8_t *frame, size_t length, size_t offset, size_t wire_l
         return TRUNCATED
     memcpy(out.src, ip + 8, 16)
     memcpy(out.dst, ip + 24, 16)
-    out.is_ipv6 = 1
+    out.level = layers.level | LEVEL_IPV6
     end = be16(ip + 4)
     offset += 40
     if end != 0:
@@ -654,6 +655,8 @@ cdef int _unwrapped(const uint8_t *frame, int verdict, layers_s *layers, segment
     cdef int inner
     while layers.tunnel != 0 and layers.depth < MAX_TUNNELS:
         layers.depth += 1
+        if not layers.tunnel & (TUNNEL_MPLS | TUNNEL_PPPOE):
+            layers.level += LEVEL_TUNNEL
         inner = _tunnel(frame, layers, out)
         if inner != NOT_IP:
             verdict = inner
@@ -668,7 +671,7 @@ cdef int decode(
     if linktype == 1 and length >= 54 and be16(frame + 12) == 0x0800 and frame[14] == 0x45 and frame[23] == TCP:
         total = be16(frame + 16)
         if total >= 40 and be16(frame + 20) & 0x3FFF == 0 and length >= total + 14:
-            _ipv4_addresses(frame + 14, out)
+            _ipv4_addresses(frame + 14, 0, out)
             return _tcp(frame + 34, total - 20, total - 20, total - 20, flags, out)
     return _by_layers(frame, length, wire_length, linktype, flags, out)
 
@@ -677,7 +680,7 @@ cdef int _by_layers(
     const uint8_t *frame, size_t length, size_t wire_length, int linktype, uint32_t flags, segment_s *out
 ) noexcept nogil:
     cdef layers_s layers
-    layers.flags, layers.tunnel, layers.depth = flags, 0, 0
+    layers.flags, layers.tunnel, layers.depth, layers.level = flags, 0, 0, 0
     return _unwrapped(frame, _by_linktype(frame, length, _size(length, wire_length), linktype, &layers, out), &layers, out)
 
 
@@ -686,8 +689,8 @@ cdef int decode_datagram(
 ) noexcept nogil:
     cdef layers_s layers
     cdef int verdict
-    layers.flags, layers.tunnel, layers.depth = flags, 0, depth
-    if out.is_ipv6:
+    layers.flags, layers.tunnel, layers.depth, layers.level = flags, 0, depth, out.level & ~<uint8_t>LEVEL_IPV6
+    if out.level & LEVEL_IPV6:
         verdict = _ipv6_payload(data, protocol, 0, length, wire_length, wire_length, &layers, out)
     else:
         verdict = _ipv4_payload(data, protocol, 0, length, wire_length, wire_length, &layers, out)
@@ -731,11 +734,11 @@ def decode_frame(frame, linktype, wire_length=None, verify_checksums=False, tunn
         )
         if verdict != SEGMENT:
             return _VERDICTS[verdict], None
-        size = 16 if segment.is_ipv6 else 4
+        size = 16 if segment.level & LEVEL_IPV6 else 4
         return _VERDICTS[SEGMENT], Segment(
             (<char *>segment.src)[:size], (<char *>segment.dst)[:size], segment.src_port, segment.dst_port, segment.seq, segment.ack,
             segment.flags, segment.window, segment.urgent, segment.payload - start, segment.payload_length, segment.wire_payload_length,
-            segment.header,
+            segment.header, segment.level // LEVEL_TUNNEL,
         )
     finally:
         PyBuffer_Release(&view)

@@ -7,6 +7,7 @@ from .connection cimport connection_s, key_s, successor_s
 from .origin cimport origin_s
 from .pages cimport PageCache, cache_s, page_list_s, page_s
 from .serving cimport Server
+from .streams cimport memory_s
 
 
 # Positions in counts: stats.COUNTERS, stats.DROP_REASONS, stats.EVICTION_REASONS, in their order.
@@ -15,6 +16,9 @@ cdef enum:
     BYTES_CAPTURED
     BYTES_DELIVERED
     BYTES_SKIPPED
+    HOLES_LIMITED
+    HOLES_EXPIRED
+    HOLES_ENDED
     CONFLICTING
     RST_IGNORED
     FIN_IGNORED
@@ -71,6 +75,7 @@ cdef struct text_s:
     uint32_t wire                 # bytes that it had on the wire, at least size
     int64_t seen_ns
     int64_t offset                # of its first byte in the capture file; -1: unknown
+    int64_t packet                # number of the packet
     uint16_t urgent               # urgent pointer
     uint8_t header                # bytes of the header, which lies right before data; 0: it is not at hand
     # By Engine._look_closer, before anything else of the engine.
@@ -78,6 +83,12 @@ cdef struct text_s:
     uint32_t apart                # its sequence number
     bint has_tsval                # it has a timestamp, and that is looked for
     uint32_t tsval
+
+
+cdef struct conflict_s:           # a run of bytes in which the segment at hand and what is held differ
+    uint32_t seq
+    uint32_t size
+    bint new_wins
 
 
 cdef class Engine(Server):
@@ -107,11 +118,13 @@ cdef class Engine(Server):
     cdef uint32_t long_way        # LONG_WAY where an option asks for a look at every segment, else 0
     cdef bint tells_conflicts
     cdef object on_conflict
-    cdef list conflicts           # found in the segment at hand, for on_conflict: (seq, held, new, wins)
-    cdef bint has_conflicts
+    cdef memory_s conflicts       # found in the segment at hand, for on_conflict: conflict_s,
+    cdef memory_s conflict_held   # and of all of them, one behind the other, the bytes that were held,
+    cdef memory_s conflict_new    # and those that came
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef clock_s clock_before     # of the packet at hand
+    cdef int64_t packets          # given so far, those of the group at hand not counted
     cdef bint debug
     cdef uint64_t counts[COUNTS]
 
@@ -127,6 +140,9 @@ cdef class Engine(Server):
     cdef int _tell_eviction(self, const key_s *key, int reason) except -1
     cdef int _take_in(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
     cdef int _open_if_due(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil
+    cdef bint _brings_data(self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil
+    cdef int _open_late(self, connection_s *connection, uint32_t at_stake, int64_t packet) except -1 nogil
+    cdef void _drop_unopened(self, connection_s *connection) noexcept nogil
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil
     cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1
     cdef int _reset(self, connection_s *connection, text_s *text) except -1 nogil
@@ -151,8 +167,11 @@ cdef class Engine(Server):
     cdef int _advance(self, connection_s *connection) except -1 nogil
     cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil
     cdef int _emit(
-        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
+        uint32_t seq
     ) except -1 nogil
+    # Without bytes, where the stream stands. packet: the one that led to it; 0: none did.
+    cdef int _emit_empty(self, connection_s *connection, int64_t seen_ns, bint start, int64_t packet) except -1 nogil
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil
     cdef int _emit_page(self, connection_s *connection) except -1 nogil
 
@@ -165,7 +184,7 @@ cdef class Engine(Server):
     ) except NULL nogil
     cdef int _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) except -1 nogil
     cdef int _count_conflicts(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil
-    cdef int _note_conflict(self, uint32_t seq, bytes held, bytes new, str wins) except -1
+    cdef int _note_conflict(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil
     cdef int _tell_conflicts(self, const key_s *key) except -1
 
     # Whose bytes stay, under other policies than "first".
@@ -175,12 +194,12 @@ cdef class Engine(Server):
     cdef bint _is_at_limit(self, page_list_s *pages) noexcept nogil
     cdef bint _are_all_at_limit(self) noexcept nogil
     cdef int _keep_limits(self, connection_s *connection) except -1 nogil
-    cdef int _skip(self, connection_s *connection) except -1 nogil
+    cdef int _skip(self, connection_s *connection, int why) except -1 nogil
     cdef void _drop(self, page_list_s *pages, int reason) noexcept nogil
     cdef void _drop_successor(self, connection_s *connection) noexcept nogil
 
-    # What this has led to goes to the stream.
-    cdef int _serve(self, connection_s *connection) except -1 nogil
+    # What this has led to goes to the stream. packet: the one at hand; 0: there is none.
+    cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil

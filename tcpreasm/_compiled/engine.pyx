@@ -10,12 +10,14 @@ The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in o
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcmp
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
 from .connection cimport (
     CLOSED,
     COUNTED,
+    HALF_OPEN,
     HAS_END,
     HAS_FAR,
     HAS_ISN,
@@ -32,7 +34,6 @@ from .connection cimport (
     connection_s,
     ended,
     first_held,
-    is_half_open,
     key_object,
     key_s,
     net_flow_of,
@@ -64,6 +65,8 @@ from .pages cimport (
     flatten,
     hold_bytes,
     lend_page,
+    note_packet,
+    packet_of,
     page_end,
     page_list_s,
     page_s,
@@ -78,7 +81,7 @@ from .pool cimport find
 from .reassembly cimport PIECE_END, PIECE_START, piece_s
 from .sequence cimport difference
 from .serving cimport Server
-from .streams cimport NativeStream
+from .streams cimport NativeStream, append, reserve
 
 from .._log import Log
 from ..errors import no_stream
@@ -102,12 +105,13 @@ cdef enum:
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
 cdef const uint8_t *NOTHING = b""
+cdef size_t ENDLESS_BYTES = ~<size_t>0
 
 assert len(COUNTERS) + len(DROP_REASONS) + len(EVICTION_REASONS) == COUNTS
 
 _log = Log("tcpreasm.assembly")
 
-ctypedef bint (*ignores_bytes_f)(void *stream) noexcept nogil
+ctypedef bint (*asks_f)(void *stream) noexcept nogil
 ctypedef int (*make_stream_f)(void *engine, connection_s *connection, uint32_t at_stake) except -1 nogil
 
 
@@ -115,12 +119,17 @@ cdef bint ignores_bytes_by_name(NativeStream stream) noexcept nogil:
     return stream.ignores_bytes
 
 
+cdef bint asks_origins_by_name(NativeStream stream) noexcept nogil:
+    return stream.asks_origins
+
+
 cdef int make_stream_by_name(Engine engine, connection_s *connection, uint32_t at_stake) except -1:
     return engine._make_stream(connection, at_stake)
 
 
 # The same for a borrowed pointer: without the GIL no reference can be counted.
-cdef ignores_bytes_f ignores_bytes = <ignores_bytes_f>ignores_bytes_by_name
+cdef asks_f ignores_bytes = <asks_f>ignores_bytes_by_name
+cdef asks_f asks_origins = <asks_f>asks_origins_by_name
 # To be called right after _take_gil, as what serving.pyx calls then.
 cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
@@ -129,6 +138,9 @@ cdef class Engine(Server):
 
     def __dealloc__(self):
         PyMem_RawFree(self.sharers)
+        free(self.conflicts.data)
+        free(self.conflict_held.data)
+        free(self.conflict_new.data)
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -208,10 +220,11 @@ cdef class Engine(Server):
                     self._tell_eviction(&key, reason)
         return user_code
 
-    # As `_close`. What a stream raises is raised once the segment at hand is taken in.
+    # As `_close`, but that no stream is made for what it holds. What a stream raises is raised once the segment at hand is taken in.
     cdef int _evict(self, connection_s *connection) except -1 nogil:
         cdef uint8_t how = connection.has & SERVED
         if how == 0 or how == COUNTED:
+            self._drop_unopened(connection)
             return self._close(connection)
         self._take_gil()
         try:
@@ -256,7 +269,9 @@ cdef class Engine(Server):
             self._restart(connection, connection.successor, text.size, text.seen_ns)
         if not connection.has & SERVED:
             self._open_if_due(connection, flags, text)
-        if flags & SYN and is_half_open(connection):
+        if (flags & (SYN | RST)) != SYN:
+            connection.key.more &= ~HALF_OPEN
+        elif connection.key.more & HALF_OPEN and not connection.has & HAS_END:
             connection.end_ns = max(connection.last_seen_ns, text.seen_ns)
         if connection.last_seen_ns < text.seen_ns - TSVAL_IDLE_NS:
             connection.key.more &= ~HAS_TSVAL
@@ -270,17 +285,37 @@ cdef class Engine(Server):
             self._reset(connection, text)
         else:
             self._syn(connection, flags, text)
-        return self._serve(connection)
+        return self._serve(connection, text.packet)
 
-    # Its stream is made, and told of its start where the SYN has come before; unless the segment brings nothing to a stream, and that is
-    # waited for.
+    # Its stream is made, unless the segment brings nothing to it: to none at all, and that is waited for, or to the next one.
     cdef int _open_if_due(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
-        if self.opens_on_data and (flags & RST or not (text.wire or flags & FIN)):
+        if (self.opens_on_data and not self._brings_data(connection, flags, text)) or follows_successor(connection, flags, text):
             return 0
-        self._open_stream(connection, text.size)
+        return self._open_late(connection, text.size, text.packet)
+
+    # Text or a FIN, for a connection without a stream. What comes with a SYN and is only held until another segment confirms it is none.
+    cdef bint _brings_data(self, connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+        if flags & RST or not (text.wire or flags & FIN):
+            return False
+        if not flags & SYN:
+            return True
         if connection.has & HAS_START:
-            self._emit(connection, NOTHING, 0, connection.end_ns, -1, True)
+            return is_own_syn(connection, text.seq) and not connection.key.more & SYN_TEXT_HELD
+        return not (self.syn_data_waits and text.wire)
+
+    # Its stream is made, and told of its start where the SYN has come before.
+    cdef int _open_late(self, connection_s *connection, uint32_t at_stake, int64_t packet) except -1 nogil:
+        self._open_stream(connection, at_stake)
+        if connection.has & HAS_START:
+            self._emit_empty(connection, connection.end_ns, True, packet)
         return 0
+
+    # It ends without a stream: what a SYN brought, and nothing confirmed, goes nowhere.
+    cdef void _drop_unopened(self, connection_s *connection) noexcept nogil:
+        if connection.key.more & SYN_TEXT_HELD and not connection.has & SERVED:
+            self._drop(&connection.pages, UNCONFIRMED_SYN)
+            connection.key.more &= ~SYN_TEXT_HELD
+            connection.has &= ~HAS_END
 
     cdef int _open_stream(self, connection_s *connection, uint32_t at_stake) except -1 nogil:
         if self.pool_.counts:
@@ -307,6 +342,7 @@ cdef class Engine(Server):
             key = connection.key
             self.counts[FACTORY_ERROR] += at_stake
             self._drop(&connection.pages, FACTORY_ERROR)
+            self._drop_successor(connection)
             self.pool_.remove(connection)
             self.pool_.free_removed(connection)
             if made and isinstance(error, AttributeError):
@@ -334,7 +370,7 @@ cdef class Engine(Server):
         connection.has |= HAS_END
         connection.end_seq, connection.end_ns = text.seq, text.seen_ns
         if not connection.has & HAS_START:
-            self._skip(connection)
+            self._skip(connection, HOLES_ENDED)
         return 0
 
     cdef int _syn(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
@@ -350,13 +386,15 @@ cdef class Engine(Server):
                 with gil:
                     _log.debug("%s: starts at %d", key_object(&connection.key), isn)
             waits_for_ack = self.syn_data_waits and text.wire > 0 and not waits(connection)
+            if not waits(connection):
+                connection.key.more |= HALF_OPEN
             start_at(connection, isn)
             if not connection.has & HAS_END:
                 connection.end_ns = connection.last_seen_ns
             note_tsval(connection, text.has_tsval, text.tsval)
             if waits_for_ack:
                 connection.key.more |= SYN_TEXT_HELD
-                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+                self._emit_empty(connection, text.seen_ns, True, text.packet)
             return self._text(connection, flags, text, not waits_for_ack)
         if is_own_syn(connection, isn):
             if not connection.has & HAS_ISN:
@@ -377,7 +415,7 @@ cdef class Engine(Server):
                 raise MemoryError()
         successor.isn = text.seq - 1
         successor.next_seq = text.seq + text.wire
-        successor.seen_ns = text.seen_ns
+        successor.seen_ns, successor.packet = text.seen_ns, text.packet
         successor.has_tsval, successor.tsval = text.has_tsval, text.tsval
         connection.successor = successor
         if text.wire:
@@ -389,7 +427,7 @@ cdef class Engine(Server):
     cdef int _continue(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor = connection.successor
         cdef int64_t size = <int64_t>text.wire + (flags & FIN)
-        if successor != NULL and confirms(connection, successor, text.seq):
+        if follows_successor(connection, flags, text):
             connection.successor = NULL
             self._begin_anew(connection, successor, text.size, text.seen_ns)
         if self._is_old(connection, text, size):
@@ -440,15 +478,18 @@ cdef class Engine(Server):
                 return False
             self._drop_successor(connection)
             return True
-        return (
-            connection.successor != NULL
-            and (text.wire or flags & FIN)
-            and confirms(connection, connection.successor, text.seq)
-        )
+        return follows_successor(connection, flags, text)
 
     # The stream at hand is over, with all that it holds; the same connection begins again. Frees the successor.
     cdef int _begin_anew(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
-        self._finish_pieces(connection)
+        cdef bint finished = False
+        self._drop_unopened(connection)
+        try:
+            self._finish_pieces(connection)
+            finished = True
+        finally:
+            if not finished:      # no memory
+                connection.successor = successor
         if (connection.has & SERVED) != COUNTED:
             self._take_gil()
             with gil:
@@ -461,13 +502,13 @@ cdef class Engine(Server):
     # A new stream under the same key, from the SYN that was remembered, or from the one at hand. Frees the successor.
     cdef int _restart(self, connection_s *connection, successor_s *successor, uint32_t at_stake, int64_t seen_ns) except -1 nogil:
         cdef uint32_t isn = 0
-        cdef int64_t syn_seen_ns = 0
+        cdef int64_t syn_seen_ns = 0, syn_packet = 0
         cdef uint32_t tsval = 0
         cdef bint has_tsval = False
         self.pool_.reopen(connection, seen_ns)
         if successor != NULL:
             connection.pages = successor.pages
-            isn, syn_seen_ns = successor.isn, successor.seen_ns
+            isn, syn_seen_ns, syn_packet = successor.isn, successor.seen_ns, successor.packet
             has_tsval, tsval = successor.has_tsval, successor.tsval
             PyMem_RawFree(successor)
         if successor != NULL or not self.opens_on_data:
@@ -475,7 +516,7 @@ cdef class Engine(Server):
         if successor != NULL:
             start_at(connection, isn)
             note_tsval(connection, has_tsval, tsval)
-            self._emit(connection, NOTHING, 0, syn_seen_ns, -1, True)
+            self._emit_empty(connection, syn_seen_ns, True, syn_packet)
             if self.syn_data_waits and connection.pages.count:
                 connection.key.more |= SYN_TEXT_HELD
             else:
@@ -575,7 +616,7 @@ cdef class Engine(Server):
         if 0 <= self.start_wait_segments <= connection.phase.before.early_segments or (
             0 <= self.start_wait_ns <= text.seen_ns - connection.since.created_ns
         ):
-            self._skip(connection)
+            self._skip(connection, HOLES_EXPIRED)
         return self._keep_limits(connection)
 
     # -- what arrives in order --------------------------------------------------------------------------------------
@@ -599,7 +640,7 @@ cdef class Engine(Server):
                 missing = self._make_room(&connection.pages, page, before, text)
                 page = connection.pages.first
             if start and page != NULL and page.seq == text.seq:
-                self._emit(connection, NOTHING, 0, text.seen_ns, -1, True)
+                self._emit_empty(connection, text.seen_ns, True, text.packet)
                 start = False
             while page != NULL and position < size:
                 at = done + difference(before, page.seq)  # each of the two is exact; their sum may be too far for one
@@ -628,7 +669,10 @@ cdef class Engine(Server):
     cdef int _advance(self, connection_s *connection) except -1 nogil:
         cdef page_s *page
         cdef int64_t cut
-        connection.key.more &= ~SYN_TEXT_HELD
+        if connection.key.more & SYN_TEXT_HELD:
+            if not connection.has & SERVED:
+                self._open_late(connection, 0, 0)
+            connection.key.more &= ~SYN_TEXT_HELD
         while True:
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
@@ -663,39 +707,48 @@ cdef class Engine(Server):
             if position == end:
                 return 0
         offset = -1 if text.offset < 0 or position == end else text.offset + position
-        return self._emit(connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start)
+        return self._emit(
+            connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start, text.packet,
+            text.seq + <uint32_t>position
+        )
+
+    cdef int _emit_empty(self, connection_s *connection, int64_t seen_ns, bint start, int64_t packet) except -1 nogil:
+        return self._emit(connection, NOTHING, 0, seen_ns, -1, start, packet, connection.next_seq)
 
     cdef int _emit(
-        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start
+        self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
+        uint32_t seq
     ) except -1 nogil:
         cdef piece_s *piece
-        self.counts[BYTES_DELIVERED] += size
         if (connection.has & SERVED) == COUNTED:
             tally_piece(connection, size, seen_ns)
         elif connection.has & SERVED:  # else it is empty, and there is no stream that it could be told
             piece = self._new_piece()
             piece.data, piece.size, piece.page = data, size, NULL
             piece.skip, piece.seen_ns, piece.offset = connection.skip, seen_ns, offset
-            piece.flags = PIECE_START if start else 0
+            piece.packet, piece.seq, piece.flags = packet, seq, PIECE_START if start else 0
+        self.counts[BYTES_DELIVERED] += size
         connection.skip = 0
         return 0
 
-    # The first page goes out; it begins at or before next_seq.
+    # The first page goes out; it begins at or before next_seq. Without memory for a piece it stays where it is.
     cdef int _emit_page(self, connection_s *connection) except -1 nogil:
-        cdef page_s *page = pop_first(&connection.pages)
+        cdef page_s *page = connection.pages.first
+        cdef bint goes_out = page.length != 0 and not page.urgent
+        if goes_out:
+            self._emit(
+                connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False, packet_of(page), page.seq
+            )
+        pop_first(&connection.pages)
         connection.next_seq = page_end(page)
         if page.missing:
             note_cut(connection, page_end(page) + page.missing)
-        if page.length == 0 or page.urgent:
-            self.counts[OUT_OF_BAND] += page.urgent
-            give_back_page(page)
-            return 0
-        self._emit(connection, bytes_in_memory(page), page.length, page.seen_ns, page.offset, False)
-        if (connection.has & SERVED) == COUNTED:
-            give_back_page(page)
-        else:
+        if goes_out and (connection.has & SERVED) != COUNTED:
             self.out[self.out_count - 1].page = page
             lend_page(page)
+        else:
+            self.counts[OUT_OF_BAND] += page.urgent
+            give_back_page(page)
         return 0
 
     # -- what arrives early -----------------------------------------------------------------------------------------
@@ -704,11 +757,13 @@ cdef class Engine(Server):
     # must be copied.
     cdef origin_s *_origin_for(self, connection_s *connection, text_s *text) noexcept nogil:
         cdef uint8_t how = connection.has & SERVED
-        if self.origin == NULL or text.offset < 0 or self.overlap > LAST:  # a mark has no room for a came_s
+        if self.origin == NULL or text.offset < 0 or self.overlap > LAST:  # a mark has no came_s
             return NULL
-        if how == COUNTED or (how == NATIVE and (self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream))):
+        if how == COUNTED:
             return self.origin
-        return NULL
+        if how != NATIVE or asks_origins(connection.stream.served.stream):  # nor has it a packet's number
+            return NULL
+        return self.origin if self.origin.owner != NULL or ignores_bytes(connection.stream.served.stream) else NULL
 
     # Copy into pages what they do not hold yet, or mark it, one byte after the other; before that they lose what the policy says. Where
     # it is not sure that the bytes are the right ones, nothing is marked.
@@ -795,10 +850,10 @@ cdef class Engine(Server):
                         &self.cache.state, text.seen_ns, -1 if text.offset < 0 or size == 0 else text.offset + position, size
                     )
                     hold_bytes(page, text.data + position, size)
+                    came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
+                    note_packet(page, text.packet)
                 page.seq = text.seq + <uint32_t>position
                 page.urgent = position == apart and size != 0
-                if self.overlap > LAST:
-                    came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
                 if last == NULL:
                     first = page
                 else:
@@ -829,6 +884,7 @@ cdef class Engine(Server):
         if gives_way:
             hold_bytes(page, copy, 1)
             page.offset = -1 if text.offset < 0 else text.offset + position
+            note_packet(page, text.packet)
             page.urgent = text.has_apart and text.apart == page.seq
         return 0
 
@@ -848,33 +904,52 @@ cdef class Engine(Server):
             while at < size and held[at] != new[at]:
                 at += 1
             count -= at - begin
-            with gil:
-                self._note_conflict(
-                    seq + begin, PyBytes_FromStringAndSize(<const char *>held + begin, at - begin),
-                    PyBytes_FromStringAndSize(<const char *>new + begin, at - begin), "new" if new_wins else "held"
-                )
+            self._note_conflict(seq + begin, held + begin, new + begin, at - begin, new_wins)
         return 0
 
     # A run of differing bytes. Where pages meet, it goes on from the last one.
-    cdef int _note_conflict(self, uint32_t seq, bytes held, bytes new, str wins) except -1:
-        cdef Py_ssize_t last = len(self.conflicts) - 1
-        if last >= 0:
-            first, held_before, new_before, winner = self.conflicts[last]
-            if winner == wins and (first + len(held_before)) & 0xFFFFFFFF == seq:
-                self.conflicts[last] = (first, held_before + held, new_before + new, wins)
+    cdef int _note_conflict(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil:
+        cdef conflict_s run
+        cdef conflict_s *last
+        if not (
+            reserve(&self.conflicts, sizeof(run), ENDLESS_BYTES)
+            and reserve(&self.conflict_held, size, ENDLESS_BYTES)
+            and reserve(&self.conflict_new, size, ENDLESS_BYTES)
+        ):
+            with gil:
+                raise MemoryError()
+        append(&self.conflict_held, held, size)
+        append(&self.conflict_new, new, size)
+        if self.conflicts.used:
+            last = <conflict_s *>(self.conflicts.data + self.conflicts.used) - 1
+            if last.new_wins == new_wins and last.seq + last.size == seq:
+                last.size += size
                 return 0
-        self.conflicts.append((seq, held, new, wins))
-        self.has_conflicts = True
+        run.seq, run.size, run.new_wins = seq, size, new_wins
+        append(&self.conflicts, &run, sizeof(run))
         return 0
 
     # To whoever asked for them, without the lock. An exception leaves the others untold.
     cdef int _tell_conflicts(self, const key_s *key) except -1:
-        conflicts, self.conflicts, self.has_conflicts = self.conflicts, [], False
+        cdef const conflict_s *run = <const conflict_s *>self.conflicts.data
+        cdef const char *held = <const char *>self.conflict_held.data
+        cdef const char *new = <const char *>self.conflict_new.data
+        cdef const conflict_s *behind = <const conflict_s *>(self.conflicts.data + self.conflicts.used)
+        cdef list conflicts = []
+        try:
+            while run != behind:
+                conflicts.append((
+                    run.seq, PyBytes_FromStringAndSize(held, run.size), PyBytes_FromStringAndSize(new, run.size),
+                    "new" if run.new_wins else "held"
+                ))
+                held, new, run = held + run.size, new + run.size, run + 1
+        finally:
+            self.conflicts.used = self.conflict_held.used = self.conflict_new.used = 0
         net_flow, transport_flow = net_flow_of(key), transport_flow_of(key)
         self.pool_.unlock()
         try:
-            for seq, held, new, wins in conflicts:
-                self.on_conflict(net_flow, transport_flow, seq, held, new, wins)
+            for seq, held_bytes, new_bytes, wins in conflicts:
+                self.on_conflict(net_flow, transport_flow, seq, held_bytes, new_bytes, wins)
         finally:
             self.pool_.lock()
         return 0
@@ -939,6 +1014,7 @@ cdef class Engine(Server):
                 hold_bytes(tail, page.bytes + end, behind)
                 if self.overlap > LAST:
                     came_of(tail)[0] = brought_by(page)
+                note_packet(tail, packet_of(page))
             tail.seq = page.seq + end
             tail.missing = page.missing
             push_between(pages, page, page.next, tail, tail)
@@ -973,13 +1049,14 @@ cdef class Engine(Server):
             if self.debug:
                 with gil:
                     _log.debug("%s: limit reached with %d pages", key_object(&connection.key), connection.pages.count)
-            self._skip(connection)
+            self._skip(connection, HOLES_LIMITED)
         return 0
 
-    # Stop waiting for the lowest hole: over it, and on with what is contiguous then.
-    cdef int _skip(self, connection_s *connection) except -1 nogil:
+    # Stop waiting for the lowest hole: over it, and on with what is contiguous then. It counts as a hole of that kind.
+    cdef int _skip(self, connection_s *connection, int why) except -1 nogil:
         cdef uint32_t target = first_held(connection)
         if connection.has & HAS_START:
+            self.counts[why] += target != connection.next_seq
             self._jump(connection, difference(connection.next_seq, target))
             connection.cut_end = connection.next_seq
         else:
@@ -1005,11 +1082,11 @@ cdef class Engine(Server):
     # -- its stream -------------------------------------------------------------------------------------------------
 
     # Commit what this call has led to, then tell the stream.
-    cdef int _serve(self, connection_s *connection) except -1 nogil:
+    cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil:
         if not ended(connection):
             return self._hand_over(connection) if self.out_count else 0
         if connection.skip or not self.out_count:
-            self._emit(connection, NOTHING, 0, connection.end_ns, -1, False)
+            self._emit_empty(connection, connection.end_ns, False, packet)
         if self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
         self._drop(&connection.pages, AFTER_END)
@@ -1030,10 +1107,10 @@ cdef class Engine(Server):
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil:
         cdef bint at_end
         while waits(connection):
-            self._skip(connection)
+            self._skip(connection, HOLES_ENDED)
         at_end = ended(connection)
         if connection.skip or (at_end and not self.out_count):
-            self._emit(connection, NOTHING, 0, connection.end_ns if at_end else connection.last_seen_ns, -1, False)
+            self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
         if at_end and self.out_count:
             self.out[self.out_count - 1].flags |= PIECE_END
         self._drop_successor(connection)
@@ -1096,15 +1173,18 @@ cdef bint is_own_syn(connection_s *connection, uint32_t seq) noexcept nogil:
     return not connection.has & PAST_START and 0 <= difference(seq + 1, connection.first_seq) <= SYN_REACH
 
 
-# A segment continues from another SYN, and not from what is open.
-cdef bint confirms(connection_s *connection, successor_s *successor, uint32_t seq) noexcept nogil:
+# A segment continues from another SYN that was remembered, and not from what is open.
+cdef bint follows_successor(const connection_s *connection, uint8_t flags, const text_s *text) noexcept nogil:
+    cdef const successor_s *successor = connection.successor
     cdef int64_t ahead, away
-    if not connection.has & HAS_START or seq == connection.next_seq:
+    if successor == NULL or flags & (SYN | RST) or not (text.wire or flags & FIN):
         return False
-    ahead = difference(successor.isn + 1, seq)
-    if ahead == 0 or seq == successor.next_seq:
+    if not connection.has & HAS_START or text.seq == connection.next_seq:
+        return False
+    ahead = difference(successor.isn + 1, text.seq)
+    if ahead == 0 or text.seq == successor.next_seq:
         return True
-    away = difference(connection.next_seq, seq)
+    away = difference(connection.next_seq, text.seq)
     return 0 < ahead <= CONTINUES_WITHIN and not -CONTINUES_WITHIN <= away <= CONTINUES_WITHIN
 
 

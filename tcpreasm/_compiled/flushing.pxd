@@ -29,4 +29,4 @@ cdef class Flusher(Engine):
     cdef int _walk_one(
         self, listed_s *picked, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1 nogil
-    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil
+    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns, int why) except -1 nogil

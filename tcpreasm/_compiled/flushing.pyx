@@ -10,7 +10,7 @@ from libc.stdlib cimport qsort
 
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
 from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
-from .engine cimport Engine
+from .engine cimport HOLES_ENDED, HOLES_EXPIRED, Engine
 from .pool cimport ENDLESS, hash_of, listed_s, prefetch, prefetch_slot
 from .sequence cimport difference
 
@@ -19,8 +19,6 @@ cdef enum:
 
 cdef extern from *:
     const int64_t EXPIRE_EVERY_NS "TCPREASM_SECONDS"  # capture time between two looks at what waits
-
-cdef int64_t TAKEN_OUT = ALWAYS_NS  # as the oldest_ns of one that was picked: it is no longer in the order of last packets
 
 
 cdef class Flusher(Engine):
@@ -123,10 +121,12 @@ cdef class Flusher(Engine):
         qsort(picked, count, sizeof(listed_s), by_age)
         return self._walk(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
 
-    # The first time it looks at all, and begins to keep their order. False: no memory.
+    # The first time it looks at all, and begins to keep their order. They stay in that until they are closed: user code may run before,
+    # and somebody may have to make room meanwhile. False: no memory.
     cdef bint _pick_idle(self, int64_t idle_ns, listed_s **picked, size_t *count, size_t room) noexcept nogil:
         cdef bint in_order = self.pool_.is_seen_kept
         cdef connection_s *connection = self.pool_.take_idle(idle_ns) if in_order else self.pool_.open.oldest
+        cdef size_t first = count[0], i
         cdef listed_s *grown
         while connection != NULL:
             if count[0] == room:
@@ -138,13 +138,16 @@ cdef class Flusher(Engine):
             if connection.last_seen_ns < idle_ns:
                 picked[0][count[0]].connection = connection
                 picked[0][count[0]].serial = connection.serial
-                picked[0][count[0]].oldest_ns = TAKEN_OUT
+                picked[0][count[0]].oldest_ns = NEVER_NS
                 count[0] += 1
             self.pool_.looked_at += not in_order
             connection = self.pool_.take_idle(idle_ns) if in_order else connection.newer
-        if not in_order and not self.pool_.keep_seen(idle_ns):
+        if not in_order and not self.pool_.keep_seen():
             return False
         self.pool_.seen_bound = self.pool_.by_seen.seen_ns if self.pool_.seen_count else ALWAYS_NS
+        if in_order:
+            for i in range(first, count[0]):
+                self.pool_.note_seen(picked[0][i].connection)
         return True
 
     # Those that were picked, while no user code could change the lists. Frees `picked`.
@@ -152,7 +155,6 @@ cdef class Flusher(Engine):
         self, listed_s *picked, size_t count, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1 nogil:
         cdef size_t i
-        cdef bint whole = False
         try:
             if self.pool_.counts:
                 for i in range(count):
@@ -167,10 +169,7 @@ cdef class Flusher(Engine):
                 self._take_gil()
                 with gil:
                     self._walk_collecting(picked, count, held_ns, idle_ns, start_ns, flushed, closed)
-            whole = True
         finally:
-            if not whole:
-                self.pool_.is_seen_kept = False  # some may have been taken out, and stay
             PyMem_RawFree(picked)
         return 0
 
@@ -200,30 +199,29 @@ cdef class Flusher(Engine):
         try:
             if not self._acquire_open(picked):
                 return 0
-            gave_out = self._give_out(connection, held_ns, start_ns)
-            idle = connection.last_seen_ns < idle_ns and not ended(connection)
+            idle = connection.last_seen_ns < idle_ns
+            gave_out = self._give_out(connection, held_ns, start_ns, HOLES_ENDED if idle else HOLES_EXPIRED)
+            idle = idle and not ended(connection)
             flushed[0] += gave_out or idle
             closed[0] += idle or ended(connection)
             if idle:
                 self._close(connection)
             elif gave_out:
-                self._serve(connection)
+                self._serve(connection, 0)
         finally:
             if self.out_count:
                 self._drop_pieces()
-            if picked.oldest_ns == TAKEN_OUT and connection.serial == picked.serial and connection.state == OPEN:
-                self.pool_.note_seen(connection)
         return 0
 
-    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns) except -1 nogil:
+    cdef bint _give_out(self, connection_s *connection, int64_t held_ns, int64_t start_ns, int why) except -1 nogil:
         cdef uint32_t target
         if not waits_until(connection, held_ns, &target):
             if not waits_for_start_since(connection, start_ns):
                 return False
-            self._skip(connection)
+            self._skip(connection, why)
             return True
         while waits(connection) and is_ahead(connection, target):
-            self._skip(connection)
+            self._skip(connection, why)
         return True
 
 

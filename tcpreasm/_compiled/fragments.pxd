@@ -25,6 +25,11 @@ cdef enum:
     FRAGMENT_COUNTS
 
 
+cdef enum:                        # what counts for the limit
+    DATAGRAM_BYTES = 256          # of a datagram: its record, its places in the table and what memory management adds to each piece
+    FIRST_ROOM = 256              # of its payload: so much, or as many times twice that as its highest byte needs
+
+
 # A datagram's payload that a segment lies in. Freed by whoever got it.
 cdef struct joined_s:
     joined_s *next                # for its owner's use
@@ -47,21 +52,22 @@ cdef struct datagram_s:
     uint32_t range_count
     uint32_t range_room
     uint32_t room                 # of memory.data
-    uint32_t end                  # behind the highest byte that came: what counts for the limit
+    uint32_t end                  # behind the highest byte that came
     uint32_t size                 # of the whole payload, as soon as the last fragment tells; 0 before
     uint32_t cut_at               # the lowest byte that the capture cut off
     uint32_t fragments            # that it holds
-    uint32_t bucket
+    uint32_t hash
+    uint32_t bytes                # of it that count for the limit: DATAGRAM_BYTES, room, range_room
     uint8_t why                   # it was given up: position in counts
 
 
 cdef class Fragments:
-    cdef datagram_s **buckets
-    cdef uint32_t mask
+    cdef datagram_s **buckets     # as many as datagrams, at least, so long as there is memory for that
+    cdef uint32_t mask            # their number - 1; a power of two - 1
     cdef datagram_s *oldest
     cdef datagram_s *newest
     cdef uint32_t count           # of datagrams
-    cdef uint64_t held_bytes
+    cdef uint64_t held_bytes      # the sum of their bytes
     cdef uint64_t held            # fragments
     cdef int64_t timeout_ns       # options; -1: never
     cdef int64_t max_datagrams
@@ -80,5 +86,7 @@ cdef class Fragments:
     cdef datagram_s *_new(self, const fragment_s *fragment, uint32_t hash, int64_t now_ns) noexcept nogil
     cdef int _hold(self, datagram_s *datagram, const fragment_s *fragment, uint32_t end) noexcept nogil
     cdef bint _make_room(self, datagram_s *datagram, uint32_t end) noexcept nogil
+    cdef bint _charge(self, datagram_s *datagram, uint32_t more) noexcept nogil
+    cdef bint _has_buckets(self) noexcept nogil
     cdef void _give_up(self, datagram_s *datagram, int why) noexcept nogil
     cdef void _remove(self, datagram_s *datagram, int why) noexcept nogil

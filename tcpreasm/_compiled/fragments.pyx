@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from .connection cimport KEY_BYTES, key_s
-from .decode cimport FRAGMENT, MAX_TUNNELS, decode_datagram, fragment_s, segment_s
+from .decode cimport FRAGMENT, LEVEL_IPV6, MAX_TUNNELS, decode_datagram, fragment_s, segment_s
 from .pool cimport hash_of, table_s
 
 __all__ = ["Fragments"]
@@ -14,7 +14,9 @@ __all__ = ["Fragments"]
 cdef enum:
     MAX_DATAGRAM = 65_535         # bytes (RFC 791 3.1); IPv6 (RFC 8200 3) counts from behind its header
     WHOLE = -1                    # _add's: the datagram is whole
-    BUCKETS = 1024
+    FIRST_BUCKETS = 64
+
+assert sizeof(datagram_s) + sizeof(joined_s) + 2 * sizeof(datagram_s *) + 3 * 16 <= DATAGRAM_BYTES
 
 
 cdef class Fragments:
@@ -24,21 +26,13 @@ cdef class Fragments:
         self.timeout_ns = timeout_ns
         self.max_datagrams = max_datagrams
         self.max_bytes = max_bytes
-        self.mask = BUCKETS - 1
 
     def __dealloc__(self):
         self.drop_all()
-        free(self.buckets)
 
     def counters(self):
         """FRAGMENT_COUNTERS and FRAGMENT_DROP_REASONS, and how many fragments are held."""
         return [self.counts[i] for i in range(FRAGMENT_COUNTS)], self.held
-
-    def absorb(self, Fragments other not None):
-        """What another one has counted counts here too."""
-        cdef int i
-        for i in range(FRAGMENT_COUNTS):
-            self.counts[i] += other.counts[i]
 
     cdef int take(self, const table_s *table, int64_t now_ns, segment_s *out, joined_s **joined) noexcept nogil:
         cdef datagram_s *datagram
@@ -122,7 +116,9 @@ cdef class Fragments:
         datagram = self.buckets[hash & self.mask]
         while datagram != NULL:
             # IPv6's protocol is told by the first fragment alone (RFC 8200 4.5).
-            if memcmp(&datagram.first, fragment, KEY_BYTES) == 0 and (fragment.is_ipv6 or fragment.protocol == datagram.first.protocol):
+            if memcmp(&datagram.first, fragment, KEY_BYTES) == 0 and (
+                fragment.level & LEVEL_IPV6 or fragment.protocol == datagram.first.protocol
+            ):
                 return datagram
             datagram = datagram.chained
         return NULL
@@ -130,20 +126,20 @@ cdef class Fragments:
     # NULL: no memory.
     cdef datagram_s *_new(self, const fragment_s *fragment, uint32_t hash, int64_t now_ns) noexcept nogil:
         cdef datagram_s *datagram
-        if self.buckets == NULL:
-            self.buckets = <datagram_s **>calloc(BUCKETS, sizeof(datagram_s *))
-            if self.buckets == NULL:
-                return NULL
         while self.oldest != NULL and self.count >= self.max_datagrams:
             self._remove(self.oldest, LIMIT)
+        if not self._has_buckets() or not self._charge(NULL, DATAGRAM_BYTES):
+            return NULL
         datagram = <datagram_s *>calloc(1, sizeof(datagram_s))
         if datagram == NULL:
+            self.held_bytes -= DATAGRAM_BYTES
             return NULL
         datagram.first = fragment[0]
         datagram.since_ns = now_ns
         datagram.cut_at = MAX_DATAGRAM
-        datagram.bucket = hash & self.mask
-        datagram.chained, self.buckets[datagram.bucket] = self.buckets[datagram.bucket], datagram
+        datagram.bytes = DATAGRAM_BYTES
+        datagram.hash = hash
+        datagram.chained, self.buckets[hash & self.mask] = self.buckets[hash & self.mask], datagram
         datagram.older = self.newest
         if self.newest != NULL:
             self.newest.newer = datagram
@@ -152,6 +148,23 @@ cdef class Fragments:
         self.newest = datagram
         self.count += 1
         return datagram
+
+    # False: no memory.
+    cdef bint _has_buckets(self) noexcept nogil:
+        cdef datagram_s *datagram = self.oldest
+        cdef datagram_s **grown
+        cdef uint32_t mask = FIRST_BUCKETS - 1 if self.buckets == NULL else 2 * self.mask + 1
+        if self.buckets != NULL and self.count <= self.mask:
+            return True
+        grown = <datagram_s **>calloc(<size_t>mask + 1, sizeof(datagram_s *))
+        if grown == NULL:
+            return self.buckets != NULL
+        while datagram != NULL:
+            datagram.chained, grown[datagram.hash & mask] = grown[datagram.hash & mask], datagram
+            datagram = datagram.newer
+        free(self.buckets)
+        self.buckets, self.mask = grown, mask
+        return True
 
     # Bytes to their place, where none are yet. Returns 0, or why not: nothing was changed then.
     cdef int _hold(self, datagram_s *datagram, const fragment_s *fragment, uint32_t end) noexcept nogil:
@@ -170,17 +183,13 @@ cdef class Fragments:
         if there < behind and datagram.ranges[there].begin < end:
             if datagram.ranges[there].begin <= begin and end <= datagram.ranges[there].end:
                 until = min(min(end, captured), max(begin, datagram.cut_at))
-                if not fragment.is_ipv6 or memcmp(datagram.memory.data + begin, fragment.data, until - begin) == 0:
+                if not fragment.level & LEVEL_IPV6 or memcmp(datagram.memory.data + begin, fragment.data, until - begin) == 0:
                     return REPEATED
-            if fragment.is_ipv6:  # RFC 5722 3
+            if fragment.level & LEVEL_IPV6:  # RFC 5722 3
                 return OVERLAP
-        if datagram.range_room == datagram.range_count:
-            ranges = <range_s *>realloc(datagram.ranges, (2 * datagram.range_room + 4) * sizeof(range_s))
-            if ranges == NULL:
-                return LIMIT
-            datagram.ranges, datagram.range_room = ranges, 2 * datagram.range_room + 4
-        if end > datagram.end and not self._make_room(datagram, end):
+        if not self._make_room(datagram, end):
             return LIMIT
+        datagram.end = max(datagram.end, end)
         ranges = datagram.ranges
         until = begin
         for there in range(at, behind + 1):
@@ -204,31 +213,47 @@ cdef class Fragments:
             datagram.range_count -= behind - at - 1
         return 0
 
-    # For payload up to `end`. False: no room, which is a limit.
+    # For payload up to `end`, and for another range. False: no room, which is a limit.
     cdef bint _make_room(self, datagram_s *datagram, uint32_t end) noexcept nogil:
-        cdef uint32_t room = max(<uint32_t>256, datagram.room)
+        cdef uint32_t room = datagram.room, range_room = datagram.range_room
         cdef joined_s *memory
-        while <int64_t>self.held_bytes + end - datagram.end > self.max_bytes:
-            if self.oldest == datagram:
-                return False
-            self._remove(self.oldest, LIMIT)
+        cdef range_s *ranges
         while room < end:
-            room *= 2
+            room = max(<uint32_t>FIRST_ROOM, 2 * room)
+        if range_room == datagram.range_count:
+            range_room = 2 * range_room + 4
+        if not self._charge(datagram, room - datagram.room + (range_room - datagram.range_room) * <uint32_t>sizeof(range_s)):
+            return False
         if room > datagram.room:
             memory = <joined_s *>realloc(datagram.memory, sizeof(joined_s) + room)
             if memory == NULL:
                 return False
             datagram.memory, datagram.room = memory, room
-        self.held_bytes += end - datagram.end
-        datagram.end = end
+        if range_room > datagram.range_room:
+            ranges = <range_s *>realloc(datagram.ranges, range_room * sizeof(range_s))
+            if ranges == NULL:
+                return False
+            datagram.ranges, datagram.range_room = ranges, range_room
+        return True
+
+    # So many bytes more, of that datagram, or of one to come (NULL). False: the older ones gave way, and even so they are too many.
+    cdef bint _charge(self, datagram_s *datagram, uint32_t more) noexcept nogil:
+        while <int64_t>(self.held_bytes + more) > self.max_bytes:
+            if self.oldest == datagram:
+                return False
+            self._remove(self.oldest, LIMIT)
+        self.held_bytes += more
+        if datagram != NULL:
+            datagram.bytes += more
         return True
 
     # It will not become whole, and its fragments to come are dropped as those that it had.
     cdef void _give_up(self, datagram_s *datagram, int why) noexcept nogil:
         self.counts[why] += datagram.fragments
         self.held -= datagram.fragments
-        self.held_bytes -= datagram.end
-        datagram.fragments = datagram.end = 0
+        self.held_bytes -= datagram.bytes - DATAGRAM_BYTES
+        datagram.bytes = DATAGRAM_BYTES
+        datagram.fragments = 0
         free(datagram.memory)
         free(datagram.ranges)
         datagram.memory, datagram.ranges = NULL, NULL
@@ -236,8 +261,9 @@ cdef class Fragments:
 
     # `why`: what its fragments count as.
     cdef void _remove(self, datagram_s *datagram, int why) noexcept nogil:
-        cdef datagram_s **link = &self.buckets[datagram.bucket]
+        cdef datagram_s **link = &self.buckets[datagram.hash & self.mask]
         self._give_up(datagram, why)
+        self.held_bytes -= DATAGRAM_BYTES
         while link[0] != datagram:
             link = &link[0].chained
         link[0] = datagram.chained
@@ -255,6 +281,23 @@ cdef class Fragments:
     cdef void drop_all(self) noexcept nogil:
         while self.oldest != NULL:
             self._remove(self.oldest, INCOMPLETE)
+        free(self.buckets)
+        self.buckets = NULL
+
+    def _table(self):
+        """For tests: buckets, datagrams, and the most of them that lie in one bucket."""
+        cdef datagram_s *datagram
+        cdef uint32_t at, length, longest = 0
+        if self.buckets == NULL:
+            return 0, 0, 0
+        for at in range(self.mask + 1):
+            length = 0
+            datagram = self.buckets[at]
+            while datagram != NULL:
+                length += 1
+                datagram = datagram.chained
+            longest = max(longest, length)
+        return self.mask + 1, self.count, longest
 
 
 cdef inline int64_t abs_ns(int64_t a, int64_t b) noexcept nogil:

@@ -36,6 +36,7 @@ cdef enum:
     UNIT = 32                     # bytes in which a page's memory is counted: header, bytes and unused room
     LEAF = 128                    # entries of a leaf
     FLAT_PER_PAGE = 16
+    CAME_BYTES = 16               # of a page's room, behind its bytes: a came_s and what is left of its line
 
 
 # Kinds of pages. A cache is of one kind; the first one of an assembler is LARGE, and has the others behind it.
@@ -62,9 +63,9 @@ cdef struct cache_s:
     cache_s *others[LARGE]        # LARGE: the caches of the other kinds; NULL as long as there are none
     int kind
     uint32_t room                 # payload bytes of a page
-    uint32_t stride               # distance of two pages' bytes, at least room + 8; 0: marks
+    uint32_t stride               # distance of two pages' bytes, at least room + CAME_BYTES; 0: marks
     uint32_t units                # memory that a page counts for
-    bint keeps_came               # behind the bytes of each page there is a came_s
+    bint keeps_came               # begin and behind of each page's came_s mean something
     chunk_s *chunks               # oldest first
     uint32_t chunk_count
     uint32_t current              # the next page is taken from there; those before it have none
@@ -73,6 +74,7 @@ cdef struct cache_s:
     uint64_t used                 # pages that are taken
     uint64_t requests             # pages taken so far
     int64_t held_bytes            # payload in the taken pages
+    int64_t newest_packet         # the highest number of a packet that brought a page's bytes
 
 
 cdef struct page_s:               # a cache line, and aligned to one
@@ -89,13 +91,23 @@ cdef struct page_s:               # a cache line, and aligned to one
     uint8_t urgent                # one byte, out of band
 
 
-# The segment that brought a page's bytes, as it came. Lies behind them, where the policy asks for it: cache_s.keeps_came.
+# The segment that brought a page's bytes, as it came. Lies behind them; a mark has none.
 cdef struct came_s:
-    uint32_t begin                # its first sequence number
+    uint32_t begin                # its first sequence number, where the policy asks for it: cache_s.keeps_came
     uint32_t behind               # and the one behind its last
+    uint32_t packet               # low half of its packet's number
 
 cdef inline came_s *came_of(const page_s *page) noexcept nogil:
-    return <came_s *>(page.bytes + page.cache.stride - sizeof(came_s))
+    return <came_s *>(page.bytes + page.cache.stride - CAME_BYTES)
+
+# The number of the packet that brought a page's bytes. No page is held for 2**32 packets, so that low halves do; a mark has none: 0.
+cdef inline void note_packet(page_s *page, int64_t packet) noexcept nogil:
+    came_of(page).packet = <uint32_t>packet
+    page.cache.newest_packet = max(page.cache.newest_packet, packet)
+
+cdef inline int64_t packet_of(const page_s *page) noexcept nogil:
+    cdef int64_t newest = page.cache.newest_packet
+    return 0 if page.cache.kind == MARKS else newest - <uint32_t>(<uint32_t>newest - came_of(page).packet)
 
 
 cdef struct page_list_s:          # all zero: an empty list

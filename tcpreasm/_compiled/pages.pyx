@@ -20,7 +20,7 @@ __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 PAGE_BYTES = PAGE_SIZE
 
 # By kind. What is not the header of 64 bytes is the stride; a mark counts as the page that it spares.
-cdef uint32_t[KINDS] ROOM = [24, 440, PAGE_SIZE, PAGE_SIZE]
+cdef uint32_t[KINDS] ROOM = [16, 432, PAGE_SIZE, PAGE_SIZE]
 cdef uint32_t[KINDS] STRIDE = [32, 448, 0, 1920]
 cdef uint32_t[KINDS] UNITS = [96 // UNIT, 512 // UNIT, 1984 // UNIT, 1984 // UNIT]
 

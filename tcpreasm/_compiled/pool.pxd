@@ -12,6 +12,7 @@ meanwhile the connection that it is called for has an owner, and others wait unt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
+from .decode cimport LEVEL_IPV6
 
 
 cdef extern from "pthread.h" nogil:
@@ -99,14 +100,14 @@ cdef extern from *:
         return word;
     }
 
-    /* KEY_BYTES bytes in overlapping words. The last one tells the version, and what it leaves of IPv4 is zeros. */
+    /* KEY_BYTES bytes in overlapping words. The last byte, `level`, tells the version, and what it leaves of IPv4 is zeros. */
     static inline int tcpreasm_same_key(const void *a, const void *b)
     {
         const uint8_t *p = a, *q = b;
         if (((tcpreasm_word(p) ^ tcpreasm_word(q)) | (tcpreasm_word(p + 16) ^ tcpreasm_word(q + 16))
              | (tcpreasm_word(p + 29) ^ tcpreasm_word(q + 29))) != 0)
             return 0;
-        return !p[36] || ((tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))) == 0;
+        return !(p[36] & 1) || ((tcpreasm_word(p + 8) ^ tcpreasm_word(q + 8)) | (tcpreasm_word(p + 24) ^ tcpreasm_word(q + 24))) == 0;
     }
     """
     const uint64_t MIXER "UINT64_C(0x9E3779B97F4A7C15)"
@@ -118,10 +119,10 @@ cdef extern from *:
     void prefetch "__builtin_prefetch"(const void *address) noexcept nogil
 
 
-# Symmetric but for the highest bit, which tells one direction from the other.
+# Symmetric but for the highest bit, which tells one direction from the other. Tunnels do not count: few keys differ in nothing else.
 cdef inline uint32_t hash_of(const table_s *table, const key_s *key) noexcept nogil:
     cdef uint64_t src, dst, both
-    if key.is_ipv6:
+    if key.level & LEVEL_IPV6:
         src = fold(word(&key.src[0]) ^ table.secret0, word(&key.src[8]) ^ table.secret1) + (<uint64_t>key.src_port << 32)
         dst = fold(word(&key.dst[0]) ^ table.secret0, word(&key.dst[8]) ^ table.secret1) + (<uint64_t>key.dst_port << 32)
     else:
@@ -252,10 +253,10 @@ cdef class StreamPoolBase:
     cdef connection_s *oldest_half_open(self) noexcept nogil
     cdef connection_s *idlest(self) noexcept nogil
     # The order of last packets. The next one that has seen nothing since before_ns, or NULL; it is taken out. The opposite. From now on
-    # kept, for all that have seen something since then: False where there is no memory.
+    # kept: False where there is no memory.
     cdef connection_s *take_idle(self, int64_t before_ns) noexcept nogil
     cdef void note_seen(self, connection_s *connection) noexcept nogil
-    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil
+    cdef bint keep_seen(self) noexcept nogil
     # The clock was set back: nothing was closed later than now.
     cdef void set_back(self, int64_t now_ns) noexcept nogil
     # A page cache whose pages may come to hang in the pool's connections. Returns the number of its assembler.
@@ -269,7 +270,7 @@ cdef class StreamPoolBase:
     cdef int _grow(self) except -1 nogil
     cdef int _grow_table(self) except -1 nogil
     cdef void _grow_seen(self) noexcept nogil
-    cdef void _list_seen(self, int64_t since_ns) noexcept nogil
+    cdef void _list_seen(self) noexcept nogil
     cdef uint32_t _number_of(self, const connection_s *connection) noexcept nogil
     cdef void _leave_open(self, connection_s *connection) noexcept nogil
     cdef void _insert(self, uint32_t number, uint32_t hash) noexcept nogil

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from .connection cimport (
     CLOSED,
     FREE,
+    HALF_OPEN,
     HAS_START,
     LISTED,
     NATIVE,
@@ -21,7 +22,6 @@ from .connection cimport (
     REMOVED,
     SERVED,
     connection_s,
-    is_half_open,
     key_object,
     key_s,
     owner_of,
@@ -169,7 +169,7 @@ cdef class StreamPoolBase:
         return self.open.count
 
     def keys(self):
-        """The keys of the open connections, oldest first."""
+        """The keys of the open connections, oldest first. Two may be equal: then their `net_flow.tunnels` differ."""
         cdef connection_s *connection
         cdef uint32_t count = 0
         cdef bytes raw
@@ -529,9 +529,9 @@ cdef class StreamPoolBase:
         cdef int steps = STEPS_PAST_OWNED
         while connection != NULL and steps:
             if owner_of(connection) == 0:
-                if is_half_open(connection):
+                if connection.key.more & HALF_OPEN:
                     break
-            elif is_half_open(connection) or not connection.has & HAS_START:
+            elif connection.key.more & HALF_OPEN or not connection.has & HAS_START:
                 passes = False
             connection = connection.newer
             if passes:
@@ -544,7 +544,7 @@ cdef class StreamPoolBase:
         cdef connection_s *aside[PUT_ASIDE]
         cdef connection_s *connection = NULL
         cdef int count = 0
-        if not self.is_seen_kept and not self.keep_seen(-UNKNOWN_BOUND):
+        if not self.is_seen_kept and not self.keep_seen():
             return oldest_at_rest(&self.open)
         while count < PUT_ASIDE:
             connection = self.take_idle(UNKNOWN_BOUND)
@@ -556,7 +556,7 @@ cdef class StreamPoolBase:
         while count:
             count -= 1
             self.note_seen(aside[count])
-        if connection == NULL:    # a flush that is under way has taken them out
+        if connection == NULL:    # as many as could be put aside
             return oldest_at_rest(&self.open)
         return connection
 
@@ -565,8 +565,8 @@ cdef class StreamPoolBase:
         cdef connection_s *connection
         while self.seen_count and top.seen_ns < before_ns:
             connection = connection_at(&self.table, top.number)
-            self.looked_at += 1
             if connection.serial == top.serial and connection.state == OPEN:
+                self.looked_at += 1
                 if connection.last_seen_ns != top.seen_ns:
                     top.seen_ns = connection.last_seen_ns
                     sift_down(self.by_seen, self.seen_count)
@@ -590,7 +590,7 @@ cdef class StreamPoolBase:
             push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, self._number_of(connection), connection.serial)
             self.seen_count += 1
 
-    cdef bint keep_seen(self, int64_t since_ns) noexcept nogil:
+    cdef bint keep_seen(self) noexcept nogil:
         cdef size_t room = max(<size_t>64, <size_t>self.open.count * 2)
         cdef seen_s *grown
         if self.seen_room < room:
@@ -599,14 +599,14 @@ cdef class StreamPoolBase:
                 return False
             self.by_seen, self.seen_room = grown, room
         self.is_seen_kept = True
-        self._list_seen(since_ns)
+        self._list_seen()
         return True
 
     # There is room for one more; or no order is kept any more, until it is asked for again.
     cdef void _grow_seen(self) noexcept nogil:
         cdef seen_s *grown
         if self.seen_count > <size_t>self.open.count * 2:  # the rest is no longer open
-            self._list_seen(-UNKNOWN_BOUND)
+            self._list_seen()
             return
         grown = <seen_s *>PyMem_RawRealloc(self.by_seen, self.seen_room * 2 * sizeof(seen_s))
         if grown == NULL:
@@ -615,13 +615,13 @@ cdef class StreamPoolBase:
         self.by_seen, self.seen_room = grown, self.seen_room * 2
 
     # As they lie in memory: along the list each would be waited for.
-    cdef void _list_seen(self, int64_t since_ns) noexcept nogil:
+    cdef void _list_seen(self) noexcept nogil:
         cdef connection_s *connection
         cdef uint32_t number
         self.seen_count = 0
         for number in range(1, self.table.made + 1):
             connection = connection_at(&self.table, number)
-            if connection.state == OPEN and connection.last_seen_ns >= since_ns:
+            if connection.state == OPEN:
                 push_seen(self.by_seen, self.seen_count, connection.last_seen_ns, number, connection.serial)
                 self.seen_count += 1
 
@@ -670,7 +670,7 @@ cdef class StreamPoolBase:
     # -- for tests --------------------------------------------------------------------------------------------------
 
     def _hash_of(self, key):
-        """Where the table begins to look for packed source and destination address, source and destination port; before the mask."""
+        """Where the table begins to look for a key (as in raw_key); before the mask."""
         cdef key_s raw = raw_key(key)
         return hash_of(&self.table, &raw)
 

@@ -23,6 +23,8 @@ cdef struct piece_s:              # one piece before anybody asked for an object
     int64_t skip                  # missing bytes right before; -1 unknown; 0 none
     int64_t seen_ns               # capture time
     int64_t offset                # of data[0] in the decompressed capture file (or the batch's buffer); -1 unknown, and where size is 0
+    int64_t packet                # number of the packet that brought data, or led to an empty piece; 0 none did; 0 too for a mark
+    uint32_t seq                  # sequence number of data[0], or of what would come next
     uint32_t size
     uint32_t flags                # PIECE_
 
@@ -38,6 +40,8 @@ cdef class Reassembly:
     cdef Py_ssize_t length
     cdef int64_t seen_              # capture time, ns
     cdef int64_t offset_            # where data[0] stands in the capture; -1 unknown
+    cdef int64_t packet_            # number of the packet that brought data
+    cdef uint32_t seq_              # sequence number of data[0]
     cdef int views                  # memoryviews that look at data now: while there is one, data must not move
     cdef uint8_t flags              # PIECE_
     cdef uint8_t ready              # made: bytes, once there, stay

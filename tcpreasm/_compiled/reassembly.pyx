@@ -62,6 +62,10 @@ cdef class Reassembly:
         seen: the same in seconds.
         offset: where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over
             all of them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes.
+        packet_number: number of the packet that brought these bytes. An assembler counts what it is given, frames of every kind and
+            segments, from 1, and through a list of captures it counts on. Without bytes: that of the packet that led to the piece;
+            0 where none did.
+        seq: sequence number of the first byte (RFC 9293 3.4), or of the one that would come next.
 
     Both cores have these, and nothing else is promised. In the pure core a piece happens to be a bytes object, in the compiled one it is
     none: ask for `bytes` or `memoryview(r)`, and rely on neither slices nor comparisons of the piece itself.
@@ -72,7 +76,7 @@ cdef class Reassembly:
         self.offset_ = -1
         self.skip_ = NO_SKIP
 
-    def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1):
+    def __init__(self, data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1, packet_number=0, seq=0):
         if self.ready:
             raise TypeError("a Reassembly is made once")
         self.ready = True
@@ -83,6 +87,8 @@ cdef class Reassembly:
         self.flags = (PIECE_START if start else 0) | (PIECE_END if end else 0)
         self.seen_ = seen_ns
         self.offset_ = offset
+        self.packet_ = packet_number
+        self.seq_ = seq
 
     @property
     def bytes(self):
@@ -114,6 +120,17 @@ cdef class Reassembly:
         """Where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over all of
         them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes."""
         return self.offset_
+
+    @property
+    def packet_number(self):
+        """Number of the packet that brought these bytes. An assembler counts what it is given, frames of every kind and segments, from 1,
+        and through a list of captures it counts on. Without bytes: that of the packet that led to the piece; 0 where none did."""
+        return self.packet_
+
+    @property
+    def seq(self):
+        """Sequence number of the first byte (RFC 9293 3.4), or of the one that would come next."""
+        return self.seq_
 
     def __len__(self):
         return self.length
@@ -178,6 +195,8 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
         made.skip_ = piece.skip
     made.seen_ = piece.seen_ns
     made.offset_ = piece.offset
+    made.packet_ = piece.packet
+    made.seq_ = piece.seq
     made.flags = <uint8_t>piece.flags
     if piece.page != NULL:
         lent = LentPage.__new__(LentPage)

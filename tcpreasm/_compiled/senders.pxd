@@ -16,7 +16,7 @@ cdef enum:
 
 cdef struct sender_s:
     uint8_t address[16]
-    uint8_t is_ipv6
+    uint8_t level                 # as in segment_s: of what it sends in a tunnel, another card may fill in the checksums
     uint8_t state                 # 0: the place is empty; UNDECIDED, VERIFIED, OFFLOADS
     uint8_t seen                  # segments so far, as long as it is undecided,
     uint8_t wrong                 # and how many of them had a wrong checksum

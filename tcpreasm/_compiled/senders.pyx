@@ -48,19 +48,19 @@ cdef class Senders:
         cdef uint32_t at
         if 2 * self.count >= self.mask and not self._grow(table):
             return NULL
-        at = hash_of_sender(table, segment.src, segment.is_ipv6)
+        at = hash_of_sender(table, segment.src, segment.level)
         while True:
             place = &self.places[at & self.mask]
             if place.state == 0:
                 break
-            if place.is_ipv6 == segment.is_ipv6 and memcmp(place.address, segment.src, 16) == 0:
+            if place.level == segment.level and memcmp(place.address, segment.src, 16) == 0:
                 return place
             at += 1
         if self.count == MAX_SENDERS:
             return NULL
         self.count += 1
         memcpy(place.address, segment.src, 16)
-        place.is_ipv6, place.state = segment.is_ipv6, UNDECIDED
+        place.level, place.state = segment.level, UNDECIDED
         return place
 
     # False: no memory.
@@ -72,7 +72,7 @@ cdef class Senders:
         if self.places != NULL:
             for i in range(self.mask + 1):
                 if self.places[i].state != 0:
-                    at = hash_of_sender(table, self.places[i].address, self.places[i].is_ipv6)
+                    at = hash_of_sender(table, self.places[i].address, self.places[i].level)
                     while places[at & mask].state != 0:
                         at += 1
                     places[at & mask] = self.places[i]
@@ -81,9 +81,9 @@ cdef class Senders:
         return True
 
 
-cdef uint32_t hash_of_sender(const table_s *table, const uint8_t *address, uint8_t is_ipv6) noexcept nogil:
+cdef uint32_t hash_of_sender(const table_s *table, const uint8_t *address, uint8_t level) noexcept nogil:
     cdef key_s key
     memset(&key, 0, sizeof(key))
     memcpy(key.src, address, 16)
-    key.is_ipv6 = is_ipv6
+    key.level = level
     return hash_of(table, &key)

@@ -47,6 +47,7 @@ cdef struct entry_s:
     int *order                    # the frames' numbers, shard by shard
     int first[MAX_SHARDS + 1]     # where each shard's begin in `order`
     int count                     # of frames
+    int64_t packets               # that came before these
     int room
     int left                      # shards that are not through with it
     bint ready
@@ -74,6 +75,7 @@ cdef class Shards:
     cdef int64_t read_from        # offset in the file at which block 1 begins
     cdef int64_t position         # offset in the file behind all that was parsed or left over
     cdef clock_s clock
+    cdef int64_t packets          # that were parsed
     cdef bint failed              # read_at did, behind everything parsed so far
     cdef object read_error        # or the source
     cdef void *left_in            # the Block that has a cut record at its end, or NULL (borrowed)

@@ -90,6 +90,7 @@ cdef class Shards:
             self.borrowed[i] = <void *>assembler
         self.records = records
         self.clock = (<AssemblerBase>assemblers[0]).clock
+        self.packets = (<AssemblerBase>assemblers[0]).packets
         self.coalesce = coalesce
         self.base = base
         self.at_once = records.can_read_at
@@ -229,6 +230,8 @@ cdef class Shards:
         elif goes_on:
             goes_on = self._parse_at_once(entry, short) if self.at_once else self._parse_next(entry)
         entry.plain = tell_time(&self.clock, entry.frames, entry.count, entry.now_ns)
+        entry.packets = self.packets
+        self.packets += entry.count
         pthread_mutex_lock(&self.mutex)
         self.parsed += 1
         if not goes_on and self.last < 0:
@@ -262,11 +265,8 @@ cdef class Shards:
             return False
         for i in range(entry.count):
             if entry.decoded[i].verdict == FRAGMENT or entry.decoded[i].verdict >= BAD_CHECKSUM:
-                if (
-                    settle(<AssemblerBase>assembler, &entry.decoded[i], entry.now_ns[i], self.count, &joined)
-                    and not (<AssemblerBase>assembler).warned
-                ):
-                    warn_of_offloading(<AssemblerBase>assembler, &entry.decoded[i])
+                if settle(<AssemblerBase>assembler, &entry.decoded[i], entry.now_ns[i], self.count, &joined):
+                    warn_of_offloading(&entry.decoded[i])
                 if joined != NULL:
                     joined.next, entry.joined = entry.joined, joined
         return True
@@ -407,6 +407,7 @@ cdef class Shards:
         if has_objects:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block
+        (<AssemblerBase>assembler).packets = entry.packets
         if entry.plain and not (<AssemblerBase>assembler).long_way:
             first = entry.first[shard]
             (<AssemblerBase>assembler)._walk_plain(
@@ -414,6 +415,7 @@ cdef class Shards:
             )
         else:
             (<AssemblerBase>assembler)._walk_anyhow(entry.frames, entry.decoded, entry.count, shard, True, &done)
+        (<AssemblerBase>assembler).packets = entry.packets + entry.count
         if has_objects:
             with gil:
                 give_out(<AssemblerBase>assembler)

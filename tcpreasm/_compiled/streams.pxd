@@ -7,7 +7,7 @@ malloc's, which no tracer looks at), and who holds the GIL only tries, else give
 the lock of one stream's own memory may be waited for with the GIL, by Python code that feeds the stream: it is held for a copy at most.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from .reassembly cimport piece_s
 
@@ -51,6 +51,14 @@ cdef struct span_s:               # a row of SPAN_DTYPE
     int64_t skip
     int64_t seen_ns
 
+cdef struct provenance_s:         # a row of PROVENANCE_FIELDS
+    int64_t offset
+    int64_t length
+    int64_t seen_ns
+    int64_t packet_number
+    uint32_t seq
+    int64_t acked
+
 
 # ---- what streams are
 
@@ -64,6 +72,7 @@ cdef class Pieces:
 cdef class NativeStream:          # what the engine serves without the GIL; a borrowed PyObject * can be cast and called without it
     cdef bint calls_out           # take may run user code: the engine lets go of its lock before
     cdef bint ignores_bytes       # take looks at everything of a piece but its data, which may be NULL then
+    cdef bint asks_origins        # take looks at the packet of a piece: else that may be 0
     # The next pieces, in order: at least one. They are good during the call only. Everything is taken in before it raises.
     cdef int take(self, const piece_s *pieces, Py_ssize_t count) except -1 nogil
     # Nothing more will come.
@@ -96,6 +105,7 @@ cdef bint count_gap(_GapStream stream, const piece_s *piece) noexcept nogil
 
 cdef class BytesStream(_GapStream):
     cdef memory_s kept
+    cdef memory_s rows            # of provenance_s, where asks_origins says so
     cdef size_t limit             # bytes that may be kept
     cdef int64_t dropped_
     cdef bint raises              # on_limit is "error"

@@ -6,6 +6,7 @@ code instead, with the same result. The docstrings of public classes begin with 
 would embed has the star in a wrong place, and names for values.
 """
 
+from operator import index
 from types import MethodType
 
 cimport cython
@@ -14,13 +15,14 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.unistd cimport usleep
 
 from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_s
 
 from ..flow import ConnectionKey
-from ..options import check_number
+from ..options import check_bool, check_number
+from ..provenance import not_there, rows_of
 from ..spans import array_of, copy_to, read_rows
 
 __all__ = ["ByteCountStream", "BytesStream", "DigestStream", "SpanStream"]
@@ -146,6 +148,7 @@ cdef class Pieces:
                 out.skip = piece.skip_
                 out.seen_ns = piece.seen_
                 out.offset = piece.offset_
+                out.packet, out.seq = piece.packet_, piece.seq_
                 out.flags = piece.flags
                 piece.views += 1
             else:
@@ -156,6 +159,7 @@ cdef class Pieces:
                 out.skip = given.skip
                 out.seen_ns = given.seen_ns
                 out.offset = getattr(given, "offset", -1)
+                out.packet, out.seq = getattr(given, "packet_number", 0), getattr(given, "seq", 0)
                 out.flags = (PIECE_START if given.start else 0) | (PIECE_END if given.end else 0)
                 out.data = <const uint8_t *>PyBytes_AS_STRING(data)
                 self.held[number] = data
@@ -335,7 +339,7 @@ cdef class _GapStream(ByteCountStream):
 # ---- collecting
 
 cdef class BytesStream(_GapStream):
-    """BytesStream(net_flow=None, transport_flow=None, *, max_bytes=None, on_limit='error')\n--\n\n\
+    """BytesStream(net_flow=None, transport_flow=None, *, max_bytes=None, on_limit='error', provenance=False)\n--\n\n\
 Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
 
     Args:
@@ -343,10 +347,11 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
         max_bytes: the most that is kept. None: no limit.
         on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
             that brought it (what fits is kept, and the stream goes on dropping).
+        provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
     """
 
     @cython.embedsignature(False)
-    def __init__(self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error"):
+    def __init__(self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error", provenance=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if max_bytes is not None:
             check_number("max_bytes", max_bytes, "bytes")
@@ -356,9 +361,12 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
         self.on_limit = on_limit
         self.limit = ENDLESS if max_bytes is None else min(max_bytes, ENDLESS)
         self.raises = on_limit == "error"
+        check_bool("provenance", provenance)
+        self.asks_origins = provenance
 
     def __dealloc__(self):
         free(self.kept.data)
+        free(self.rows.data)
 
     @property
     def data(self):
@@ -369,6 +377,30 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
     def dropped(self):
         """Bytes beyond `max_bytes`. `length` counts them too."""
         return self.dropped_
+
+    @property
+    def provenance(self):
+        """A numpy structured array, a copy, one row a piece of what is kept, in order: offset (of its first byte in the stream, missing
+        bytes counted), length, seen_ns (capture time), packet_number, seq (sequence number of its first byte), and acked (the offset up
+        to which the other side had acknowledged the stream; -1: unknown). None where it was not asked for."""
+        return rows_of(copy_of(&self.rows, &self.lock)) if self.asks_origins else None
+
+    def origin_of(self, offset):
+        """The row of `provenance` that brought the byte at that offset, which counts missing bytes. IndexError where it lies in a gap or
+        beyond what is kept; ValueError where provenance was not asked for."""
+        cdef provenance_s row
+        cdef bint there
+        if not self.asks_origins:
+            raise ValueError("this stream was made without provenance=True")
+        offset = index(offset)
+        if not 0 <= offset < self.length_ + self.skipped_:
+            raise not_there(offset)
+        lock_with_gil(&self.lock)
+        there = find_row(&self.rows, offset, &row)
+        unlock(&self.lock)
+        if not there:
+            raise not_there(offset)
+        return rows_of((<char *>&row)[:sizeof(row)])[0]
 
     cdef int take(self, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
         cdef const piece_s *piece
@@ -389,6 +421,8 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
                 continue
             if reserve(&self.kept, size, self.limit):
                 append(&self.kept, piece.data, size)
+                if self.asks_origins:
+                    there = note_row(&self.rows, piece, self.length_ + self.skipped_ - piece.size, <int64_t>size) and there
             else:
                 there = False
         unlock(&self.lock)
@@ -404,6 +438,7 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
         self.complete_ = True
         lock(&self.lock)
         shrink(&self.kept)
+        shrink(&self.rows)
         unlock(&self.lock)
         return 0
 
@@ -415,6 +450,37 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
     def reassembly_complete(self):
         """Marks the stream as complete."""
         BytesStream.finish(self)
+
+
+# Where the first `length` bytes of a piece came from, which stand at that offset of the stream; the lock is held. False: no memory.
+cdef bint note_row(memory_s *rows, const piece_s *piece, int64_t offset, int64_t length) noexcept nogil:
+    cdef provenance_s row
+    memset(&row, 0, sizeof(row))
+    row.offset = offset
+    row.length = length
+    row.seen_ns = piece.seen_ns
+    row.packet_number = piece.packet
+    row.seq = piece.seq
+    row.acked = -1
+    if not reserve(rows, sizeof(row), ENDLESS):
+        return False
+    append(rows, &row, sizeof(row))
+    return True
+
+
+# The row that has the byte at that offset; the lock is held. False: none has.
+cdef bint find_row(const memory_s *rows, int64_t offset, provenance_s *found) noexcept nogil:
+    cdef const provenance_s *row = <const provenance_s *>rows.data
+    cdef size_t size = rows.used // sizeof(provenance_s), half
+    if size == 0:
+        return False
+    while size > 1:
+        half = size // 2
+        if row[half].offset <= offset:
+            row += half
+        size -= half
+    found[0] = row[0]
+    return row.offset <= offset < row.offset + row.length
 
 
 cdef class DigestStream(ByteCountStream):

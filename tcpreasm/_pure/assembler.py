@@ -89,7 +89,6 @@ class AssemblerBase(Flusher):
         self._defragments = defragment
         self._fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
         self._senders = Senders()
-        self._offloading = 0  # senders that assemblers noticed which were absorbed
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
         self._max_gap = max_gap
@@ -103,6 +102,7 @@ class AssemblerBase(Flusher):
         self._verdicts = [0] * len(Verdict)
         self._out = []
         self._text_offset = -1
+        self._packet = 0
         self._out_of_band = None
         self._tsval = None
         self._gathers = False
@@ -123,7 +123,7 @@ class AssemblerBase(Flusher):
         """Take in one segment.
 
         Args:
-            net_flow: the packet's addresses.
+            net_flow: the packet's addresses; its `tunnels` are not looked at: it is in none.
             tcp: the segment.
             timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
             timestamp_ns: the same in integer nanoseconds.
@@ -139,9 +139,10 @@ class AssemblerBase(Flusher):
         if len(net_flow.raw_src) != len(net_flow.raw_dst) or len(net_flow.raw_src) not in (4, 16):
             raise TypeError(f"net_flow is a Flow of two addresses, not {net_flow!r}")
         seen_ns = to_ns(timestamp, timestamp_ns)
-        key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port)
+        key = (net_flow.raw_src, net_flow.raw_dst, tcp.src_port, tcp.dst_port, 0)
         self._enter()
         try:
+            self._packet += 1
             self._observe(seen_ns)
             self._segment(key, tcp.seq, tcp.flags, tcp.payload, tcp.wire_payload_length, seen_ns, tcp.urgent, None, -1, False)
         finally:
@@ -305,6 +306,17 @@ class AssemblerBase(Flusher):
         """Capture time, as far as it is believed: one packet whose time is far from the others' does not move it."""
         return self._clock.now_ns
 
+    @property
+    def packets_given(self) -> int:
+        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        return self._packet
+
+    def number_from(self, packets: int) -> None:
+        """What comes next has the number after that many."""
+        self._enter()
+        self._packet = packets
+        self._busy.release()
+
     def advance_clock(self, now_ns: int) -> None:
         """Time goes on without packets (live captures)."""
         seen_ns = to_ns(None, now_ns)
@@ -329,16 +341,21 @@ class AssemblerBase(Flusher):
         """The opposite."""
         self._busy.release()
 
+    def stand_in(self, other: AssemblerBase) -> None:
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+        time, over a pool of its own that has no connections yet."""
+        self._fragments, self._senders = other._fragments, other._senders
+
     def absorb(self, other: AssemblerBase) -> None:
-        """What another assembler has counted counts here too, and its clock goes on here."""
+        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
+        on here."""
         for name, count in other._counts.items():
             self._counts[name] += count
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
-        self._fragments.absorb(other._fragments)
-        self._offloading += other._offloading + other._senders.offloading
         self._clock = other._clock
+        self._packet = max(self._packet, other._packet)
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -350,7 +367,7 @@ class AssemblerBase(Flusher):
             tuple(fragment_counts),
             {
                 "fragments_held": fragments_held,
-                "offloading_senders": self._offloading + self._senders.offloading,
+                "offloading_senders": self._senders.offloading,
                 "bytes_held": self._cache.held_bytes,
                 "connections": len(self._pool),
                 "pages_used": self._cache.used,
@@ -399,6 +416,7 @@ class AssemblerBase(Flusher):
 
     def _frame(self, data: bytes, seen_ns: int, linktype: int, wire_length: int | None, offset: int) -> Verdict:
         """One frame, which stands at that offset in the file; -1 where that is not known."""
+        self._packet += 1
         self._observe(seen_ns)
         verdict, segment, lies_in = self._decode(data, linktype, wire_length, self._clock.now_ns or 0)
         return self._decoded(verdict, segment, lies_in, seen_ns, -1 if lies_in is not data else offset)
@@ -415,7 +433,7 @@ class AssemblerBase(Flusher):
             verdict, result, data = self._fragments.take(result, now_ns, self._tunnels)
         if self._checksums == JUDGE and verdict >= Verdict.BAD_CHECKSUM and result is not None:
             noticed = self._senders.offloading
-            verdict = self._senders.judge(result.src, verdict)
+            verdict = self._senders.judge((result.src, result.tunnels), verdict)
             if self._senders.offloading > noticed == 0:
                 _log.warning("checksums of %s are left to its network card: not verified", Flow(result.src, result.dst).src)
         return Verdict(verdict), result if verdict == Verdict.SEGMENT else None, data
@@ -427,7 +445,7 @@ class AssemblerBase(Flusher):
         else:
             text = segment.payload_offset
             self._segment(
-                (segment.src, segment.dst, segment.src_port, segment.dst_port),
+                (segment.src, segment.dst, segment.src_port, segment.dst_port, segment.tunnels),
                 segment.seq,
                 segment.flags,
                 memoryview(data)[text : text + segment.payload_length],
@@ -504,4 +522,4 @@ class AssemblerBase(Flusher):
         conflicts, self._conflicts = self._conflicts, []
         net_flow, transport_flow = key_object(key)
         for seq, held, new, wins in conflicts:
-            self._on_conflict(net_flow, transport_flow, seq, held, new, wins)
+            self._on_conflict(net_flow, transport_flow, seq, bytes(held), bytes(new), wins)

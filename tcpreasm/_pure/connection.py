@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from ..flow import ConnectionKey, Flow
 from .pages import PageList
 from .reassembly import Reassembly
-from .sequence import add, difference
+from .sequence import difference
 
 __all__ = ["Connection", "RawKey", "Successor", "key_object"]
 
-RawKey = tuple[bytes, bytes, int, int]  # packed source and destination address, source and destination port
+RawKey = tuple[bytes, bytes, int, int, int]  # packed source and destination address, source and destination port, tunnels around
 
 
 def key_object(key: RawKey) -> ConnectionKey:
     """The two flows."""
-    src, dst, src_port, dst_port = key
-    return ConnectionKey(Flow(src, dst), Flow(src_port, dst_port))
+    src, dst, src_port, dst_port, tunnels = key
+    return ConnectionKey(Flow(src, dst, tunnels), Flow(src_port, dst_port))
 
 
 class Successor(NamedTuple):
@@ -30,6 +30,7 @@ class Successor(NamedTuple):
     isn: int
     next_seq: int  # behind the SYN and its data
     seen_ns: int
+    packet: int  # its number
     pages: PageList  # that data
     tsval: int | None  # its timestamp, where one is looked for
 
@@ -52,9 +53,9 @@ class Connection:
         "first_seq",
         "gathered",
         "gatherer",
+        "half_open",
         "isn",
         "last_seen_ns",
-        "last_syn_ns",
         "lock",
         "next_seq",
         "owner",
@@ -77,7 +78,7 @@ class Connection:
         self.owner = 0  # identity of the thread that holds the lock
         self.pages = PageList()
         self.state = self.FREE
-        self.reset((b"", b"", 0, 0), 0)
+        self.reset((b"", b"", 0, 0, 0), 0)
 
     def reset(self, key: RawKey, seen_ns: int) -> None:
         """Forget everything, last_seen_ns too. Nothing may be held or put aside, as closing leaves it."""
@@ -88,7 +89,7 @@ class Connection:
         self.first_seq = 0  # sequence number of the stream's first byte, once it has started
         self.past_start = False  # so far from first_seq that it cannot be compared with any more
         self.end_seq: int | None = None  # sequence number at which the FIN stands, once one was seen
-        self.end_seen_ns = 0
+        self.end_seen_ns = 0  # capture time of the FIN, before that of the last SYN
         self.cut_end = 0  # up to here the capture cut bytes off, where that is ahead of next_seq: no use waiting for them
         self.far_next: int | None = None  # where the last segment ended that was further ahead than max_gap
         self.skip = 0  # missing bytes that the next piece will report; -1 for an unknown number
@@ -96,7 +97,7 @@ class Connection:
         self.early_segments = 0  # segments since the connection was made that wait for its start
         self.created_ns = seen_ns
         self.last_seen_ns = seen_ns
-        self.last_syn_ns: int | None = None  # capture time of the last SYN, as long as nothing else has come
+        self.half_open = False  # nothing but SYNs has come, the first one before all else
         self.successor: Successor | None = None
         self.syn_data = False  # what is held is the SYN's text, and nothing has shown yet that it was accepted
         self.tsval: int | None = None  # timestamp of what came in order last, where timestamps are looked at
@@ -132,16 +133,6 @@ class Connection:
         """To be called whenever next_seq has moved over a multiple of 2**30."""
         if self.next_seq is not None and not 0 <= difference(self.first_seq, self.next_seq) <= 1 << 30:
             self.past_start = True
-
-    def is_half_open(self) -> bool:
-        """A SYN, sent again perhaps, is all that has come. (An ACK leaves its time only: one no later than the SYN goes unnoticed.)"""
-        return (
-            self.last_syn_ns == self.last_seen_ns
-            and self.isn is not None
-            and self.next_seq == self.cut_end == add(self.isn, 1)
-            and self.end_seq is None
-            and not self.pages.count
-        )
 
     def ended(self) -> bool:
         """The stream has reached its FIN or RST."""

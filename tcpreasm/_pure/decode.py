@@ -23,7 +23,7 @@ from ..verdict import Verdict
 __all__ = ["decode_frame"]
 
 ALL_TUNNELS = (1 << len(TUNNELS)) - 1
-MAX_TUNNELS = 8  # one within the other; what is deeper stays unopened
+MAX_TUNNELS = 8  # one within the other, labels counted; what is deeper stays unopened
 
 # How checksums are looked at: not at all; refuse a wrong one; tell of each segment what its checksum was like.
 IGNORE, VERIFY, JUDGE = range(3)
@@ -47,7 +47,9 @@ class Fragment(NamedTuple):
     offset: int
     """In the datagram's payload, bytes."""
     depth: int
-    """Tunnels around it, it being one itself."""
+    """Tunnels and labels around it, it being one itself."""
+    level: int
+    """The tunnels among those around it."""
     before: int
     """Bytes of the header that count for the datagram's length."""
     data: bytes
@@ -59,12 +61,13 @@ class Fragment(NamedTuple):
 class Layers:
     """What decoding goes on with where a layer holds neither TCP nor, by itself, IP."""
 
-    __slots__ = ("checksums", "depth", "length", "offset", "tunnel", "tunnels", "wire")
+    __slots__ = ("checksums", "depth", "length", "level", "offset", "tunnel", "tunnels", "wire")
 
-    def __init__(self, checksums: int, tunnels: int, depth: int) -> None:
+    def __init__(self, checksums: int, tunnels: int, depth: int = 0, level: int = 0) -> None:
         self.checksums = checksums
         self.tunnels = tunnels
-        self.depth = depth  # tunnels so far
+        self.depth = depth  # tunnels and labels so far
+        self.level = level  # the tunnels among them: packets that what comes next lies in
         self.tunnel = ""  # one of TUNNELS, that may be looked into; "": nothing
         self.offset = self.length = self.wire = 0  # where it begins, and ends: as far as it was captured, and on the wire
 
@@ -126,7 +129,7 @@ def _checked(frame: bytes, offset: int, length: int, src: bytes, dst: bytes, che
     return Verdict.BAD_CHECKSUM
 
 
-def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src: bytes, dst: bytes, checksums: int) -> Result:
+def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src: bytes, dst: bytes, checksums: int, level: int) -> Result:
     """`on_wire` bytes of TCP as the IP header tells, of which `captured` are there. The frame had `room` for: an IP header that
     claims more makes no gap."""
     if on_wire < 20:
@@ -144,7 +147,8 @@ def _tcp(frame: bytes, offset: int, captured: int, on_wire: int, room: int, src:
         verdict = _checked(frame, offset, on_wire, src, dst, checksums)
     on_wire = _on_wire(captured, on_wire, room)
     return verdict, Segment(
-        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header, header
+        src, dst, src_port, dst_port, seq, ack, flags, window, urgent, offset + header, captured - header, on_wire - header, header,
+        level,
     )  # fmt: skip
 
 
@@ -221,8 +225,8 @@ def _ipv4(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> 
     if is_fragment:
         on_wire = _on_wire(captured, total, wire - offset)
         return Verdict.FRAGMENT, Fragment(
-            src, dst, identification, protocol, bool(field & 0x2000), layers.checksums, (field & 0x1FFF) * 8, layers.depth + 1, header,
-            frame[offset + header : offset + captured], on_wire - header,
+            src, dst, identification, protocol, bool(field & 0x2000), layers.checksums, (field & 0x1FFF) * 8, layers.depth + 1,
+            layers.level, header, frame[offset + header : offset + captured], on_wire - header,
         )  # fmt: skip
     return _ipv4_payload(frame, protocol, offset + header, offset + captured, offset + total, wire, src, dst, layers)
 
@@ -232,7 +236,7 @@ def _ipv4_payload(
 ) -> Result:
     """Captured up to `length`, and `end` as the IP header tells; the frame had `room`."""
     if protocol == _TCP:
-        return _tcp(frame, offset, length - offset, end - offset, room - offset, src, dst, layers.checksums)
+        return _tcp(frame, offset, length - offset, end - offset, room - offset, src, dst, layers.checksums, layers.level)
     _note_protocol(layers, frame, protocol, False, offset, length, _on_wire(length, end, room))
     return _NOT_TCP
 
@@ -274,7 +278,7 @@ def _ipv6_payload(
                 length = min(length, end)
                 return Verdict.FRAGMENT, Fragment(
                     src, dst, _be32(frame, offset + 4)[0], frame[offset], bool(field & 1), checksums, field & 0xFFF8, layers.depth + 1,
-                    offset - begin, frame[offset + 8 : length], _on_wire(length, end, room) - offset - 8,
+                    layers.level, offset - begin, frame[offset + 8 : length], _on_wire(length, end, room) - offset - 8,
                 )  # fmt: skip
             header = 8
         elif protocol == _AUTHENTICATION:
@@ -289,7 +293,7 @@ def _ipv6_payload(
             return _TRUNCATED
         protocol = frame[offset]
         offset += header
-    return _tcp(frame, offset, min(length, end) - offset, end - offset, room - offset, src, dst, checksums)
+    return _tcp(frame, offset, min(length, end) - offset, end - offset, room - offset, src, dst, checksums, layers.level)
 
 
 def _by_version(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
@@ -643,11 +647,14 @@ _TUNNELS: dict[str, Callable[[bytes, int, int, int, Layers], Result]] = {
     "gtp": _gtp,
 }
 
+_LABELS = ("mpls", "pppoe")  # which put no packet into another one
+
 
 def _unwrapped(frame: bytes, result: Result, layers: Layers) -> Result:
     """One tunnel a turn. Where the innermost holds no IP, the verdict is that of what carried it."""
     while layers.tunnel and layers.depth < MAX_TUNNELS:
         layers.depth += 1
+        layers.level += layers.tunnel not in _LABELS
         look_into, layers.tunnel = _TUNNELS[layers.tunnel], ""
         inner = look_into(frame, layers.offset, layers.length, layers.wire, layers)
         if inner is not _NOT_IP:
@@ -696,13 +703,13 @@ def decode(frame: bytes, linktype: int, wire_length: int | None, checksums: int,
             and header >= 20 and total >= 20 + header and length >= 14 + total
         ):  # fmt: skip
             size = total - 20 - header
-            fields = (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size, header)
+            fields = (src, dst, src_port, dst_port, seq, ack, flags, window, urgent, 34 + header, size, size, header, 0)
             return _SEGMENT, _new(Segment, fields)
     link = _LINKTYPES.get(linktype)
     if link is None:
         return _UNKNOWN_LINKTYPE
     wire = length if wire_length is None or wire_length < length else wire_length
-    layers = Layers(checksums, tunnels, 0)
+    layers = Layers(checksums, tunnels)
     return _unwrapped(frame, link(frame, length, min(wire, _SIZE_MAX), layers), layers)
 
 
@@ -714,6 +721,6 @@ def decode_datagram(data: bytes, first: Fragment, length: int, tunnels: int) -> 
         first: its first fragment.
         length: its bytes on the wire.
     """
-    layers = Layers(first.checksums, tunnels, first.depth)
+    layers = Layers(first.checksums, tunnels, first.depth, first.level)
     payload = _ipv4_payload if len(first.src) == 4 else _ipv6_payload
     return _unwrapped(data, payload(data, first.protocol, 0, len(data), length, length, first.src, first.dst, layers), layers)

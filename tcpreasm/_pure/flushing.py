@@ -50,14 +50,15 @@ class Flusher(Engine):
             if not self._pool.acquire_open(connection, key):
                 continue
             try:
-                gave_out = self._give_out(connection, held_ns, start_ns)
-                idle = connection.last_seen_ns < idle_ns and not connection.ended()
+                idle = connection.last_seen_ns < idle_ns
+                gave_out = self._give_out(connection, held_ns, start_ns, "holes_ended" if idle else "holes_expired")
+                idle = idle and not connection.ended()
                 flushed += gave_out or idle
                 closed += idle or connection.ended()
                 if idle:
                     self._close(connection)
                 elif gave_out:
-                    self._serve(connection)
+                    self._serve(connection, 0)
             except BaseException as raised:
                 error = error or raised
             finally:
@@ -67,13 +68,13 @@ class Flusher(Engine):
             raise error
         return flushed, closed
 
-    def _give_out(self, connection: Connection, held_ns: int, start_ns: int) -> bool:
+    def _give_out(self, connection: Connection, held_ns: int, start_ns: int, why: str) -> bool:
         target = connection.waits_until(held_ns)
         if target is None:
             if connection.next_seq is not None or connection.created_ns >= start_ns or not connection.waits():
                 return False
-            self._skip(connection)
+            self._skip(connection, why)
             return True
         while connection.waits() and connection.is_ahead(target):
-            self._skip(connection)
+            self._skip(connection, why)
         return True

@@ -15,8 +15,12 @@ from .decode import MAX_TUNNELS, Fragment, decode_datagram
 __all__ = ["Fragments"]
 
 MAX_DATAGRAM = 65_535  # bytes (RFC 791 3.1); IPv6 (RFC 8200 3) counts from behind its header
+# What counts for the limit: what the compiled core allocates.
+DATAGRAM_BYTES = 256  # of a datagram
+FIRST_ROOM = 256  # of its payload: so much, or as many times twice that as its highest byte needs
+RANGE_BYTES = 8  # of each range of bytes that has come, or that there is room for
 
-Key = tuple[bytes, bytes, int, int]
+Key = tuple[bytes, bytes, int, int, int]
 
 
 class Datagram:
@@ -30,6 +34,9 @@ class Datagram:
         self.size: int | None = None  # of the whole, as soon as the last fragment tells
         self.cut_at = MAX_DATAGRAM  # the lowest byte that the capture cut off
         self.fragments = 0  # that it holds
+        self.room = 0  # for payload
+        self.range_room = 0  # for ranges
+        self.bytes = 0  # that count for the limit
         self.why: str | None = None  # it was given up
 
     def is_whole(self) -> bool:
@@ -42,7 +49,7 @@ class Fragments:
     Args:
         timeout_ns: capture time for which a datagram's fragments are kept; -1: for ever.
         max_datagrams: of which fragments are kept.
-        max_bytes: for all of them, each up to its highest byte that came.
+        max_bytes: for all of them.
     """
 
     def __init__(self, timeout_ns: int, max_datagrams: int, max_bytes: int) -> None:
@@ -50,17 +57,12 @@ class Fragments:
         self._max_datagrams = max_datagrams
         self._max_bytes = max_bytes
         self._datagrams: dict[Key, Datagram] = {}  # the oldest one first
-        self._held_bytes = 0
+        self._held_bytes = 0  # the sum of their bytes
         self._counts = dict.fromkeys(FRAGMENT_COUNTERS + FRAGMENT_DROP_REASONS, 0)
 
     def counters(self) -> tuple[list[int], int]:
         """FRAGMENT_COUNTERS and FRAGMENT_DROP_REASONS, and how many fragments are held."""
         return [*self._counts.values()], sum(datagram.fragments for datagram in self._datagrams.values())
-
-    def absorb(self, other: Fragments) -> None:
-        """What another one has counted counts here too."""
-        for name, count in other._counts.items():
-            self._counts[name] += count
 
     def take(self, fragment: Fragment, now_ns: int, tunnels: int) -> tuple[int, Segment | None, bytes]:
         """Take in one fragment. Returns what `decode` says of its frame: FRAGMENT as long as its datagram is not whole, then what the
@@ -90,12 +92,16 @@ class Fragments:
             counts["malformed"] += 1
             return None
         # IPv6's protocol is told by the first fragment alone (RFC 8200 4.5).
-        key = fragment.src, fragment.dst, fragment.id, fragment.protocol if len(fragment.src) == 4 else -1
+        key = fragment.src, fragment.dst, fragment.id, fragment.level, fragment.protocol if len(fragment.src) == 4 else -1
         datagram = self._datagrams.get(key)
         if datagram is None:
             while len(self._datagrams) >= self._max_datagrams:
                 self._remove_oldest("limit")
-            datagram = self._datagrams[key] = Datagram(fragment, now_ns)
+            datagram = Datagram(fragment, now_ns)
+            if not self._charge(datagram, DATAGRAM_BYTES):
+                counts["limit"] += 1
+                return None
+            self._datagrams[key] = datagram
         if datagram.why is not None:
             counts[datagram.why] += 1
             return None
@@ -139,14 +145,9 @@ class Fragments:
                     return "repeated"
             if is_ipv6 and from_ < end and begin < to:  # RFC 5722 3
                 return "overlap"
-        if end > len(datagram.data):
-            more = end - len(datagram.data)
-            while self._held_bytes + more > self._max_bytes:
-                if next(iter(self._datagrams.values())) is datagram:
-                    return "limit"
-                self._remove_oldest("limit")
-            datagram.data += bytes(more)
-            self._held_bytes += more
+        if not self._make_room(datagram, end):
+            return "limit"
+        datagram.data += bytes(max(0, end - len(datagram.data)))
         touched = [range_ for range_ in datagram.ranges if range_[0] <= end and begin <= range_[1]]
         at = begin
         for from_, to in [*touched, (end, end)]:
@@ -161,15 +162,39 @@ class Fragments:
         datagram.ranges = sorted([*(range_ for range_ in datagram.ranges if range_ not in touched), union])
         return ""
 
+    def _make_room(self, datagram: Datagram, end: int) -> bool:
+        """For payload up to `end`, and for another range. False: no room, which is a limit."""
+        room, range_room = datagram.room, datagram.range_room
+        while room < end:
+            room = max(FIRST_ROOM, 2 * room)
+        if range_room == len(datagram.ranges):
+            range_room = 2 * range_room + 4
+        if not self._charge(datagram, room - datagram.room + (range_room - datagram.range_room) * RANGE_BYTES):
+            return False
+        datagram.room, datagram.range_room = room, range_room
+        return True
+
+    def _charge(self, datagram: Datagram, more: int) -> bool:
+        """So many bytes more, of that datagram. False: the older ones gave way, and even so they are too many."""
+        while self._held_bytes + more > self._max_bytes:
+            if next(iter(self._datagrams.values()), datagram) is datagram:
+                return False
+            self._remove_oldest("limit")
+        self._held_bytes += more
+        datagram.bytes += more
+        return True
+
     def _give_up(self, datagram: Datagram, why: str) -> None:
         """It will not become whole, and its fragments to come are dropped as those that it had."""
         self._counts[why] += datagram.fragments
-        self._held_bytes -= len(datagram.data)
+        self._held_bytes -= datagram.bytes - DATAGRAM_BYTES
+        datagram.bytes = DATAGRAM_BYTES
         datagram.fragments, datagram.data, datagram.ranges, datagram.why = 0, bytearray(), [], why
 
     def _remove(self, key: Key, why: str) -> None:
         """`why`: what its fragments count as."""
         self._give_up(self._datagrams.pop(key), why)
+        self._held_bytes -= DATAGRAM_BYTES
 
     def _remove_oldest(self, why: str) -> None:
         self._remove(next(iter(self._datagrams)), why)

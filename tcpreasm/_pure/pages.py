@@ -19,7 +19,7 @@ from .sequence import add, difference
 __all__ = ["PAGE_BYTES", "Page", "PageCache", "PageList"]
 
 PAGE_BYTES = 1900
-_SIZES = ((24, 96), (440, 512), (PAGE_BYTES, 1984))  # payload bytes of a page, and the memory that it takes in the compiled core
+_SIZES = ((16, 96), (432, 512), (PAGE_BYTES, 1984))  # payload bytes of a page, and the memory that it takes in the compiled core
 INITIAL_PAGES = 1024
 MAX_CHUNK_PAGES = 1 << 22  # doubling goes no further: 8 GB at once
 _STEPS_FROM_END = 4  # nearly in order is found within so many steps, and without the tree
@@ -43,6 +43,7 @@ class Page:
         "missing",
         "next",
         "offset",
+        "packet",
         "parent",
         "prev",
         "priority",
@@ -66,6 +67,7 @@ class Page:
         self.offset = -1  # where the first of these bytes stands in the capture file; -1 where that is not known
         # The segment that brought them, as it came: its first sequence number, and the one behind its last; where the policy asks for it.
         self.came: tuple[int, int] | None = None
+        self.packet = 0  # number of the packet that brought them
         self.urgent = False  # one byte, out of band
         self.priority = 0
         self.prev: Page | None = None

@@ -46,7 +46,7 @@ class StreamPoolBase:
         return len(self._open)
 
     def keys(self) -> list[ConnectionKey]:
-        """The keys of the open connections, oldest first."""
+        """The keys of the open connections, oldest first. Two may be equal: then their `net_flow.tunnels` differ."""
         with self._lock:
             keys = list(self._open)
         return [key_object(key) for key in keys]
@@ -102,7 +102,7 @@ class StreamPoolBase:
                 if self._forget(closed, ALWAYS_NS):
                     return closed, None, "closed"
             for reason, connections in (
-                ("half_open", [one for one in self._open.values() if one.is_half_open()]),
+                ("half_open", [one for one in self._open.values() if one.half_open]),
                 ("idle", sorted(self._open.values(), key=lambda one: one.last_seen_ns)),
             ):
                 for connection in connections:
@@ -217,6 +217,6 @@ class StreamPoolBase:
         return True
 
     def _set_free(self, connection: Connection) -> None:
-        connection.reset((b"", b"", 0, 0), 0)
+        connection.reset((b"", b"", 0, 0, 0), 0)
         connection.state = Connection.FREE
         self._free.append(connection)

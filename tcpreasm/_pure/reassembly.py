@@ -20,6 +20,10 @@ class Reassembly(bytes):
         seen: the same in seconds.
         offset: where the first byte stands: in the capture file as it reads decompressed (through a list of captures it counts on over
             all of them), or in the buffer of a batch. -1 where that is unknown, and for a piece without bytes.
+        packet_number: number of the packet that brought these bytes. An assembler counts what it is given, frames of every kind and
+            segments, from 1, and through a list of captures it counts on. Without bytes: that of the packet that led to the piece;
+            0 where none did.
+        seq: sequence number of the first byte (RFC 9293 3.4), or of the one that would come next.
 
     Both cores have these, and nothing else is promised. In the pure core a piece happens to be a bytes object, in the compiled one it is
     none: ask for `bytes` or `memoryview(r)`, and rely on neither slices nor comparisons of the piece itself.
@@ -30,9 +34,19 @@ class Reassembly(bytes):
     end: bool
     seen_ns: int
     offset: int
+    packet_number: int
+    seq: int
 
     def __new__(
-        cls, data: bytes | memoryview = b"", skip: int = 0, start: bool = False, end: bool = False, seen_ns: int = 0, offset: int = -1
+        cls,
+        data: bytes | memoryview = b"",
+        skip: int = 0,
+        start: bool = False,
+        end: bool = False,
+        seen_ns: int = 0,
+        offset: int = -1,
+        packet_number: int = 0,
+        seq: int = 0,
     ) -> Reassembly:
         self = super().__new__(cls, data)
         self.skip = skip
@@ -40,6 +54,8 @@ class Reassembly(bytes):
         self.end = end
         self.seen_ns = seen_ns
         self.offset = offset
+        self.packet_number = packet_number
+        self.seq = seq
         return self
 
     @property

@@ -17,38 +17,40 @@ MAX_SENDERS = 1 << 16  # that are remembered; of others every segment is verifie
 
 _VERIFIED, _OFFLOADS = True, False
 
+Sender = tuple[bytes, int]  # its address, and the tunnels around: of what it sends in one, another card may fill in the checksums
+
 
 class Senders:
     """Notices senders whose checksums the network card fills in behind the capture."""
 
     def __init__(self) -> None:
-        self._undecided: dict[bytes, list[int]] = {}  # address -> segments so far, and how many of them had a wrong checksum
-        self._decided: dict[bytes, bool] = {}
+        self._undecided: dict[Sender, list[int]] = {}  # segments so far, and how many of them had a wrong checksum
+        self._decided: dict[Sender, bool] = {}
         self.offloading = 0  # senders that were noticed
 
-    def judge(self, address: bytes, checksum: int) -> Verdict:
+    def judge(self, sender: Sender, checksum: int) -> Verdict:
         """What becomes of a segment with such a checksum: SEGMENT or BAD_CHECKSUM."""
         verdict = Verdict.SEGMENT if checksum == RIGHT_CHECKSUM else Verdict.BAD_CHECKSUM
-        decided = self._decided.get(address)
+        decided = self._decided.get(sender)
         if decided is not None:
             return verdict if decided is _VERIFIED else Verdict.SEGMENT
-        counts = self._undecided.get(address)
+        counts = self._undecided.get(sender)
         if counts is None:
             if len(self._undecided) + len(self._decided) == MAX_SENDERS:
                 return verdict
-            counts = self._undecided[address] = [0, 0]
+            counts = self._undecided[sender] = [0, 0]
         seen, wrong = counts
         if checksum == UNFILLED_CHECKSUM and wrong == seen:
             wrong = JUDGED_SEGMENTS
         counts[:] = seen + 1, wrong + (verdict is not Verdict.SEGMENT)
         if counts[1] > JUDGED_SEGMENTS // 2:
-            self._decide(address, _OFFLOADS)
+            self._decide(sender, _OFFLOADS)
             self.offloading += 1
             return Verdict.SEGMENT
         if counts[0] == JUDGED_SEGMENTS:
-            self._decide(address, _VERIFIED)
+            self._decide(sender, _VERIFIED)
         return verdict
 
-    def _decide(self, address: bytes, decision: bool) -> None:
-        del self._undecided[address]
-        self._decided[address] = decision
+    def _decide(self, sender: Sender, decision: bool) -> None:
+        del self._undecided[sender]
+        self._decided[sender] = decision

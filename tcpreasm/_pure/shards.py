@@ -32,6 +32,8 @@ class Decoded(NamedTuple):
     offset: int
     """Of data in the file; -1: it lies in no one place there."""
     shard: int
+    packet: int
+    """Its number."""
 
 
 class Shards:
@@ -55,6 +57,7 @@ class Shards:
         self._coalesce = coalesce
         self._base = base
         self._clock = assemblers[0]._clock  # as it is with the frames that were read
+        self._packets = assemblers[0]._packet  # so many were read
         self.error: BaseException | None = None
 
     def begin(self) -> None:
@@ -87,9 +90,11 @@ class Shards:
     def _decode(self, frame: Frame, offset: int) -> Decoded:
         """By the first assembler, in packet order: only all fragments of a datagram together tell its ports, and so its shard."""
         self._clock = self._clock.observe(frame.timestamp_ns)
+        self._packets += 1
         now_ns = self._clock.now_ns or 0
         verdict, segment, data = self._assemblers[0]._decode(frame.data, frame.linktype, frame.wire_length, now_ns)
-        return Decoded(verdict, segment, data, frame.timestamp_ns, -1 if data is not frame.data else offset, self._shard(segment))
+        place = -1 if data is not frame.data else offset
+        return Decoded(verdict, segment, data, frame.timestamp_ns, place, self._shard(segment), self._packets)
 
     def stop(self, error: BaseException) -> None:
         """Everybody is to return soon, because of that."""
@@ -99,8 +104,9 @@ class Shards:
         """What takes in the frames of one shard. Capture time goes on with the others too."""
         for one in step:
             assembler._observe(one.seen_ns)
+            assembler._packet = one.packet
             if one.shard == number:
-                yield partial(assembler._decoded, *one[:-1])
+                yield partial(assembler._decoded, *one[:5])
             else:
                 assembler._tick()
 

@@ -7,18 +7,27 @@ Lives here: the reference of what the compiled ones do. Not here: streams that w
 
 from __future__ import annotations
 
+import struct
 from array import array
+from bisect import bisect_right
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ..flow import ConnectionKey, Flow
-from ..options import check_number
+from ..options import check_bool, check_number
+from ..provenance import not_there, rows_of
 from ..spans import BinaryWriter, SpanSource, array_of, copy_to, read_rows
 from .reassembly import Reassembly
 
 if TYPE_CHECKING:
+    import numpy
+
+    from ..provenance import ProvenanceArray
     from ..spans import SpanArray
 
 __all__ = ["ByteCountStream", "BytesStream", "DigestStream", "SpanStream"]
+
+_ROW = struct.Struct("<qqqqI4xq")  # of PROVENANCE_FIELDS, aligned
 
 
 class ByteCountStream:
@@ -166,12 +175,19 @@ class BytesStream(_GapStream):
         max_bytes: the most that is kept. None: no limit.
         on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
             that brought it (what fits is kept, and the stream goes on dropping).
+        provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
     """
 
-    __slots__ = ("_data", "_dropped", "_max_bytes", "_on_limit")
+    __slots__ = ("_data", "_dropped", "_max_bytes", "_on_limit", "_rows")
 
     def __init__(
-        self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, max_bytes: int | None = None, on_limit: str = "error"
+        self,
+        net_flow: Flow | None = None,
+        transport_flow: Flow | None = None,
+        *,
+        max_bytes: int | None = None,
+        on_limit: str = "error",
+        provenance: bool = False,
     ) -> None:
         super().__init__(net_flow, transport_flow)
         if max_bytes is not None:
@@ -182,6 +198,8 @@ class BytesStream(_GapStream):
         self._max_bytes = max_bytes
         self._on_limit = on_limit
         self._dropped = 0
+        check_bool("provenance", provenance)
+        self._rows: list[tuple[int, ...]] | None = [] if provenance else None
 
     @property
     def data(self) -> bytes:
@@ -192,6 +210,25 @@ class BytesStream(_GapStream):
     def dropped(self) -> int:
         """Bytes beyond `max_bytes`. `length` counts them too."""
         return self._dropped
+
+    @property
+    def provenance(self) -> ProvenanceArray | None:
+        """A numpy structured array, a copy, one row a piece of what is kept, in order: offset (of its first byte in the stream, missing
+        bytes counted), length, seen_ns (capture time), packet_number, seq (sequence number of its first byte), and acked (the offset up
+        to which the other side had acknowledged the stream; -1: unknown). None where it was not asked for."""
+        return None if self._rows is None else rows_of(b"".join([_ROW.pack(*row) for row in self._rows]))
+
+    def origin_of(self, offset: int) -> numpy.void:
+        """The row of `provenance` that brought the byte at that offset, which counts missing bytes. IndexError where it lies in a gap or
+        beyond what is kept; ValueError where provenance was not asked for."""
+        if self._rows is None:
+            raise ValueError("this stream was made without provenance=True")
+        offset = index(offset)
+        at = bisect_right(self._rows, offset, key=lambda row: row[0]) - 1
+        if at < 0 or offset >= self._rows[at][0] + self._rows[at][1]:
+            raise not_there(offset)
+        found: numpy.void = rows_of(_ROW.pack(*self._rows[at]))[0]
+        return found
 
     @property
     def max_bytes(self) -> int | None:
@@ -214,6 +251,9 @@ class BytesStream(_GapStream):
                 over = over or not self._dropped
                 self._dropped += len(data) - keep
                 data = data[:keep]
+            if data and self._rows is not None:
+                offset = self._length + self._skipped - len(piece)
+                self._rows.append((offset, len(data), piece.seen_ns, piece.packet_number, piece.seq, -1))
             self._data += data
         if over and self._on_limit == "error":
             raise BufferError(f"the stream {self._name()} is longer than the {self._max_bytes} bytes that may be kept")

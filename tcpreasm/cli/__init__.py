@@ -26,7 +26,7 @@ from typing import NoReturn
 
 from .. import __version__, implementation
 from ..errors import CaptureError
-from .common import CommandError, complain
+from .common import CommandError, complain, spelled_out
 from .completion import Completion
 
 __all__ = ["main"]
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # numpy is here for its buffers; the threads of its linear algebra would take longer to start than all the rest.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        arguments = _parser(argv).parse_args(argv)
+        arguments = _parser(argv).parse_args([*argv[:1], *spelled_out(argv[1:])])
         arguments.run(arguments)
         sys.stdout.flush()
     except SystemExit as done:  # --help, --version, wrong arguments

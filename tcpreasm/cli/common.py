@@ -14,11 +14,22 @@ from typing import Any, Generic, TypeVar
 from ..api import Assembler, CaptureSummary, Progress
 from ..capture import Capture
 from ..flow import ConnectionKey
-from ..options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions
+from ..options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, TUNNELS, URGENT, AssemblerOptions
 from ..verdict import Verdict
 from .progress import progress_bar
 
-__all__ = ["CommandError", "Pairs", "add_captures", "assembler_options", "complain", "positive", "read", "text_of", "time_of"]
+__all__ = [
+    "CommandError",
+    "Pairs",
+    "add_captures",
+    "assembler_options",
+    "complain",
+    "positive",
+    "read",
+    "spelled_out",
+    "text_of",
+    "time_of",
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -42,20 +53,65 @@ def add_captures(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
         nargs=nargs,
         help="pcap or pcapng file, also compressed (gzip, zstd); - is standard input; several are read one after the other, as one",
     )
-    group = parser.add_argument_group("reassembly")
-    group.add_argument("--verify-checksums", action="store_true", help="ignore segments with a wrong TCP checksum")
-    group.add_argument(
-        "--hole-timeout",
-        metavar="SECONDS",
-        type=float,
-        help=f"capture time that missing bytes are waited for (default {DEFAULT_ASSEMBLER_OPTIONS.hole_timeout:g})",
-    )
-    group.add_argument(
-        "--idle-timeout",
-        metavar="SECONDS",
-        type=float,
-        help=f"capture time without a packet that ends a stream (default {DEFAULT_ASSEMBLER_OPTIONS.idle_timeout:g})",
-    )
+    group = parser.add_argument_group("reassembly", "Options of the assembler, as the documentation of AssemblerOptions tells them.")
+    for flag, (option, text, keywords) in _SWITCHES.items():
+        default = getattr(DEFAULT_ASSEMBLER_OPTIONS, option)
+        if not isinstance(default, bool):
+            text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+        group.add_argument(flag, dest=option, default=argparse.SUPPRESS, help=text, **keywords)
+
+
+def _tunnels(text: str) -> bool | list[str]:
+    """`none`, `all`, or names with commas between them."""
+    return text == "all" if text in ("all", "none") else text.split(",")
+
+
+def _checksums(text: str) -> bool | str:
+    if text not in _VERIFY_HOW:
+        raise argparse.ArgumentTypeError(f"is {' or '.join(_VERIFY_HOW)}, not {text!r}")
+    return text if text == "auto" else True
+
+
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """A command's arguments, with the value that --verify-checksums has where none is given: argparse would take the capture behind it
+    for one."""
+    words = list(argv)
+    for at, (word, following) in enumerate(zip(words, [*words[1:], ""])):
+        if word == "--":
+            break
+        if word.startswith("--v") and _VERIFY.startswith(word) and following not in _VERIFY_HOW:
+            words[at] += "=yes"
+    return words
+
+
+_VERIFY, _VERIFY_HOW = "--verify-checksums", ("auto", "yes")
+_WHOLE: dict[str, Any] = {"metavar": "N", "type": int}
+_SECONDS: dict[str, Any] = {"metavar": "SECONDS", "type": float}
+
+# Flag -> the attribute of AssemblerOptions that it sets, what it does, and how it is read. One that is not given sets nothing.
+_SWITCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    _VERIFY: (
+        "verify_checksums",
+        "ignore segments with a wrong TCP checksum; auto: but take those of senders that leave theirs to the network card",
+        {"metavar": "[auto|yes]", "type": _checksums},
+    ),
+    "--overlap": ("overlap", "whose bytes stay where segments overlap", {"choices": OVERLAP}),
+    "--urgent": ("urgent", "what becomes of urgent data", {"choices": URGENT}),
+    "--paws": ("paws", "leave out segments with an old timestamp", {"action": "store_true"}),
+    "--syn-data": ("syn_data", "when text of a SYN goes out", {"choices": SYN_DATA}),
+    "--decapsulate": (
+        "decapsulate",
+        f"tunnels that TCP is looked for in: all (the default), none, or some of {', '.join(TUNNELS)}",
+        {"metavar": "NAME,...", "type": _tunnels},
+    ),
+    "--no-defragment": ("defragment", "leave fragmented IP datagrams out", {"action": "store_false"}),
+    "--max-gap": ("max_gap", "bytes that a segment may lie ahead of its stream", _WHOLE),
+    "--max-connections": ("max_connections", "connections (directions) at a time, 0 for no limit", _WHOLE),
+    "--max-buffered-bytes": ("max_buffered_bytes_total", "memory for what waits for missing bytes", _WHOLE),
+    "--hole-timeout": ("hole_timeout", "capture time that missing bytes are waited for", _SECONDS),
+    "--idle-timeout": ("idle_timeout", "capture time without a packet that ends a stream", _SECONDS),
+    "--closed-timeout": ("closed_timeout", "capture time for which a closed connection is remembered", _SECONDS),
+}
 
 
 def positive(text: str) -> int:
@@ -71,12 +127,9 @@ def positive(text: str) -> int:
 
 def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:
     """From the command's options."""
-    given: dict[str, Any] = {"verify_checksums": arguments.verify_checksums}
-    for name in ("hole_timeout", "idle_timeout"):
-        if getattr(arguments, name) is not None:
-            given[name] = getattr(arguments, name)
+    names = {option for option, _, _ in _SWITCHES.values()}
     try:
-        return AssemblerOptions(**given)
+        return AssemblerOptions(**{name: value for name, value in vars(arguments).items() if name in names})
     except ValueError as error:
         raise CommandError(str(error)) from None
 
@@ -139,23 +192,25 @@ def read(
 class Pairs(Generic[T]):
     """Brings the two directions of a connection together: what the first one was given, the second one gets too.
 
-    A third stream of the same endpoints begins another pair. Remembers the pairs of which one direction is missing.
+    A third stream of the same endpoints begins another pair, and so does one in a tunnel beside one that is in none. Remembers the pairs
+    of which one direction is missing.
     """
 
     def __init__(self, make: Callable[[ConnectionKey], T]) -> None:
         self._make = make
-        self._waiting: dict[ConnectionKey, T] = {}  # by the key of the direction that is missing
+        self._waiting: dict[tuple[ConnectionKey, int], T] = {}  # by key and tunnels of the direction that is missing
 
     def join(self, key: ConnectionKey) -> T:
         """What the direction shares with the other one; made for the first of them, by its key."""
-        if key in self._waiting:
-            return self._waiting.pop(key)
-        pair = self._waiting[key.reverse()] = self._make(key)
+        tunnels = key.net_flow.tunnels
+        if (key, tunnels) in self._waiting:
+            return self._waiting.pop((key, tunnels))
+        pair = self._waiting[key.reverse(), tunnels] = self._make(key)
         return pair
 
     def forget(self, key: ConnectionKey) -> None:
         """The direction that is missing will not come: the key is that of the first one."""
-        self._waiting.pop(key.reverse(), None)
+        self._waiting.pop((key.reverse(), key.net_flow.tunnels), None)
 
 
 def time_of(seen_ns: int | None) -> str:

@@ -94,6 +94,7 @@ class _Connection:
                 "number": self.number,
                 "client": [str(net.src), transport.src],
                 "server": [str(net.dst), transport.dst],
+                "tunnels": net.tunnels,
                 "state": self.state(),
                 "first_seen": time_of(self.first_seen_ns()),
                 "last_seen": time_of(self.last_seen_ns()),

@@ -10,6 +10,7 @@ on that terminal as a rule, in a pager for one.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import stat
 import sys
@@ -38,13 +39,7 @@ def progress_bar(captures: Sequence[str], is_silent: bool) -> Iterator[Progress 
     if not _has_room(is_silent):
         yield None
         return
-    try:
-        rich = importlib.import_module("rich.progress")
-        console = importlib.import_module("rich.console").Console(stderr=True)
-    except ImportError:
-        yield None
-        return
-    bar = _Bar(rich, console, captures)
+    bar = _Bar(captures)
     try:
         yield bar.update
     finally:
@@ -64,25 +59,16 @@ def _has_room(is_silent: bool) -> bool:
 
 
 class _Bar:
-    """One for all captures together."""
+    """One for all captures together. rich is loaded when there is something to show, and where it is missing nothing is."""
 
-    def __init__(self, rich: Any, console: Any, captures: Sequence[str]) -> None:
-        self._drawn = rich.Progress(
-            rich.TextColumn("{task.description}", markup=False),
-            rich.BarColumn(),
-            rich.TaskProgressColumn(),
-            rich.TransferSpeedColumn(),
-            rich.TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            auto_refresh=False,
-        )
-        self._task = self._drawn.add_task("", total=_size(captures))
+    def __init__(self, captures: Sequence[str]) -> None:
+        self._captures = captures
         self._capture: Capture | None = None
         self._before = 0  # bytes of the captures before this one
         self._position = 0  # in this one
         self._due = time.monotonic() + _DELAY
-        self._is_shown = False
+        self._drawn: Any = None
+        self._task: Any = None
 
     def update(self, capture: Capture) -> None:
         """With the capture at hand."""
@@ -94,15 +80,35 @@ class _Bar:
         if now < self._due:
             return
         self._due = now + _EVERY
-        if not self._is_shown:
-            self._is_shown = True
-            self._drawn.start()
+        if self._drawn is None and not self._begin():
+            self._due = math.inf
+            return
         self._drawn.update(self._task, description=_name(capture), completed=self._before + self._position)
         self._drawn.refresh()
 
+    def _begin(self) -> bool:
+        try:
+            rich = importlib.import_module("rich.progress")
+            console = importlib.import_module("rich.console").Console(stderr=True)
+        except ImportError:
+            return False
+        self._drawn = rich.Progress(
+            rich.TextColumn("{task.description}", markup=False),
+            rich.BarColumn(),
+            rich.TaskProgressColumn(),
+            rich.TransferSpeedColumn(),
+            rich.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task = self._drawn.add_task("", total=_size(self._captures))
+        self._drawn.start()
+        return True
+
     def close(self) -> None:
         """Takes it off the terminal."""
-        if self._is_shown:
+        if self._drawn is not None:
             self._drawn.stop()
 
 

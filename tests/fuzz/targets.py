@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from cores import load, submodule
-from recorder import checksum
+from recorder import checksum, in_a_tunnel
 
 __all__ = ["SEEDS", "TARGETS", "Different", "make_haste"]
 
@@ -190,6 +190,8 @@ def script(data: bytes) -> list[Act]:
             if cut == 4 and which < 3:
                 acts.extend((0, (part, len(part), now)) for part in fragments(frame, 8 * (size & 15), low))
             else:
+                if cut == 3:
+                    frame = in_a_tunnel(frame)
                 acts.append((0, (frame[: len(frame) - cut] if cut > 4 else frame, len(frame), now)))
         else:
             acts.append((1 + what % 4, now - (low << 24)))
@@ -214,7 +216,7 @@ def play(core: int, choice: int, acts: list[Act]) -> tuple[list[Any], Any]:
         if name in options:
             options[name] = lambda *told, name=name: book.append((name, *map(str, told)))
     assembler = package.Assembler(
-        package.StreamPool(lambda net, transport: Stream(book, (str(net), str(transport)))), package.AssemblerOptions(**options)
+        package.StreamPool(lambda net, transport: Stream(book, (repr(net), str(transport)))), package.AssemblerOptions(**options)
     )
     for number, (kind, argument) in enumerate(acts):
         if kind == 0:
