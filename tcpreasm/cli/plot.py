@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = assembler_options(arguments)
     if arguments.number is None:
         overview = Overview(_LARGEST)
-        read(Assembler(StreamPool(overview.factory), options), arguments.captures)
+        read(Assembler(StreamPool(overview.factory), options), arguments.captures, is_silent=True)
         overview.finish()
         figure = capture_figure(overview)
     else:
