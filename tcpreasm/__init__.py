@@ -38,7 +38,7 @@ TCPREASM_IMPLEMENTATION=auto|compiled|pure in the environment chooses. Logging g
 page cache and the pool) and "tcpreasm.assembly" (each decision about a segment), both at level DEBUG and asked for once, when a pool or
 an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once where verify_checksums="auto" notices a sender.
 
-On the command line: tcpreasm flows, extract, http, plot, report; see `tcpreasm --help`.
+On the command line: tcpreasm flows, extract, http, follow, stats, plot, report; see `tcpreasm --help`.
 """
 
 from importlib import import_module

@@ -1,13 +1,12 @@
-"""The command `tcpreasm` in this process, as tests call it: the fixture `run`, which conftest hands on, and what it gives. No test."""
+"""What a run of the command `tcpreasm` gave, for the tests of it. The fixtures `run` and `start` in conftest run it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import pytest
+LIMIT = 30.0  # seconds after which a process counts as hanging
 
 
 class Result(NamedTuple):
@@ -29,13 +28,7 @@ class Result(NamedTuple):
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
-    main = submodule(tcpreasm, "cli").main
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Result(status, *capsys.readouterr())
-
-    return call
+def assert_one_line(text: str) -> None:
+    assert text.startswith("tcpreasm")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")

@@ -7,15 +7,19 @@ it: it never skips.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from command import run
+from command import Result, Run
 from cores import IMPLEMENTATIONS, NAMES, core_module, load, submodule
+from traffic import Talk, pcap
 
-__all__ = ["DATA", "IMPLEMENTATIONS", "NAMES", "REPOSITORY", "core_module", "corpus_folder", "load", "run", "submodule"]
+__all__ = ["DATA", "IMPLEMENTATIONS", "NAMES", "REPOSITORY", "core_module", "corpus_folder", "load", "submodule"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "tests" / "data"
@@ -65,6 +69,47 @@ def corpus() -> Path:
     if folder is None:
         pytest.skip("THE CORPUS IS ABSENT: neither TCPREASM_CORPUS nor ../shared/corpus is a folder")
     return folder
+
+
+@pytest.fixture
+def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Run:
+    main = submodule(tcpreasm, "cli").main
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Result(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts the command as a process, on the same core."""
+    environment = os.environ | {
+        "TCPREASM_IMPLEMENTATION": tcpreasm.implementation,
+        "PYTHONPATH": str(Path(str(tcpreasm.__file__)).parent.parent),
+    }
+
+    def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, env=environment, **(pipes | rest))
+
+    return call
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Callable[..., Path]:
+    """Writes packets to a capture file."""
+
+    def write(*talks: Talk, name: str = "made.pcap", cut: int = 0) -> Path:
+        data = pcap(sorted(record for talk in talks for record in talk.records))
+        path = tmp_path / name
+        path.write_bytes(data[: len(data) - cut])
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import struct
@@ -27,47 +28,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from command import Run
+from command import LIMIT, Run, assert_one_line
 from conftest import DATA
 from traffic import START_NS, Talk, corpus_cases, pcap, sha256
 
+COMMANDS = ("flows", "extract", "http", "follow", "stats", "plot", "report")
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
-LIMIT = 30.0  # seconds after which a process counts as hanging
-
-
-@pytest.fixture
-def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts the command as a process, on the same core."""
-    environment = os.environ | {
-        "TCPREASM_IMPLEMENTATION": tcpreasm.implementation,
-        "PYTHONPATH": str(Path(str(tcpreasm.__file__)).parent.parent),
-    }
-
-    def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, **(pipes | rest))
-
-    return call
-
-
-@pytest.fixture
-def capture(tmp_path: Path) -> Callable[..., Path]:
-    """Writes packets to a capture file."""
-
-    def write(*talks: Talk, name: str = "made.pcap", cut: int = 0) -> Path:
-        data = pcap(sorted(record for talk in talks for record in talk.records))
-        path = tmp_path / name
-        path.write_bytes(data[: len(data) - cut])
-        return path
-
-    return write
-
-
-def assert_one_line(text: str) -> None:
-    assert text.startswith("tcpreasm")
-    assert text.count("\n") == 1
-    assert text.endswith("\n")
 
 
 # The command as a whole.
@@ -76,13 +42,49 @@ def assert_one_line(text: str) -> None:
 def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
     text = run("--help")
     assert text.status == 0
-    for part in ("flows", "extract", "http", "plot", "report", "examples:", "exit status", "tcp port 80"):
+    for part in (*COMMANDS, "examples:", "exit status", "tcp port 80"):
         assert part in text.out
-    for command in ("flows", "extract", "http", "plot", "report"):
+    for command in COMMANDS:
         text = run(command, "--help")
         assert text.status == 0
-        assert "examples:" in text.out
+        assert f"examples:\n  tcpreasm {command} " in text.out
+        assert max(map(len, text.lines)) <= 120
     assert run("--version") == (0, f"tcpreasm {tcpreasm.__version__} ({tcpreasm.implementation} core)\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("fl",), {"flows"}),
+        (("",), {*COMMANDS}),
+        (("--ver",), {"--version"}),
+        (("flows", "--hol"), {"--hole-timeout"}),
+        (("follow", "--for"), {"--format"}),
+        (("follow", "--format", ""), {"ascii", "hex", "raw"}),
+        (("stats", "a-cap"), {"a-capture.pcap"}),
+        (("http", "--bodies", "a-"), {"a-folder"}),
+    ],
+)
+def test_completion(run: Run, tmp_path: Path, words: tuple[str, ...], completed: set[str]) -> None:
+    script = run("--completion", "bash")
+    assert (script.status, script.err) == (0, "")
+    (tmp_path / "a-capture.pcap").touch()
+    (tmp_path / "a-folder").mkdir()
+    words = ("tcpreasm", *words)
+    line = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_tcpreasm; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script.out}\n{line}"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=LIMIT)
+    assert completed <= {*done.stdout.split()}
+    assert all(word.startswith(words[-1]) for word in done.stdout.split())
+
+
+def test_completion_without_shtab(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shell in ("zsh", "tcsh"):
+        assert "tcpreasm" in run("--completion", shell).out
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    result = run("--completion", "bash")
+    assert (result.status, result.out) == (2, "")
+    assert_one_line(result.err)
+    assert "tcpreasm[cli]" in result.err
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,16 @@ def test_help_and_version(run: Run, tcpreasm: ModuleType) -> None:
         ("http", "{capture}", "-f", "tcp"),
         ("http", "-i", "no-such-interface"),
         ("http", "-i", "lo", "--snaplen", "0"),
+        ("http", "{capture}", "--max-body", "0"),
+        ("http", "{capture}", "--bodies", "{text}"),
+        ("follow", "{capture}"),
+        ("follow", "{capture}", "0"),
+        ("follow", "{capture}", "2"),
+        ("follow", "{capture}", "1", "--client", "--server"),
+        ("follow", "{capture}", "1", "--format", "pdf"),
+        ("follow", "{missing}", "1"),
+        ("stats",),
+        ("stats", "{missing}"),
     ],
 )
 def test_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
@@ -199,7 +211,7 @@ def test_switches_are_options(
     """In front of the captures and behind them: a switch takes no capture for its value."""
     used = []
     flows = submodule(tcpreasm, "cli.flows")
-    monkeypatch.setattr(flows, "read", lambda assembler, captures, threads=1: used.append((assembler.options, captures)))
+    monkeypatch.setattr(flows, "read", lambda assembler, captures, **rest: used.append((assembler.options, captures)))
     assert run("flows", *(("x.pcap", *given) if behind else (*given, "x.pcap"))).status == 0
     assert used == [(tcpreasm.AssemblerOptions(**options), ["x.pcap"])]
 
@@ -209,7 +221,7 @@ def test_every_switch_is_there_once(submodule: Callable[[ModuleType, str], Modul
     options = [option for option, _, _ in switches.values()]
     assert len(set(options)) == len(options)
     assert set(options) <= {field.name for field in dataclasses.fields(tcpreasm.AssemblerOptions)}
-    for command in ("flows", "extract", "http"):
+    for command in COMMANDS:
         text = run(command, "--help").out
         assert all(flag in text for flag in switches)
 
@@ -272,7 +284,7 @@ def test_a_cut_capture_is_used_as_far_as_it_goes(
     assert result.status == 0
     assert_one_line(result.err)
     assert str(path) in result.err
-    assert "18" in result.out or "GET /" in result.out
+    assert "18" in result.out or "GET http://10.0.0.2/ (no response)" in result.out
 
 
 def test_standard_input(start: Callable[..., subprocess.Popen[bytes]]) -> None:
@@ -353,7 +365,9 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
     result = run("flows", capture(*talks))
     assert (result.status, result.err) == (0, "")
     header, *rows = result.lines
-    assert header.split() == ["client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3"]
+    rows = [row.split(None, 1)[1] for row in rows]
     assert rows[0].split() == [
         *("10.0.0.1:40000", "10.0.0.2:80", "3", "1000", "0", "0"),
         *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "closed"),
@@ -364,13 +378,14 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
     assert rows[2].split()[:3] == ["[2001:db8::1]:6", "[2001:db8::2]:443", "4"]
     assert rows[2].split()[8:] == ["open,", "no", "start"]
     for name in ("server", "first", "last", "state"):  # the columns stand below each other
-        at = header.index(name)
+        at = header.index(name) - header.index("client")
         assert all(row[at - 1] == " " != row[at] for row in rows)
 
 
 def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
     (flow,) = run("flows", "--json", capture(Talk().open().say(0, b"abc").close(0))).json
     assert flow == {
+        "number": 1,
         "client": ["10.0.0.1", 40000],
         "server": ["10.0.0.2", 80],
         "tunnels": 0,
@@ -463,7 +478,7 @@ def test_the_same_endpoints_twice_are_two_flows(run: Run, capture: Callable[...,
     second.open().say(0, b"second").say(1, b"answer").close()
     path = capture(first, second)
     assert [(flow["c2s"]["bytes"], flow["s2c"]["bytes"]) for flow in run("flows", "--json", path).json] == [(3, 0), (6, 6)]
-    assert [line.split()[2:4] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
+    assert [line.split()[3:5] for line in run("flows", path).lines[1:]] == [["3", "0"], ["6", "6"]]
 
 
 def in_vxlan(talk: Talk) -> Talk:
@@ -490,7 +505,7 @@ def test_a_tunnel_is_another_flow(run: Run, capture: Callable[..., Path]) -> Non
         (1, 6, 3, "closed"),
     ]
     assert {(*flow["client"], *flow["server"]) for flow in flows} == {("10.0.0.1", 40000, "10.0.0.2", 80)}
-    rows = [line.split()[:4] for line in run("flows", capture(*inside_and_outside())).lines[1:]]
+    rows = [line.split()[1:5] for line in run("flows", capture(*inside_and_outside())).lines[1:]]
     assert rows == [["10.0.0.1:40000", "10.0.0.2:80", "8", "6"], ["10.0.0.1:40000", "10.0.0.2:80", "6", "3"]]
 
 
@@ -644,7 +659,7 @@ def test_extract_of_the_corpus(
 
 @pytest.mark.parametrize("file", ["http.pcap", "http6.pcapng"])
 def test_http_of_the_repository_captures(run: Run, file: str) -> None:
-    result = run("http", "--json", DATA / file)
+    result = run("http", "--messages", "--json", DATA / file)
     assert (result.status, result.err) == (0, "")
     for connection in TRUTH[file]["connections"]:
         client, server, exchanges = connection["client"], connection["server"], connection["exchanges"]
@@ -656,16 +671,30 @@ def test_http_of_the_repository_captures(run: Run, file: str) -> None:
         assert [(m["status"], m["body_bytes"]) for m in responses] == [(e["status"], e["response_body"]) for e in exchanges]
         assert all(m["complete"] and not m["missing"] for m in requests + responses)
     assert len(result.json) == 2 * sum(len(c["exchanges"]) for c in TRUTH[file]["connections"])
+    paired = run("http", "--json", DATA / file)
+    assert (paired.status, paired.err) == (0, "")
+    for connection in TRUTH[file]["connections"]:
+        own = [e for e in paired.json if e["client"] == connection["client"]]
+        assert [(e["request"]["target"], e["method"], e["status"], e["guessed"]) for e in own] == [
+            (told["path"], told["method"], told["status"], False) for told in connection["exchanges"]
+        ]
+        assert [(e["request"]["body_bytes"], e["response"]["body_bytes"]) for e in own] == [
+            (told["request_body"], told["response_body"]) for told in connection["exchanges"]
+        ]
 
 
 def test_http_lines(run: Run, capture: Callable[..., Path]) -> None:
     talk = Talk().open()
     talk.say(0, b"POST /a%20b HTTP/1.1\r\nHost: example.org\r\nContent-Length: 5\r\n\r\nhello")
     talk.say(1, b"HTTP/1.0 200 Fine\r\nContent-Type: text/plain\r\n\r\nto the end").close()
-    assert run("http", capture(talk)).lines == [
+    assert run("http", "--messages", capture(talk)).lines == [
         "2023-11-14T22:13:20.002000000Z 10.0.0.1:40000->10.0.0.2:80 POST /a%20b HTTP/1.1 example.org 5 bytes",
         "2023-11-14T22:13:20.003000000Z 10.0.0.2:80->10.0.0.1:40000 HTTP/1.0 200 Fine text/plain 10 bytes",
     ]
+    assert run("http", capture(talk)).out == (
+        "2023-11-14T22:13:20.002000000Z 10.0.0.1:40000->10.0.0.2:80 POST http://example.org/a%20b 200 text/plain,"
+        " 5 bytes sent, 10 bytes received, 1.000 ms\n"
+    )
 
 
 def test_http_and_gaps(run: Run, capture: Callable[..., Path]) -> None:
@@ -673,23 +702,25 @@ def test_http_and_gaps(run: Run, capture: Callable[..., Path]) -> None:
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n0123456789").say(1, b"0123456789", lost=True).say(1, b"0123456789")
     talk.say(1, b"HTTP/1.1 200 OK\r\nContent-", lost=True).say(1, b"Length: 3\r\n\r\nabc")
     talk.say(1, b"HTTP/1.1 201 OK\r\nContent-Length: 30\r\n\r\n0123456789")
-    lines = run("http", capture(talk)).lines
+    lines = run("http", "--messages", capture(talk)).lines
     assert len(lines) == 6
     assert lines[3].endswith("HTTP/1.1 200 OK 20 bytes, 10 missing")
     assert lines[4].endswith("HTTP/1.1 201 OK 10 bytes, incomplete")
     assert lines[5].endswith("16 bytes belong to no message")
-    *_, skipped = run("http", "--json", capture(talk)).json
-    assert (skipped["kind"], skipped["bytes"]) == ("skipped", 16)
+    for options in ((), ("--messages",)):
+        *_, skipped = run("http", "--json", *options, capture(talk)).json
+        assert (skipped["kind"], skipped["bytes"]) == ("skipped", 16)
 
 
 def test_http_does_not_print_what_a_terminal_would_obey(run: Run, capture: Callable[..., Path]) -> None:
     talk = Talk().open().say(0, b"GET /x HTTP/1.1\r\nHost: a\xc3\xa9\xff\r\n\r\n").say(1, b"HTTP/1.1 200 \xe2\x80\xae\xff\r\n\r\n").close()
-    out = run("http", capture(talk)).out
-    assert out.isascii()
-    assert all(character.isprintable() or character == "\n" for character in out)
+    for options in ((), ("--messages",)):
+        out = run("http", *options, capture(talk)).out
+        assert out.isascii()
+        assert all(character.isprintable() or character == "\n" for character in out)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)])
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--messages",)])
 def test_http_says_so_where_there_are_other_protocols_only(run: Run, capture: Callable[..., Path], arguments: tuple[str, ...]) -> None:
     talk = Talk().open().say(0, b"SSH-2.0-x\r\n").say(1, bytes(range(256)) * 200).close()
     assert run("http", *arguments, capture(talk)) == (0, "", "tcpreasm: no HTTP/1 message was found\n")
@@ -757,7 +788,7 @@ def test_http_live(start: Callable[..., subprocess.Popen[bytes]], number: signal
             for path in ("/one", "/two"):
                 client.request("GET", path)
                 assert len(client.getresponse().read()) == 100_000
-            lines = [json.loads(process.stdout.readline()) for _ in range(4)]  # they come while it runs
+            lines = [json.loads(process.stdout.readline()) for _ in range(2)]  # they come while it runs
             process.send_signal(number)
             rest, err = process.communicate(timeout=LIMIT)
             client.close()
@@ -766,8 +797,10 @@ def test_http_live(start: Callable[..., subprocess.Popen[bytes]], number: signal
             process.kill()
     assert process.returncode == 0
     assert (rest, err) == (b"", b"")
-    assert [line.get("target", line.get("status")) for line in lines] == ["/one", 200, "/two", 200]
-    assert [line["body_bytes"] for line in lines] == [0, 100_000, 0, 100_000]
+    assert [(line["url"], line["status"], line["response"]["body_bytes"]) for line in lines] == [
+        (f"http://127.0.0.1:{port}{path}", 200, 100_000) for path in ("/one", "/two")
+    ]
+    assert {line["response"]["sha256"] for line in lines} == {sha256(b"x" * 100_000)}
 
 
 # The messages of one direction.
@@ -781,15 +814,62 @@ def messages(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], Module
 Told = tuple[object, int, int, bool]
 
 
-def parsed(messages: ModuleType, *parts: bytes | int, exchange: Any = None, size: int = 1 << 20) -> tuple[list[Told], int]:
+class Heard:
+    """Who listens to a parser and hands on what it is told."""
+
+    def __init__(self, side: Any) -> None:
+        self.side = side
+        self.told: list[Told] = []
+
+    @property
+    def tunnel(self) -> bool:
+        return bool(self.side.tunnel)
+
+    @tunnel.setter
+    def tunnel(self, tunnel: bool) -> None:
+        self.side.tunnel = tunnel
+
+    def begun(self, message: Any) -> Any:
+        return self.side.begun(message)
+
+    def done(self, message: Any) -> None:
+        self.told.append((message.status or message.target, message.body_bytes, message.missing, message.complete))
+        self.side.done(message)
+
+    def lost(self) -> None:
+        self.side.lost()
+
+    def rest(self, seen_ns: int) -> None:
+        self.side.rest(seen_ns)
+
+
+class Ignored:
+    """A watcher of a conversation whose exchanges are of no interest."""
+
+    def begun(self, message: Any) -> None: ...
+
+    def message(self, key: Any, message: Any) -> None: ...
+
+    def exchange(self, client: Any, exchange: Any) -> None: ...
+
+
+@pytest.fixture
+def sides(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]) -> Callable[[], tuple[Any, Any]]:
+    """Makes both sides of a conversation."""
+
+    def make() -> tuple[Any, Any]:
+        conversation = submodule(tcpreasm, "cli.exchanges").Conversation(Ignored())
+        key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(40000, 80))
+        return conversation.side(key), conversation.side(key.reverse())
+
+    return make
+
+
+def parsed(messages: ModuleType, side: Any, *parts: bytes | int, size: int = 1 << 20) -> tuple[list[Told], int]:
     """Feeds bytes, `size` at a time, and gaps (ints). Gives (target or status, body, missing, complete) of each message, and the bytes
     skipped."""
-    told: list[Told] = []
-
-    def done(message: Any) -> None:
-        told.append((message.status or message.target, message.body_bytes, message.missing, message.complete))
-
-    parser = messages.MessageParser(exchange or messages.Exchange(), done)
+    heard = Heard(side)
+    parser = messages.MessageParser(heard)
     for part in parts:
         if isinstance(part, int):
             parser.lost(part)
@@ -797,7 +877,7 @@ def parsed(messages: ModuleType, *parts: bytes | int, exchange: Any = None, size
             for at in range(0, len(part), size):
                 parser.feed(part[at : at + size], 0)
     parser.finish()
-    return told, parser.skipped
+    return heard.told, parser.skipped
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n5;x=y\r\npedia\r\n0\r\nTrailer: x\r\n\r\n"
@@ -821,6 +901,10 @@ CASES: list[tuple[str, tuple[bytes | int, ...], list[Told], int]] = [
     ("empty lines between", (b"\r\n", SIZED, b"\r\n\r\n", SIZED), [(404, 3, 0, True), (404, 3, 0, True)], 0),
     ("cut in the body", (SIZED[:-1],), [(404, 2, 0, False)], 0),
     ("cut in the head", (SIZED[:20],), [], 20),
+    ("gap in the head", (SIZED[:20], 9, b"4: 3\r\n\r\nabc", SIZED), [(404, 0, 0, False), (404, 3, 0, True)], 11),
+    ("gap in the first line", (SIZED[:13], 9, b"4: 3\r\n\r\nabc", SIZED), [(404, 3, 0, True)], 24),
+    ("gap at the end of the head", (SIZED[:33], 9, SIZED), [(404, 0, 0, False), (404, 3, 0, True)], 0),
+    ("gap in the head of a request", (b"POST /1 HTTP/1.1\r\nContent-Length: 5\r\nHost", 9), [(b"/1", 0, 0, False)], 0),
     ("cut in a chunk", (CHUNKED[:50],), [(200, 0, 0, False)], 0),
     ("middle of a body first", (b"\0junk\nand more\n", SIZED), [(404, 3, 0, True)], 15),
     ("no HTTP", (b"\x16\x03\x01" * 50_000,), [], 150_000),
@@ -847,19 +931,21 @@ CASES: list[tuple[str, tuple[bytes | int, ...], list[Told], int]] = [
 
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])
 @pytest.mark.parametrize(("parts", "told", "skipped"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
-def test_messages(messages: ModuleType, parts: tuple[bytes | int, ...], told: list[Told], skipped: int, size: int) -> None:
-    assert parsed(messages, *parts, size=size) == (told, skipped)
+def test_messages(
+    messages: ModuleType, sides: Callable[[], tuple[Any, Any]], parts: tuple[bytes | int, ...], told: list[Told], skipped: int, size: int
+) -> None:
+    assert parsed(messages, sides()[0], *parts, size=size) == (told, skipped)
 
 
-def test_the_answer_to_head_has_no_body(messages: ModuleType) -> None:
-    exchange = messages.Exchange()
-    parsed(messages, b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n", exchange=exchange)
+def test_the_answer_to_head_has_no_body(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
+    client, server = sides()
+    parsed(messages, client, b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-    told, _ = parsed(messages, SIZED, b"HTTP/1.1 102 Wait\r\n\r\n", head, SIZED, exchange=exchange)
+    told, _ = parsed(messages, server, SIZED, b"HTTP/1.1 102 Wait\r\n\r\n", head, SIZED)
     assert told == [(404, 3, 0, True), (102, 0, 0, True), (200, 0, 0, True), (404, 3, 0, True)]
 
 
-def test_a_tunnel_is_not_looked_into(messages: ModuleType) -> None:
+def test_a_tunnel_is_not_looked_into(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
     for request, answer in (
         (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
         (
@@ -867,23 +953,23 @@ def test_a_tunnel_is_not_looked_into(messages: ModuleType) -> None:
             b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         ),
     ):
-        exchange = messages.Exchange()
-        assert len(parsed(messages, request, exchange=exchange)[0]) == 1
-        assert len(parsed(messages, answer + SIZED, SIZED, exchange=exchange)[0]) == 1
-        assert parsed(messages, b"GET / HTTP/1.1\r\n\r\n", exchange=exchange) == ([], 0)
+        client, server = sides()
+        assert len(parsed(messages, client, request)[0]) == 1
+        assert len(parsed(messages, server, answer + SIZED, SIZED)[0]) == 1
+        assert parsed(messages, client, b"GET / HTTP/1.1\r\n\r\n") == ([], 0)
 
 
-def test_an_upgrade_that_is_refused_changes_nothing(messages: ModuleType) -> None:
-    exchange = messages.Exchange()
+def test_an_upgrade_that_is_refused_changes_nothing(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
+    client, server = sides()
     request = b"GET /1 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    assert len(parsed(messages, request + b"GET /2 HTTP/1.1\r\n\r\n", exchange=exchange)[0]) == 2
-    assert len(parsed(messages, SIZED + SIZED, exchange=exchange)[0]) == 2
+    assert len(parsed(messages, client, request + b"GET /2 HTTP/1.1\r\n\r\n")[0]) == 2
+    assert len(parsed(messages, server, SIZED + SIZED)[0]) == 2
 
 
-def test_endless_heads_and_lines_end(messages: ModuleType) -> None:
+def test_endless_heads_and_lines_end(messages: ModuleType, sides: Callable[[], tuple[Any, Any]]) -> None:
     flood = io.BytesIO(b"x" * 300_000).read()
-    told, skipped = parsed(messages, b"HTTP/1.1 200 OK\r\nA: ", flood, b"\r\n", SIZED)
+    told, skipped = parsed(messages, sides()[1], b"HTTP/1.1 200 OK\r\nA: ", flood, b"\r\n", SIZED)
     assert told == [(404, 3, 0, True)]
     assert skipped > 300_000
-    told, _ = parsed(messages, CHUNKED[:47], flood, b"\r\n", SIZED, size=1000)
+    told, _ = parsed(messages, sides()[1], CHUNKED[:47], flood, b"\r\n", SIZED, size=1000)
     assert told == [(200, 0, 0, False), (404, 3, 0, True)]

@@ -29,7 +29,22 @@ from conftest import REPOSITORY, submodule
 SOURCES = REPOSITORY / "tcpreasm"
 CORES = ("_compiled", "_pure")
 SLOW = ("hashlib", "ipaddress", "logging", "pathlib", "socket")  # to load; for what few programs do
-OPTIONAL = ("asyncio", "compression", "cypcap", "dpkt", "httptools", "matplotlib", "nanoarrow", "pcap", "pyarrow", "scapy", "zstandard")
+OPTIONAL = (
+    "asyncio",
+    "brotli",
+    "compression",
+    "cypcap",
+    "dpkt",
+    "httptools",
+    "matplotlib",
+    "nanoarrow",
+    "pcap",
+    "pyarrow",
+    "rich",
+    "scapy",
+    "shtab",
+    "zstandard",
+)
 
 ABOVE = {"aio", "conversations", "follow", "pictures", "tables"}  # what is made of an Assembler and its streams
 # Who must not know whom: data goes one way. A folder stands for everything in it.

@@ -289,9 +289,9 @@ def test_the_picture_agrees_with_the_tables(run: Run, observe: Callable[..., Any
         found = observe(DATA / name, number)
         cells = line.split()
         pair = found.pair
-        assert [pair.key.src, pair.key.dst] == cells[:2]
-        assert [pair.sent, pair.received, pair.gap_count, pair.missing] == [int(cell) for cell in cells[2:6]]
-        assert pair.state_text == " ".join(cells[8:])
+        assert [str(number), pair.key.src, pair.key.dst] == cells[:3]
+        assert [pair.sent, pair.received, pair.gap_count, pair.missing] == [int(cell) for cell in cells[3:7]]
+        assert pair.state_text == " ".join(cells[9:])
         for direction in found.directions:
             assert_consistent(direction)
     assert observe(DATA / name, len(lines) + 1) is None
@@ -561,7 +561,7 @@ def test_the_overview_agrees_with_the_tables(run: Run, tcpreasm: ModuleType, cor
     time_of = submodule(tcpreasm, "clock").time_of
     assert [
         [
-            *(row.client, row.server, str(row.sent), str(row.received), str(row.gap_count), str(row.missing)),
+            *(str(row.number), row.client, row.server, str(row.sent), str(row.received), str(row.gap_count), str(row.missing)),
             *(time_of(row.first_seen_ns), time_of(row.last_seen_ns), *row.state.split()),
         ]
         for row in overview.rows

@@ -4,8 +4,12 @@
     flows     a table of connections
     extract   one file per stream
     http      requests and responses, also live
+    follow    what both sides of a connection said
+    stats     the counters
     plot      a picture of a conversation, or of a capture
     report    a page of HTML about a capture
+
+Beside them: progress (the bar on a terminal), completion (in the shell); exchanges, messages, bodies and http_texts are http's.
 
 Exit status: 0 done (also where a capture is cut in the middle: what it holds was used, and a line on standard error says so; also
 where Ctrl-C ended a live capture); 2 an error, told in one line on standard error; 130 Ctrl-C while files were read, after
@@ -25,10 +29,11 @@ from typing import NoReturn
 from .. import __version__, implementation
 from ..errors import CaptureError
 from .common import CommandError, complain, spelled_out
+from .completion import Completion
 
 __all__ = ["main"]
 
-_COMMANDS = ("flows", "extract", "http", "plot", "report")  # a module each
+_COMMANDS = ("flows", "extract", "http", "follow", "stats", "plot", "report")  # a module each
 
 _DONE, _ERROR, _INTERRUPTED, _BROKEN_PIPE = 0, 2, 130, 141
 
@@ -36,11 +41,17 @@ _EXAMPLES = """examples:
   tcpreasm flows capture.pcap                      who talked to whom, and how much
   tcpreasm flows --json capture.pcapng.gz          the same, a JSON object a line
   tcpreasm extract capture.pcap -o streams         one file for each direction
-  tcpreasm http capture.pcap                       HTTP requests and responses
+  tcpreasm http capture.pcap                       HTTP requests, each with its response
   tcpreasm plot capture.pcap 3 -o third.svg        the third conversation, segment by segment
   tcpreasm report capture.pcap -o report.html      a page to browse
   tcpreasm http -i eth0 -f 'tcp port 80'           the same, live
+  tcpreasm follow capture.pcap 3                   what both sides of the third connection said
+  tcpreasm stats capture.pcap                      what was counted, and what was left out
   ssh host tcpdump -w - tcp | tcpreasm flows -     standard input
+  eval "$(tcpreasm --completion bash)"             completion, in ~/.bashrc for always
+
+On a terminal a bar shows how far the captures are read, where it gets in nobody's way. The bar and
+--completion take rich and shtab: pip install 'tcpreasm[cli]'
 
 exit status: 0 done, 2 error, 130 interrupted (a live capture: 0), 141 broken pipe"""
 
@@ -61,6 +72,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tcpreasm {__version__} ({implementation} core)")
+    parser.add_argument(
+        "--completion",
+        action=Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands, options and files in this shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in argv[:1] if argv and argv[0] in _COMMANDS else _COMMANDS:
         import_module(f".{name}", __name__).add_parser(commands)

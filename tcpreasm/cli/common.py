@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..api import Assembler, CaptureSummary
+from ..api import Assembler, CaptureSummary, Progress
+from ..capture import Capture
 from ..clock import time_of
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, TUNNELS, URGENT, AssemblerOptions
 from ..stats import AssemblerStats
 from ..verdict import Verdict
+from .progress import progress_bar
 
 __all__ = [
     "CommandError",
@@ -147,10 +149,24 @@ def check_names(captures: Sequence[str]) -> None:
             raise OSError(wrong, os.strerror(wrong), name)
 
 
-def read(assembler: Assembler, captures: Sequence[str], threads: int = 1) -> CaptureSummary:
-    """Assembles captures with an assembler that has done nothing yet, and tells on standard error what `tell` does."""
+def read(
+    assembler: Assembler, captures: Sequence[str], threads: int = 1, *, is_silent: bool = False, between: Progress | None = None
+) -> CaptureSummary:
+    """Assembles captures with an assembler that has done nothing yet, and tells on standard error what `tell` does.
+
+    Args:
+        is_silent: the streams print nothing meanwhile, so that a terminal has room for a bar that shows how far it is.
+        between: called now and then with the capture at hand.
+    """
     check_names(captures)
-    summary = assembler.assemble_capture(list(captures), threads=threads)
+    with progress_bar(captures, is_silent) as bar:
+        called = [each for each in (between, bar) if each is not None]
+
+        def progress(capture: Capture) -> None:
+            for each in called:
+                each(capture)
+
+        summary = assembler.assemble_capture(list(captures), threads=threads, progress=progress if called else None)
     tell(summary.problems, assembler.stats)
     return summary
 

@@ -91,6 +91,6 @@ def run(arguments: argparse.Namespace) -> None:
                 overwrite=arguments.force,
                 fill_gaps=arguments.fill_gaps,
             )
-            read(Assembler(StreamPool(factory), options), arguments.captures, arguments.threads)
+            read(Assembler(StreamPool(factory), options), arguments.captures, arguments.threads, is_silent=arguments.quiet)
     except FileExistsError as error:
         raise CommandError(f"{error.filename} exists (--force overwrites)") from None

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..api import Assembler, StreamPool
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
-_COLUMNS = ("client", "server", "sent", "received", "gaps", "missing", "first", "last", "state")
-_NUMBERS = ("sent", "received", "gaps", "missing")
+_COLUMNS = ("#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state")
+_NUMBERS = ("#", "sent", "received", "gaps", "missing")
 
 _DESCRIPTION = """A line for each TCP connection, both directions together, in the order in which they began.
 
+#          number, for `tcpreasm follow`
 client     who was seen first
 sent       bytes from client to server, as far as captured
 received   bytes from server to client
@@ -71,9 +73,10 @@ def add_parser(commands: Any) -> None:
 class _Connection:
     """Both directions, as far as they were seen. The first one counts as the client's."""
 
-    __slots__ = ("client", "key", "server")
+    __slots__ = ("client", "key", "number", "server")
 
-    def __init__(self, key: ConnectionKey) -> None:
+    def __init__(self, number: int, key: ConnectionKey) -> None:
+        self.number = number
         self.key = key
         self.client: ByteCountStream | None = None
         self.server: ByteCountStream | None = None
@@ -97,6 +100,7 @@ class _Connection:
     def row(self) -> dict[str, str]:
         directions = self.directions()
         return {
+            "#": str(self.number),
             "client": self.key.src,
             "server": self.key.dst,
             "sent": str(self.client.length if self.client else 0),
@@ -112,6 +116,7 @@ class _Connection:
         net, transport = self.key
         return json.dumps(
             {
+                "number": self.number,
                 "client": [str(net.src), transport.src],
                 "server": [str(net.dst), transport.dst],
                 "tunnels": net.tunnels,
@@ -158,7 +163,8 @@ class _Connections:
 
     def __init__(self, print_at_once: bool) -> None:
         self._print_at_once = print_at_once
-        self._pairs = Pairs(_Connection)
+        numbers = count(1)
+        self._pairs = Pairs(lambda key: _Connection(next(numbers), key))
         self.known: dict[_Connection, None] = {}
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> _FlowStream:
@@ -188,11 +194,13 @@ def run(arguments: argparse.Namespace) -> None:
             _pyarrow()  # before the captures are read
         factory = collector = FlowCollector()
         give = partial(_give_table, collector, arguments)
+        is_silent = True
     else:
         factory = connections = _Connections(arguments.json)
         give = partial(_print_known, connections, arguments.json)
+        is_silent = not arguments.json
     try:
-        read(Assembler(StreamPool(factory), assembler_options(arguments)), arguments.captures)
+        read(Assembler(StreamPool(factory), assembler_options(arguments)), arguments.captures, is_silent=is_silent)
     except KeyboardInterrupt:
         give()
         raise

@@ -1,4 +1,4 @@
-"""`tcpreasm http`: the HTTP/1 requests and responses of a capture or an interface, with their sizes.
+"""`tcpreasm http`: the HTTP/1 exchanges of a capture or an interface, and what their bodies hold.
 
 Each stream is a ReaderStream that is read as soon as something came, in the assembler's own thread, so that lines come out in the order
 of the capture. A program that wants a thread for each stream reads the same class in those.
@@ -22,8 +22,11 @@ from ..errors import DataLost
 from ..flow import ConnectionKey, Flow
 from ..pairs import Pairs
 from ..streams import ReaderStream
-from .common import CommandError, add_captures, assembler_options, complain, positive, read, text_of, time_of
-from .messages import Exchange, Message, MessageParser, load_httptools
+from .bodies import DecodedBody, Folder
+from .common import CommandError, add_captures, assembler_options, complain, positive, read
+from .exchanges import Conversation, Exchange, Side
+from .http_texts import exchange_json, exchange_line, message_json, message_line, skipped_json, skipped_line
+from .messages import Message, MessageParser, load_httptools
 
 if TYPE_CHECKING:
     from .._select import core
@@ -34,12 +37,36 @@ _CHUNK = 1 << 16
 _FLUSH_EVERY = 1.0  # seconds, live
 _FLUSH_AGE = 120.0  # seconds: what waits for longer, or is silent for longer, is given out and closed, live
 
-_DESCRIPTION = """A line for each HTTP/1 request and response: capture time, who to whom, first line, host or content type, bytes of the
-body (of chunked ones without the chunks' framing). "missing" are bytes of the body that the capture lacks; "incomplete" is a message
-whose end was not seen. Streams that hold no HTTP make no line.
+_DESCRIPTION = """A line for each HTTP/1 exchange, a request and its response: capture time of the request's first byte,
+client and server, method, URL, status, content type, bytes of both bodies (of chunked ones without
+the chunks' framing), and the time to the response's last byte.
 
-With -i, packets come from an interface until Ctrl-C or SIGTERM ends it; every second, what has waited for more than two
-minutes is given out. Takes httptools, and for -i pypcap or cypcap: pip install 'tcpreasm[http,live]'"""
+missing       bytes of the body that the capture lacks
+incomplete    the message's end was not seen
+no response,
+no request    never sent, or not captured
+after 100     an interim response came before it
+guessed       messages beside the two are missing, so that they may not belong together
+
+Streams that hold no HTTP make no line.
+
+--bodies writes what the bodies hold, decoded, to numbered files; --json names the file of each, and
+tells the SHA-256 of what was decoded, and why it is not all. Codings: gzip and deflate; zstd and br
+where Python's zstandard and brotli are installed. Where bytes of a body are missing, the others are
+joined; of an encoded one the part before the gap is decoded.
+
+With -i, packets come from an interface until Ctrl-C or SIGTERM ends it; every second, what has waited
+for more than two minutes is given out. Takes httptools, and for -i pypcap or cypcap:
+pip install 'tcpreasm[http,live]'"""
+
+_EXAMPLES = """examples:
+  tcpreasm http capture.pcap
+  tcpreasm http --json capture.pcap | jq 'select(.status >= 500) | .url'
+  tcpreasm http --bodies files --json capture.pcap > exchanges.json
+  tcpreasm http --messages capture.pcap            one by one, as they end in the capture
+  tcpreasm http -i eth0 -f 'tcp port 80'           live"""
+
+_MAX_BODY = 64 << 20
 
 
 def add_parser(commands: Any) -> None:
@@ -48,11 +75,22 @@ def add_parser(commands: Any) -> None:
         "http",
         help="HTTP requests and responses, from captures or live",
         description=_DESCRIPTION,
-        epilog="examples:\n  tcpreasm http capture.pcap\n  tcpreasm http -i eth0 -f 'tcp port 80'\n  tcpreasm http --json capture.pcap",
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_captures(parser, nargs="*")
-    parser.add_argument("--json", action="store_true", help="a JSON object for each message, a line each")
+    parser.add_argument("--json", action="store_true", help="a JSON object for each exchange, a line each")
+    parser.add_argument("--messages", action="store_true", help="requests and responses one by one, each where it ends in the capture")
+    bodies = parser.add_argument_group("bodies")
+    bodies.add_argument("--bodies", metavar="DIR", help="write each body, decoded, to a file in this folder; made where there is none")
+    bodies.add_argument(
+        "--max-body",
+        metavar="BYTES",
+        type=positive,
+        default=_MAX_BODY,
+        help="the most that is decoded of a body (default %(default)s): a small one may hold a very large one",
+    )
+    bodies.add_argument("--force", action="store_true", help="overwrite files; without it a file that exists ends the command")
     live = parser.add_argument_group("live")
     live.add_argument("-i", "--interface", metavar="NAME", help="capture on this interface")
     live.add_argument("-f", "--filter", metavar="EXPRESSION", help="only packets that match, as tcpdump takes it: 'tcp port 80'")
@@ -65,11 +103,12 @@ def add_parser(commands: Any) -> None:
 class _HttpStream(ReaderStream):
     """One direction: read at once, by whoever feeds it."""
 
-    def __init__(self, printer: _Printer, key: ConnectionKey, exchange: Exchange) -> None:
+    def __init__(self, printer: _Printer, key: ConnectionKey, side: Side) -> None:
         super().__init__(loss_errors=True)
         self._printer = printer
         self._key = key
-        self._parser = MessageParser(exchange, lambda message: printer.message(key, message))
+        self._side = side
+        self._parser = MessageParser(side)
 
     def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
         for piece in reassemblies:  # one by one: only what was read makes room
@@ -81,6 +120,7 @@ class _HttpStream(ReaderStream):
         super().reassembly_complete()
         self.close()
         self._parser.finish()
+        self._side.over()
         self._printer.stream_complete(self._key, self._parser, self.counts.last_seen_ns)
 
     def _read(self, seen_ns: int) -> None:
@@ -93,100 +133,65 @@ class _HttpStream(ReaderStream):
 
 
 class _Printer:
-    """The factory, and what prints a line for each message."""
+    """The factory, and what prints a line for each exchange or message."""
 
-    def __init__(self, as_json: bool, at_once: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, arguments: argparse.Namespace, at_once: bool) -> None:
+        self._as_json = arguments.json
+        self._by_message = arguments.messages
+        self._max_body = arguments.max_body
+        self._folder = None if arguments.bodies is None else Folder(arguments.bodies, arguments.force)
         self._at_once = at_once
-        self._pairs = Pairs(lambda key: Exchange())
+        self._pairs = Pairs(lambda key: Conversation(self))
         self.messages = 0
 
     def new(self, net_flow: Flow, transport_flow: Flow) -> _HttpStream:
         key = ConnectionKey(net_flow, transport_flow)
-        return _HttpStream(self, key, self._pairs.join(key))
+        return _HttpStream(self, key, self._pairs.join(key).side(key))
+
+    def begun(self, message: Message) -> None:
+        """See `Watcher`."""
+        self.messages += 1
+        if self._as_json or self._folder is not None:
+            message.body = DecodedBody(message, self._max_body, self._folder)
 
     def message(self, key: ConnectionKey, message: Message) -> None:
-        self.messages += 1
-        if self._as_json:
-            self._print_json(key, message.seen_ns, _fields(message))
-        else:
-            self._print(f"{time_of(message.seen_ns)} {key} {_line(message)}")
+        """See `Watcher`."""
+        if self._by_message:
+            self._print(json.dumps(message_json(key, message)) if self._as_json else message_line(key, message))
+
+    def exchange(self, client: ConnectionKey, exchange: Exchange) -> None:
+        """See `Watcher`."""
+        if not self._by_message:
+            self._print(json.dumps(exchange_json(client, exchange)) if self._as_json else exchange_line(client, exchange))
 
     def stream_complete(self, key: ConnectionKey, parser: MessageParser, seen_ns: int | None) -> None:
         self._pairs.forget(key)
         if not parser.message_count or not parser.skipped:
             return
-        if self._as_json:
-            self._print_json(key, seen_ns, {"kind": "skipped", "bytes": parser.skipped})
-        else:
-            self._print(f"{time_of(seen_ns)} {key} {parser.skipped} bytes belong to no message")
-
-    def _print_json(self, key: ConnectionKey, seen_ns: int | None, fields: dict[str, Any]) -> None:
-        net, transport = key
-        where = {
-            "time": time_of(seen_ns),
-            "time_ns": seen_ns,
-            "src": [str(net.src), transport.src],
-            "dst": [str(net.dst), transport.dst],
-        }
-        self._print(json.dumps(where | fields))
+        self._print(json.dumps(skipped_json(key, parser.skipped, seen_ns)) if self._as_json else skipped_line(key, parser.skipped, seen_ns))
 
     def _print(self, line: str) -> None:
         print(line, flush=self._at_once)
 
 
-def _line(message: Message) -> str:
-    if message.method is not None:
-        parts = [text_of(message.method), text_of(message.target), f"HTTP/{message.version}"]
-        about = message.headers.get(b"host")
-    else:
-        parts = [f"HTTP/{message.version}", str(message.status), text_of(message.reason)]
-        about = message.headers.get(b"content-type")
-    if about:
-        parts.append(text_of(about))
-    line = " ".join([*parts, f"{message.body_bytes} bytes"])
-    if message.missing:
-        line += f", {message.missing} missing"
-    return line if message.complete else f"{line}, incomplete"
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    def header(name: bytes) -> str | None:
-        value = message.headers.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    if message.method is not None:
-        fields: dict[str, Any] = {
-            "kind": "request",
-            "method": message.method.decode("latin-1"),
-            "target": message.target.decode("latin-1"),
-            "host": header(b"host"),
-        }
-    else:
-        fields = {"kind": "response", "status": message.status, "reason": message.reason.decode("latin-1")}
-    return fields | {
-        "version": message.version,
-        "content_type": header(b"content-type"),
-        "body_bytes": message.body_bytes,
-        "missing": message.missing,
-        "complete": message.complete,
-    }
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the messages of the captures, or of the interface until it is stopped."""
+    """Prints the exchanges of the captures, or of the interface until it is stopped."""
     live = arguments.interface is not None
     if live == bool(arguments.captures):
         raise CommandError("http takes captures or -i INTERFACE, one of both (see tcpreasm http --help)")
     if not live and (arguments.filter is not None or arguments.count is not None):
         raise CommandError("http takes -f and -c only with -i INTERFACE")
     load_httptools()
-    printer = _Printer(arguments.json, live)
-    assembler = Assembler(StreamPool(printer), assembler_options(arguments))
-    if live:
-        _run_live(assembler, arguments)
-    else:
-        read(assembler, arguments.captures)
+    options = assembler_options(arguments)
+    printer = _Printer(arguments, live)
+    assembler = Assembler(StreamPool(printer), options)
+    try:
+        if live:
+            _run_live(assembler, arguments)
+        else:
+            read(assembler, arguments.captures)
+    except FileExistsError as error:
+        raise CommandError(f"{error.filename} exists (--force overwrites)") from None
     if not printer.messages:
         complain("no HTTP/1 message was found")
 

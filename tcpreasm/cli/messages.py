@@ -1,7 +1,7 @@
 """HTTP/1 messages out of one direction's bytes, pushed in as they come, gaps included.
 
 Lives here: where a message begins and ends (RFC 9112 2 and 6), over gaps too. What its head says is httptools' business (the extra
-`http`). `feed` is called about once a packet.
+`http`), which request a response answers that of exchanges, what a body holds that of bodies. `feed` is called about once a packet.
 
 A gap inside a body whose length is known costs nothing but the bytes. After any other gap, and after bytes that are no HTTP, the
 next line that begins a message is looked for.
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Exchange", "Message", "MessageParser", "load_httptools"]
+__all__ = ["Body", "Listener", "Message", "MessageParser", "load_httptools"]
 
 _MAX_LINE = 16 * 1024  # a request line longer than this is none
 _MAX_HEAD = 256 * 1024
@@ -25,6 +24,7 @@ _MARK = b"HTTP/1."  # stands in every first line
 _STATUS_LINE_SIZE, _REQUEST_LINE_END_SIZE = 13, 10  # of what the next two match
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9][ \r]")
 _REQUEST_LINE_END = re.compile(rb"HTTP/1\.[01]\r\n")
+_FOLD = re.compile(rb"\r\n[ \t]+(?!\r\n)")  # a header's value may go on in the next line (RFC 9112 5.2), which httptools refuses
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
 
@@ -37,7 +37,20 @@ def load_httptools() -> Any:
         raise ImportError(f"this takes httptools: pip install 'tcpreasm[http]' ({error})") from None
 
 
-@dataclass(slots=True)
+class Body(Protocol):
+    """Takes the bytes of one body, without the framing of chunks."""
+
+    def write(self, data: bytes) -> None:
+        """The next ones."""
+
+    def lost(self, count: int) -> None:
+        """So many are missing here."""
+
+    def close(self) -> None:
+        """No more come."""
+
+
+@dataclass(slots=True, eq=False)
 class Message:
     """One request or response."""
 
@@ -54,24 +67,47 @@ class Message:
     reason: bytes = b""
     headers: dict[bytes, bytes] = field(default_factory=dict)
     """By lower-case name; the values of a repeated one joined by a comma."""
+    head_bytes: int = 0
+    """First line and headers, as they were sent."""
     body_bytes: int = 0
     """Bytes of the body that were captured, without the framing of chunks."""
     missing: int = 0
     """Bytes of the body that were not."""
     complete: bool = False
     """Its end was reached."""
+    end_ns: int | None = None
+    """Capture time of the packet that brought the last byte of it; None while more may come."""
+    body: Body | None = None
+    """Who wants the body's bytes."""
+
+    @property
+    def is_rest(self) -> bool:
+        """Nothing is known of it but that it was there."""
+        return self.method is None and self.status is None
+
+    @property
+    def is_interim(self) -> bool:
+        """A response that is not the answer yet (RFC 9110 15.2); 101 is the last one of HTTP, and so an answer."""
+        return self.status is not None and 100 <= self.status < 200 and self.status != 101
 
 
-class Exchange:
-    """What both directions of a connection must know of each other."""
+class Listener(Protocol):
+    """Whom the parser of one direction tells what it finds, and asks what only the other direction knows."""
 
-    __slots__ = ("methods", "tunnel")
+    tunnel: bool
+    """From here on the connection speaks another protocol, both ways (CONNECT, Upgrade)."""
 
-    def __init__(self) -> None:
-        self.methods: deque[bytes] = deque(maxlen=1024)
-        """Methods of the requests that were not answered yet: the answer to HEAD has no body (RFC 9112 6.3)."""
-        self.tunnel = False
-        """From here on it is another protocol (CONNECT, Upgrade)."""
+    def begun(self, message: Message) -> bytes | None:
+        """Its head was read. For a response: the method of the request that it answers, where that is known."""
+
+    def done(self, message: Message) -> None:
+        """Its end, the end of the stream, or the gap that cuts it is reached."""
+
+    def lost(self) -> None:
+        """Between the message before and the next one, others may be missing."""
+
+    def rest(self, seen_ns: int) -> None:
+        """So may they around bytes, seen then, that belong to no message: the rest of one, as a rule."""
 
 
 class _Head:
@@ -102,17 +138,15 @@ class MessageParser:
     """One direction: bytes in, messages out.
 
     Args:
-        exchange: shared with the other direction.
-        done: called with each message once its end, the end of the stream, or the gap that cuts it is reached.
+        listener: is told of each message.
     """
 
-    def __init__(self, exchange: Exchange, done: Callable[[Message], None]) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._httptools = load_httptools()
-        self._exchange = exchange
-        self._done = done
+        self._listener = listener
         self._state: Callable[[bytes, int], int] = self._seek
         self._pending = bytearray()  # the beginning of what is not whole yet: a first line, a head, a chunk's size
-        self._pending_seen_ns = 0
+        self._pending_seen: list[tuple[int, int]] = []  # while a first line is looked for: from which byte of pending on, and when seen
         self._seen_ns = 0
         self._sought = 0  # so far pending holds no first line
         self._message: Message | None = None
@@ -127,20 +161,25 @@ class MessageParser:
         """The next bytes, and when they were captured."""
         self._seen_ns = seen_ns
         position = 0
-        while position < len(data) and not self._exchange.tunnel:
+        while position < len(data) and not self._listener.tunnel:
             position = self._state(data, position)
 
     def lost(self, count: int) -> None:
         """So many bytes are missing here; -1 for an unknown number."""
+        if self._listener.tunnel:
+            return
         message = self._message
         if message is not None and count > 0:
             if self._state == self._until_close:
-                message.missing += count
+                self._advance(count)
                 return
             if count <= self._remaining:
-                self._advance(count, False)
+                self._advance(count)
                 return
-            message.missing += self._remaining
+            if self._remaining:
+                self._miss(message, self._of_body(self._remaining))
+        if self._state == self._head and b"\r\n" in self._pending:
+            self._begin_cut()
         self._give_up()
 
     def finish(self) -> None:
@@ -154,8 +193,7 @@ class MessageParser:
 
     def _seek(self, data: bytes, position: int) -> int:
         pending = self._pending
-        if not pending:
-            self._pending_seen_ns = self._seen_ns
+        self._pending_seen.append((len(pending), self._seen_ns))
         pending += data[position:]
         while (mark := pending.find(_MARK, self._sought)) >= 0:
             is_status = pending.startswith(b" ", mark + len(_MARK) + 1)
@@ -191,8 +229,13 @@ class MessageParser:
         """Bytes in front of pending that are no HTTP; empty lines before a message are (RFC 9112 2.2)."""
         if self._pending[:count].strip(b"\r\n"):
             self.skipped += count
+            self._listener.rest(self._pending_seen[0][1] if self._pending_seen else self._seen_ns)
         del self._pending[:count]
         self._sought = max(0, self._sought - count)
+        seen = self._pending_seen
+        while len(seen) > 1 and seen[1][0] <= count:
+            del seen[0]
+        self._pending_seen = [(max(0, begin - count), seen_ns) for begin, seen_ns in seen]
 
     def _head(self, data: bytes, position: int) -> int:
         searched = max(0, len(self._pending) - 3)
@@ -215,12 +258,11 @@ class MessageParser:
 
     def _body(self, data: bytes, position: int) -> int:
         count = min(self._remaining, len(data) - position)
-        self._advance(count, True)
+        self._advance(count, data, position)
         return position + count
 
     def _until_close(self, data: bytes, position: int) -> int:
-        assert self._message is not None
-        self._message.body_bytes += len(data) - position
+        self._advance(len(data) - position, data, position)
         return len(data)
 
     def _chunk_size(self, data: bytes, position: int) -> int:
@@ -258,15 +300,28 @@ class MessageParser:
         self._pending.clear()
         return line, end
 
-    def _advance(self, count: int, captured: bool) -> None:
-        """Over so many bytes of a body or chunk."""
+    def _of_body(self, count: int) -> int:
+        """How many of the next bytes are the body's: the last two of a chunk are its CRLF."""
+        return min(count, max(0, self._remaining - 2)) if self._chunked else count
+
+    def _miss(self, message: Message, count: int) -> None:
+        message.missing += count
+        if message.body is not None:
+            message.body.lost(count)
+
+    def _advance(self, count: int, data: bytes | None = None, position: int = 0) -> None:
+        """Over so many bytes of a body or chunk, which lie in data from position on, or are missing."""
         message = self._message
         assert message is not None
-        of_body = min(count, max(0, self._remaining - 2)) if self._chunked else count
-        if captured:
-            message.body_bytes += of_body
+        of_body = self._of_body(count)
+        if data is None:
+            self._miss(message, of_body)
         else:
-            message.missing += of_body
+            message.body_bytes += of_body
+            if message.body is not None:
+                message.body.write(data[position : position + of_body])
+        if self._state == self._until_close:
+            return
         self._remaining -= count
         if self._remaining:
             return
@@ -275,42 +330,49 @@ class MessageParser:
         else:
             self._complete(True)
 
-    def _begin(self, data: bytes) -> None:
-        """A whole head is there."""
+    def _begin_cut(self) -> None:
+        """Of a head the whole lines before a gap: what they say is worth having. Nobody knows where its body ends."""
+        head = bytes(self._pending[: self._pending.rindex(b"\r\n")])
+        self._pending.clear()
+        self._begin(head + b"\r\n\r\n", is_cut=True)
+
+    def _begin(self, data: bytes, is_cut: bool = False) -> None:
+        """A whole head is there, or a part of one that looks like it."""
+        seen_ns = self._pending_seen[0][1]
+        self._pending_seen.clear()
         is_response = data.startswith(_MARK)
         head = _Head()
         parser = (self._httptools.HttpResponseParser if is_response else self._httptools.HttpRequestParser)(head)
         try:
-            parser.feed_data(data)
+            parser.feed_data(_FOLD.sub(b" ", data))
         except self._httptools.HttpParserUpgrade:
             pass  # the answer decides
         except self._httptools.HttpParserError:
             head.complete = False
         if not head.complete:
             self.skipped += len(data)
+            self._listener.rest(seen_ns)
             self._give_up()
             return
-        message = self._message = Message(self._pending_seen_ns, version=parser.get_http_version(), headers=head.headers)
+        message = self._message = Message(seen_ns, version=parser.get_http_version(), headers=head.headers, head_bytes=len(data))
         self.message_count += 1
         if is_response:
             message.status, message.reason = parser.get_status_code(), head.reason
-            has_body = self._answer(message.status)
+            has_body = self._answer(message, self._listener.begun(message))
         else:
             message.method, message.target = parser.get_method(), head.target
-            self._exchange.methods.append(message.method)
+            self._listener.begun(message)
             has_body = message.method != b"CONNECT"
-        self._begin_body(head.headers, has_body, is_response)
+        if not is_cut:
+            self._begin_body(head.headers, has_body, is_response)
 
-    def _answer(self, status: int) -> bool:
-        """A response has come: does it have a body (RFC 9112 6.3)? False too where it makes a tunnel of the connection."""
-        if 100 <= status < 200 and status != 101:
+    def _answer(self, message: Message, method: bytes | None) -> bool:
+        """Does the response to this method have a body (RFC 9112 6.3)? False too where it makes a tunnel of the connection."""
+        assert message.status is not None
+        if message.status == 101 or (method == b"CONNECT" and 200 <= message.status < 300):
+            self._listener.tunnel = True
             return False
-        methods = self._exchange.methods
-        method = methods.popleft() if methods else None
-        if status == 101 or (method == b"CONNECT" and 200 <= status < 300):
-            self._exchange.tunnel = True
-            return False
-        return method != b"HEAD" and status not in (204, 304)
+        return not message.is_interim and method != b"HEAD" and message.status not in (204, 304)
 
     def _begin_body(self, headers: dict[bytes, bytes], has_body: bool, is_response: bool) -> None:
         codings = headers.get(b"transfer-encoding", b"").lower()
@@ -332,14 +394,18 @@ class MessageParser:
         message, self._message = self._message, None
         assert message is not None
         message.complete = complete
+        message.end_ns = self._seen_ns
         self._state = self._seek
         self._remaining = 0
-        self._done(message)
+        if message.body is not None:
+            message.body.close()
+        self._listener.done(message)
 
     def _give_up(self) -> None:
         """What comes next is anywhere."""
         self._skip(len(self._pending))
-        self._exchange.methods.clear()
         self._state = self._seek
         if self._message is not None:
             self._complete(False)
+        self._pending_seen.clear()
+        self._listener.lost()

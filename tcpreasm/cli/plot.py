@@ -16,9 +16,9 @@ __all__ = ["add_parser"]
 
 _LARGEST = 10
 
-_DESCRIPTION = """With a number: that conversation (counted from 1, in the order in which they began, as tcpreasm flows lists them):
-the position in the stream of each segment over time, for both directions, with what the reassembly made of it, the other side's
-acknowledgements, and what was never captured; the throughput; how many bytes waited for missing ones.
+_DESCRIPTION = """With a number: that conversation (# of tcpreasm flows): the position in the stream of each segment over time,
+for both directions, with what the reassembly made of it, the other side's acknowledgements, and what was never
+captured; the throughput; how many bytes waited for missing ones.
 Without: the throughput of all conversations, how many were open, and the largest ones.
 
 Takes matplotlib: pip install 'tcpreasm[plot]'"""
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = assembler_options(arguments)
     if arguments.number is None:
         overview = Overview(_LARGEST)
-        read(Assembler(StreamPool(overview.factory), options), arguments.captures)
+        read(Assembler(StreamPool(overview.factory), options), arguments.captures, is_silent=True)
         overview.finish()
         figure = capture_figure(overview)
     else:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Reads the captures, and writes the page."""
     overview = Overview(arguments.limit)
     assembler = Assembler(StreamPool(overview.factory), assembler_options(arguments))
-    summary = read(assembler, arguments.captures)
+    summary = read(assembler, arguments.captures, is_silent=True)
     overview.finish()
     titles = ["standard input" if name == "-" else os.path.basename(name) for name in arguments.captures]
     page = report_page(titles, overview, summary, assembler.stats)

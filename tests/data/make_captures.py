@@ -520,7 +520,8 @@ def cut_gaps(records: list[Record], client_port: int, c2s: bytes, s2c: bytes) ->
 
 
 def main() -> None:
-    truth: dict[str, Any] = {}
+    file_of_truth = HERE / "truth.json"
+    truth: dict[str, Any] = json.loads(file_of_truth.read_text()) if file_of_truth.exists() else {}  # make_protocols has its part in it
 
     for family, address, file in ((socket.AF_INET, "127.0.0.1", "http.pcap"), (socket.AF_INET6, "::1", "http6.pcapng")):
         with LoopbackCapture(f"tcp port {HTTP_PORT}") as capture:
@@ -554,7 +555,7 @@ def main() -> None:
         told[0] |= {"c2s": direction(c2s, gaps["c2s"]), "s2c": direction(s2c, gaps["s2c"])}
         truth[file] = {"linktype": ETHERNET, "packets": len(records), "connections": told}
 
-    (HERE / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
+    file_of_truth.write_text(json.dumps(truth, indent=1) + "\n")
 
 
 if __name__ == "__main__":
