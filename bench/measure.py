@@ -579,7 +579,10 @@ def main() -> int:
         return 0
     memory = None if given.way == "extract" else peak_rss()  # which runs in a process of its own
     results = totals._asdict()
-    per_packet = results.pop("elapsed_ns") / (totals.packets or given.packets or 1)
+    packets = totals.packets or given.packets
+    if not packets:
+        parser.error(f"{given.way} does not tell the number of packets: give it with --packets")
+    per_packet = results.pop("elapsed_ns") / packets
     print(Measurement(name=name, workload=given.capture.stem, ns_per_packet=per_packet, peak_rss=memory, **results).line())
     return 0
 

@@ -265,6 +265,33 @@ def test_numbers_of_things_are_1_or_more(run: Run, option: str, name: str, comma
     assert f"argument {name}: is 1 or more, not {value!r}" in result.err
 
 
+@pytest.mark.parametrize("command", [("extract", "-o", "{folder}/out"), ("stats",)])
+def test_there_are_only_so_many_threads(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    words = [part.format(folder=tmp_path) for part in command]
+    error = f"tcpreasm {command[0]}: argument --threads: is 64 or less, not '65' (see tcpreasm {command[0]} --help)\n"
+    assert run(*words, DATA / "http.pcap", "--threads", "65") == (2, "", error)
+    assert not list(tmp_path.iterdir())
+    assert run(*words, DATA / "http.pcap", "--threads", "64").status == 0
+
+
+@pytest.mark.parametrize("command", [("extract", "-o"), ("http", "--bodies")])
+def test_a_file_is_no_folder_for_files(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    assert run(*command, tmp_path / "file", DATA / "http.pcap") == (2, "", f"tcpreasm: {tmp_path / 'file'} is no folder\n")
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def test_an_error_without_a_file_is_told_without_its_number(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    with open("/dev/full", "wb") as full:
+        err = start("flows", DATA / "http.pcap", stdout=full).communicate(timeout=LIMIT)[1]
+    assert err == b"tcpreasm: No space left on device\n"
+
+
+def test_plot_takes_one_capture_and_says_so(run: Run) -> None:
+    assert "several are read" in " ".join(run("flows", "--help").out.split())
+    assert "several are read" not in " ".join(run("plot", "--help").out.split())
+
+
 @pytest.mark.parametrize("command", [("flows",), ("flows", "--json"), ("http",), ("extract", "-o", "{folder}/out")])
 def test_all_captures_are_there_before_the_first_is_read(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     names = {"missing": (tmp_path / "missing", "No such file or directory"), "folder": (tmp_path, "Is a directory")}

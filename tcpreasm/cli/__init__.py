@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return _ERROR
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error))
+        complain(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or str(error))
         return _ERROR
     return _DONE
 

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from .common import make_folder
 from .messages import Message
 
 __all__ = ["DecodedBody", "Folder"]
@@ -58,7 +59,7 @@ class Folder:
     """
 
     def __init__(self, path: str, overwrite: bool) -> None:
-        os.makedirs(path, exist_ok=True)
+        make_folder(path)
         self._path = path
         self._mode = "wb" if overwrite else "xb"
         self._count = 0

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .._select import core
 from ..api import Assembler, CaptureSummary, Progress
 from ..capture import Capture
 from ..clock import time_of
@@ -24,11 +25,13 @@ __all__ = [
     "assembler_options",
     "check_names",
     "complain",
+    "make_folder",
     "positive",
     "read",
     "spelled_out",
     "tell",
     "text_of",
+    "thread_count",
     "time_of",
 ]
 
@@ -48,7 +51,8 @@ def add_captures(parser: argparse.ArgumentParser, nargs: str | int = "+") -> Non
         "captures",
         metavar="CAPTURE",
         nargs=nargs,
-        help="pcap or pcapng file, also compressed (gzip, zstd); - is standard input; several are read one after the other, as one",
+        help="pcap or pcapng file, also compressed (gzip, zstd); - is standard input"
+        + ("" if nargs == 1 else "; several are read one after the other, as one"),
     )
     group = parser.add_argument_group("reassembly", "Options of the assembler, as the documentation of AssemblerOptions tells them.")
     for flag, (option, text, keywords) in _SWITCHES.items():
@@ -120,6 +124,22 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"is 1 or more, not {text!r}")
     return number
+
+
+def thread_count(text: str) -> int:
+    """For --threads: an int, 1 or more, and no more than the core takes."""
+    number = positive(text)
+    if number > core.MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"is {core.MAX_THREADS} or less, not {text!r}")
+    return number
+
+
+def make_folder(path: str) -> None:
+    """Where there is none. CommandError where something else has that name."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise CommandError(f"{path} is no folder") from None
 
 
 def assembler_options(arguments: argparse.Namespace) -> AssemblerOptions:

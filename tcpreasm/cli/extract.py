@@ -17,7 +17,7 @@ from ..api import Assembler, StreamPool
 from ..flow import ConnectionKey
 from ..options import DEFAULT_MAX_OPEN_FILES
 from ..streams import FilePool, FileStream, FlowPaths
-from .common import CommandError, add_captures, assembler_options, positive, read
+from .common import CommandError, add_captures, assembler_options, make_folder, positive, read, thread_count
 
 __all__ = ["add_parser", "file_name"]
 
@@ -49,7 +49,11 @@ def add_parser(commands: Any) -> None:
         "--max-open", metavar="N", type=positive, default=DEFAULT_MAX_OPEN_FILES, help="files open at once (default %(default)s)"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=positive, default=1, help="threads that do the work (default 1); with more, lines may change places"
+        "--threads",
+        metavar="N",
+        type=thread_count,
+        default=1,
+        help="threads that do the work (default 1); with more, lines may change places",
     )
     parser.set_defaults(run=run)
 
@@ -80,7 +84,7 @@ class _ListedStream(FileStream):
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures and writes the files."""
     options = assembler_options(arguments)
-    os.makedirs(arguments.output, exist_ok=True)
+    make_folder(arguments.output)
     try:
         with FilePool(arguments.max_open, write_behind=True) as pool:
             # Without a list, streams are the core's own: nothing runs in Python.

@@ -11,7 +11,7 @@ from typing import Any
 from ..api import Assembler, CaptureSummary, StreamPool
 from ..stats import AssemblerStats
 from ..streams import ByteCountStream
-from .common import add_captures, assembler_options, positive, read
+from .common import add_captures, assembler_options, read, thread_count
 
 __all__ = ["add_parser"]
 
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     add_captures(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--threads", metavar="N", type=positive, default=1, help="threads that do the work (default 1)")
+    parser.add_argument("--threads", metavar="N", type=thread_count, default=1, help="threads that do the work (default 1)")
     parser.set_defaults(run=run)
 
 
