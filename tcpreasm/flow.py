@@ -75,11 +75,11 @@ class Flow:
             isinstance(raw_src, bytes) and isinstance(raw_dst, bytes) and len(raw_src) != len(raw_dst)
         ):
             raise ValueError(f"src and dst are of one kind, not {src!r} and {dst!r}")
-        object.__setattr__(self, "raw_src", raw_src)
         if isinstance(tunnels, bool) or not isinstance(tunnels, int):
             raise TypeError(f"tunnels is a number, not {type(tunnels).__name__}: {tunnels!r}")
         if tunnels < 0:
             raise ValueError(f"tunnels is 0 or more, not {tunnels}")
+        object.__setattr__(self, "raw_src", raw_src)
         object.__setattr__(self, "raw_dst", raw_dst)
         object.__setattr__(self, "tunnels", tunnels)
 

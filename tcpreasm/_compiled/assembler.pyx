@@ -472,7 +472,7 @@ cdef class AssemblerBase(Flusher):
 
     @property
     def packets_given(self):
-        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        """Frames and segments that came in so far, between calls: `Reassembly.packet_number` of what the last one brought."""
         return self.packets
 
     def number_from(self, int64_t packets):

@@ -631,8 +631,16 @@ cdef class StreamPoolBase:
     # There is room for one more; or no order is kept any more, until it is asked for again.
     cdef void _grow_seen(self) noexcept nogil:
         cdef seen_s *grown
-        if self.seen_count > <size_t>self.open.count * 2:  # the rest is no longer open
-            self._list_seen()
+        cdef seen_s one
+        cdef size_t kept = 0, i
+        if self.seen_count > <size_t>self.open.count * 2:  # the rest is no longer open. The table may be far larger than these
+            self.looked_at += self.seen_count
+            for i in range(self.seen_count):
+                one = self.by_seen[i]
+                if connection_at(&self.table, one.number).serial == one.serial and connection_at(&self.table, one.number).state == OPEN:
+                    push_seen(self.by_seen, kept, one.seen_ns, one.number, one.serial)
+                    kept += 1
+            self.seen_count = kept
             return
         grown = <seen_s *>PyMem_RawRealloc(self.by_seen, self.seen_room * 2 * sizeof(seen_s))
         if grown == NULL:
@@ -644,6 +652,7 @@ cdef class StreamPoolBase:
     cdef void _list_seen(self) noexcept nogil:
         cdef connection_s *connection
         cdef uint32_t number
+        self.looked_at += self.table.made
         self.seen_count = 0
         for number in range(1, self.table.made + 1):
             connection = connection_at(&self.table, number)

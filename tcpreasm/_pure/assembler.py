@@ -320,7 +320,7 @@ class AssemblerBase(Flusher):
 
     @property
     def packets_given(self) -> int:
-        """Frames and segments that came in so far: `Reassembly.packet_number` of what the last one brought."""
+        """Frames and segments that came in so far, between calls: `Reassembly.packet_number` of what the last one brought."""
         return self._packet
 
     def number_from(self, packets: int) -> None:

@@ -837,10 +837,11 @@ class Engine(Server):
 
     def _close(self, connection: Connection, remembers: bool = False) -> None:
         """The end of a connection that nobody closed; or the other side did, so that late packets are to be expected."""
+        self._finish_pieces(connection)  # which may make the stream
         reassembled, complete = connection.reassembled, connection.reassembly_complete
-        self._finish_pieces(connection)
         if remembers:
-            self._pool.close(connection, self._clock.now_ns or connection.last_seen_ns)
+            now = self._clock.now_ns
+            self._pool.close(connection, connection.last_seen_ns if now is None else now)
         else:
             self._pool.remove(connection)
         self._call_last(connection, reassembled, complete, self._out)
