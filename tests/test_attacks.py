@@ -382,7 +382,7 @@ ELSEWHERE = {
 OTHERWISE = {
     "A04": "a piece tells the time of the packet that brought it, so a new byte takes a small page of its own: 96 bytes, not 1.2",
     "A10": "linear probing with both directions side by side: ways of up to 200 slots at a load of 0.75, and below 64 at 0.5",
-    "A16": "a hole that the other side acknowledged past is waited for as any other: directions are not looked at together yet",
+    "A16": "a StreamPool waits for a hole that the other side acknowledged past as for any other; a ConversationPool for a second",
     "A17": "a hole is waited for 120 seconds or 16,384 pages, not 1 second or 1 MiB: captures are read after the event as well",
     "A18": "the first 16 segments or 1 second decide, not 8 or 0.1 second; `start_wait` and `start_wait_segments` change it",
     "A24": "fuzzed for hours of one processor, not for a day",
