@@ -516,7 +516,7 @@ class _Followed(ConversationPool):
 
 
 _SAME_OF_CONVERSATION = [one.name for one in fields(FinishedConversation) if one.name not in ROLES]
-_SAME_OF_SIDE = [one.name for one in fields(FinishedSide) if one.name not in ("data", "gaps", "provenance")]
+_SAME_OF_SIDE = [one.name for one in fields(FinishedSide) if one.name in _SideFacts._fields]
 
 
 def conversations(
@@ -551,5 +551,6 @@ def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
 def _finished_side(side: Side) -> FinishedSide:
     stream = side.stream
     data, gaps, provenance = (b"", (), None) if stream is None else (stream.data, stream.gaps, stream.provenance)
-    same: dict[str, Any] = {name: getattr(side, name) for name in _SAME_OF_SIDE}
-    return FinishedSide(data=data, gaps=gaps, provenance=provenance, **same)
+    facts = side._facts
+    same: dict[str, Any] = {name: getattr(facts, name) for name in _SAME_OF_SIDE}
+    return FinishedSide(key=side.key, data=data, gaps=gaps, provenance=provenance, **same)
