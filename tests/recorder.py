@@ -87,7 +87,8 @@ class RecordedStream:
         recorder.calls.append(("reassembled", self.key, pieces))
         recorder.expect(bool(pieces), f"{self.key}: an empty list")
         recorder.expect(not self.completed, f"{self.key}: reassembled after reassembly_complete")
-        recorder.expect(not any(end for _, _, _, end, _ in pieces[:-1]), f"{self.key}: a piece behind the end")
+        # No generator here: where memory runs out as one is made, CPython 3.12 and 3.13 drop its code object once too often.
+        recorder.expect(True not in [end for _, _, _, end, _ in pieces[:-1]], f"{self.key}: a piece behind the end")
         if recorder.keep:
             recorder.kept.extend(reassemblies)
         recorder.raise_planned("reassembled")
