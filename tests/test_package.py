@@ -77,6 +77,8 @@ LEAVES = {
     "stats",
     "verdict",
 }
+# One object in both cores, a class a room: each is made of the one before it, and knows none behind it.
+ROOMS = ("serving", "holding", "pairing", "delivering", "evicting", "engine", "settling", "flushing", "assembler")
 
 
 class Import(NamedTuple):
@@ -194,6 +196,17 @@ def test_leaves_know_leaves_only() -> None:
     assert missing == set()
     wrong = [_told(found) for found in _imports() if _owner(found.file) in LEAVES and found.target and found.target[0] not in LEAVES]
     assert wrong == []
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_rooms_know_what_lies_below_only(core: str) -> None:
+    known: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for found in _imports():
+        if found.file.parent.name == core and found.file.stem in known and found.target and found.target[0] == core:
+            known[found.file.stem] |= {*found.target[1:]}
+    for at, room in enumerate(ROOMS):
+        assert known[room] & {*ROOMS[at:]} == set(), room
+        assert known[room] >= {*ROOMS[max(0, at - 1) : at]}, room
 
 
 def test_no_module_needs_itself_to_load() -> None:

@@ -5,9 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from .clock cimport clock_s
 from .connection cimport key_s
 from .decode cimport segment_s
-from .engine cimport text_s
 from .flushing cimport Flusher
 from .fragments cimport Fragments, joined_s
+from .holding cimport text_s
 from .pool cimport table_s
 from .origin cimport origin_s
 from .records cimport RecordReader, frame_s
@@ -60,6 +60,7 @@ cdef class AssemblerBase(Flusher):
     cdef Fragments fragments
     cdef Senders senders
     # the call at hand
+    cdef int64_t packets          # given so far, those of the group at hand not counted
     cdef bint busy                # a call is under way: no other may begin
     cdef int64_t base             # of the offsets in the capture at hand: bytes of those before it
     # the rest

@@ -33,28 +33,37 @@ from .connection cimport (
 )
 from .conversation cimport is_watched, note_in_order, side_of
 from .decode cimport (
-    BAD_CHECKSUM, FRAGMENT, JUDGE_CHECKSUMS, LEVEL_IPV6, SEGMENT, TUNNEL_BITS, VERIFY_CHECKSUMS, decode, fragment_s, segment_s
-)
-from .engine cimport (
     ACK,
+    BAD_CHECKSUM,
+    FIN,
+    FRAGMENT,
+    JUDGE_CHECKSUMS,
+    LEVEL_IPV6,
+    RST,
+    SEGMENT,
+    SYN,
+    TUNNEL_BITS,
+    URG,
+    VERIFY_CHECKSUMS,
+    decode,
+    fragment_s,
+    segment_s,
+)
+from .engine cimport LONG_WAY
+from .flushing cimport Flusher
+from .fragments cimport Fragments, joined_s
+from .holding cimport (
     BYTES_CAPTURED,
     BYTES_DELIVERED,
     COUNTS,
-    FIN,
     LAST,
-    LONG_WAY,
     NO_ACK_FLAG,
-    RST,
     RST_IGNORED,
     RST_TEXT,
     SEGMENTS,
-    SYN,
-    URG,
     URGENT_SEGMENTS,
     text_s,
 )
-from .flushing cimport Flusher
-from .fragments cimport Fragments, joined_s
 from .origin cimport keep_origin, let_go_of_origin, origin_s
 from .pages cimport UNIT, PageCache, cache_s, page_counts_s
 from .pool cimport (

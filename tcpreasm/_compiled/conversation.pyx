@@ -8,13 +8,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
 from .connection cimport HAS_ISN, key_object, key_s, reverse_key
+from .decode cimport ACK, RST, SYN
 
 __all__ = ["ConversationState"]
-
-cdef enum:                        # as in engine.pxd, which knows this module
-    SYN = 2
-    RST = 4
-    ACK = 16
 
 cdef enum:
     SYN_REACH = 1 << 24           # what acknowledges a SYN, and what came after it, lies at most so many bytes behind it

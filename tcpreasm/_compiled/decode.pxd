@@ -37,6 +37,13 @@ cdef enum:                        # decode's flags
     TUNNEL_PPPOE = 1 << 16
     TUNNEL_GTP = 1 << 17
 
+cdef enum:                        # of the TCP header: RFC 9293 3.1
+    FIN = 1
+    SYN = 2
+    RST = 4
+    ACK = 16
+    URG = 32
+
 cdef enum:
     MAX_TUNNELS = 8               # one within the other, labels counted; what is deeper stays unopened
 

@@ -3,14 +3,17 @@
 from libc.stdint cimport int64_t
 
 from .connection cimport connection_s
-from .engine cimport Engine
 from .pool cimport listed_s
+from .settling cimport Settler
 
 
-cdef class Flusher(Engine):
+cdef class Flusher(Settler):
+    cdef int64_t hole_timeout_ns  # -1: never
+    cdef int64_t idle_timeout_ns
     cdef bint has_ticked
     cdef int64_t ticked_ns        # capture time of the last tick that expired anything, and when the next one does
     cdef int64_t tick_ns
+    cdef int64_t acked_before     # in a walk over all connections: holes that were acknowledged before that are given up
 
     cdef void _observe(self, int64_t seen_ns) noexcept nogil
     cdef int _tick(self) except -1 nogil

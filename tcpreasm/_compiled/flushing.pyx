@@ -11,10 +11,11 @@ from libc.stdlib cimport qsort
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
 from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
 from .conversation cimport HAS_ACKED, beside, side_of, side_s
-from .engine cimport HOLES_ENDED, HOLES_EXPIRED, Engine
+from .holding cimport HOLES_ENDED, HOLES_EXPIRED
 from .pool cimport ENDLESS, hash_of, listed_s, prefetch, prefetch_slot
 from .sequence cimport difference
 from .serving cimport raise_late_error
+from .settling cimport Settler
 
 cdef enum:
     WALK_AHEAD = 16               # connections that are fetched from memory before they are served
@@ -23,7 +24,7 @@ cdef extern from *:
     const int64_t EXPIRE_EVERY_NS "TCPREASM_SECONDS"  # capture time between two looks at what waits
 
 
-cdef class Flusher(Engine):
+cdef class Flusher(Settler):
     """Walks over the connections of the pool."""
 
     cdef void _observe(self, int64_t seen_ns) noexcept nogil:

@@ -22,10 +22,11 @@ from ..verdict import Verdict
 from .clock import ALWAYS_NS, NEVER_NS, Clock
 from .connection import RawKey, key_object
 from .decode import JUDGE, Fragment, decode, timestamp_value
-from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX, AtHand
+from .engine import SYN_DATA_ACKED, URGENT_OOB, URGENT_OOB_LINUX
 from .flushing import Flusher
 from .fragments import Fragments
 from .pages import PageCache
+from .pairing import AtHand
 from .pool import ConversationPoolBase, StreamPoolBase
 from .senders import Senders
 from .sequence import add
@@ -36,8 +37,6 @@ _log = Log("tcpreasm.assembly")
 
 
 class AssemblerBase(Flusher):
-    """The engine beneath `Assembler`; see there for what the calls do."""
-
     """The engine beneath `Assembler`; see there for what the calls do."""
 
     def _setup(
@@ -541,10 +540,3 @@ class AssemblerBase(Flusher):
             self._late_error = None
             if self._conflicts:
                 self._tell_conflicts(key)
-
-    def _tell_conflicts(self, key: RawKey) -> None:
-        """To whoever asked for them. An exception leaves the others untold."""
-        conflicts, self._conflicts = self._conflicts, []
-        net_flow, transport_flow = key_object(key)
-        for seq, held, new, wins in conflicts:
-            self._on_conflict(net_flow, transport_flow, seq, bytes(held), bytes(new), wins)

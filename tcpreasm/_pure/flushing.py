@@ -6,16 +6,19 @@ Looks once a second of capture time, and in a flush that the user asks for.
 from __future__ import annotations
 
 from ..clock import NS
-from .clock import NEVER_NS
+from .clock import NEVER_NS, Clock
 from .connection import Connection
-from .engine import Engine
+from .settling import Settler
 
 EXPIRE_EVERY_NS = NS  # capture time between two walks over all connections
 
 
-class Flusher(Engine):
+class Flusher(Settler):
     """Walks over the connections of the pool."""
 
+    _hole_timeout_ns: int  # -1: never
+    _idle_timeout_ns: int
+    _clock_before: Clock  # of the packet at hand
     _ticked_ns: int | None  # capture time of the last tick that expired anything
 
     def _observe(self, seen_ns: int) -> None:

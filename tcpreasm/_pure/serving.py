@@ -19,6 +19,7 @@ class Server:
     _out: list[Reassembly]  # pieces for the connection at hand
     _gathers: bool  # the call at hand gives each stream its pieces at its end
     _gathered: list[tuple[Connection, RawKey, list[Reassembly]]]  # what it has put aside, in the order of the first pieces
+    _late_error: BaseException | None  # of a stream that ended while the segment still had to be taken in
 
     def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
         """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""

@@ -1,0 +1,63 @@
+"""`Settler`: what segments have led to for conversations: sides end with the other one, holes that were acknowledged go, handlers are told.
+
+Called after each segment, and in walks over connections; does something where that is pending, in pools that pair.
+"""
+
+from __future__ import annotations
+
+from .clock import ALWAYS_NS
+from .connection import Connection
+from .conversation import ConversationState
+from .engine import Engine
+
+
+class Settler(Engine):
+    """What is left to do for the conversations of a pool."""
+
+    def _give_up_acked(self, connection: Connection, before_ns: int) -> bool:
+        """Holes go that were acknowledged before that time, no others: who acknowledges has the bytes, and nobody sends them again."""
+        side = connection.side
+        if side is None or side.acked_ns is None or side.acked_ns >= before_ns:
+            return False
+        gives_up = self._is_acked(connection, side.acked_to)
+        while self._is_acked(connection, side.acked_to):
+            self._skip(connection, "holes_acked")
+        side.acked_ns = None
+        return gives_up
+
+    def _settle(self, error: BaseException | None) -> BaseException | None:
+        """What the last segments led to for conversations. Returns the first exception of user code: `error`, or one from here."""
+        while self._pairing is not None and (conversation := self._pairing.next_pending()) is not None:
+            gives_up, conversation.gives_up = conversation.gives_up, False
+            if gives_up:
+                error = self._serve_sides(conversation, False, error)
+            if (conversation.reset or conversation.refused) and not conversation.complete:
+                error = self._serve_sides(conversation, True, error)
+            if conversation.complete and not conversation.told:
+                conversation.told = True
+                try:
+                    if conversation.conversation is not None:
+                        self._pairing._tell_complete(conversation)
+                except BaseException as raised:
+                    error = error or raised
+        return error
+
+    def _serve_sides(self, conversation: ConversationState, closes: bool, error: BaseException | None) -> BaseException | None:
+        """Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is."""
+        for side in conversation.sides:
+            connection = side.connection
+            if connection is None or side.over or not self._pool.acquire_open(connection, connection._key):
+                continue
+            try:
+                if closes:
+                    self._drop_unopened(connection)
+                    self._close(connection, True)
+                elif self._give_up_acked(connection, ALWAYS_NS):
+                    self._mark_acked(connection)
+                    self._serve(connection, 0)
+            except BaseException as raised:
+                error = error or raised
+            finally:
+                self._out = []
+                self._pool.release(connection)
+        return error
