@@ -142,6 +142,7 @@ def recorded_conversations(package: ModuleType, recorder: Keeper, ends: list[Any
         def __init__(self, conversation: Any) -> None:
             self.conversation = conversation
             self.streams: dict[Any, Any] = {}
+            self.origins: dict[Any, Any] = {}
             self.ended: list[Any] = []
             recorder.raise_planned("new")
 
@@ -150,11 +151,15 @@ def recorded_conversations(package: ModuleType, recorder: Keeper, ends: list[Any
                 ends.append(side)
                 recorder.calls.append(("new", str(side.key)))
                 self.streams[side] = KeptStream(recorder, str(side.key))
+                self.origins[side] = package.BytesStream(provenance=True)
             return self.streams[side]
 
         def reassembled(self, side: Any, pieces: list[Any]) -> None:
             recorder.expect(side.conversation is self.conversation and not self.ended.count(side), f"{side}: a call behind its end")
-            self.stream(side).reassembled(pieces)
+            stream = self.stream(side)
+            self.origins[side].reassembled(pieces)
+            recorder.calls.append(("acked", str(side.key), self.origins[side].provenance["acked"][-len(pieces) :].tolist()))
+            stream.reassembled(pieces)
 
         def side_complete(self, side: Any) -> None:
             self.ended.append(side)
@@ -193,7 +198,7 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
-            if kind in ("numbers", "over"):
+            if kind in ("acked", "numbers", "over"):
                 continue
             if kind == "conflict":
                 _, held, new, wins = rest

@@ -560,6 +560,181 @@ def test_a_subclass_and_one_that_is_served_in_python_are_the_same(tcpreasm: Modu
     assert sum(map(len, told[0].values())) > 10
 
 
+# -- what the other side had acknowledged -------------------------------------------------------------------------------
+
+CLIENT, SERVER = ENDS, (ENDS[2], ENDS[3], ENDS[0], ENDS[1])
+Packet = tuple[Ends, int, bytes, int, int]  # who sends, sequence number, text, flags, acknowledgement number
+TOP = 2**32 - 3  # the server's SYN: its text goes over zero
+
+# Numbered from 1. Behind each one with text: what of the stream its sender knew the other one to have.
+TALK: list[Packet] = [
+    (CLIENT, 1000, b"", SYN, 0),
+    (SERVER, TOP, b"", SYN | ACK, 1001),
+    (CLIENT, 1001, b"", ACK, TOP + 1),
+    (CLIENT, 1001, b"abcd", ACK, TOP + 1),  # 0
+    (CLIENT, 1005, b"ef", ACK, TOP + 1),  # 0
+    (SERVER, TOP + 1, b"", ACK, 1005),
+    (CLIENT, 1007, b"gh", ACK, TOP + 1),  # 4
+    (SERVER, TOP + 1, b"XY", ACK, 1007),  # 0
+    (CLIENT, 1011, b"kl", ACK, 0),  # 6, held
+    (SERVER, 0, b"", ACK, 1009),
+    (CLIENT, 1013, b"mn", ACK, 0),  # 8, held
+    (SERVER, 0, b"", ACK, 1011),
+    (CLIENT, 1009, b"ij", ACK, 0),  # 10, once more: the first one was not captured
+    (CLIENT, 1007, b"ghij", ACK, 0),  # and that was known
+    (CLIENT, 1013, b"mnop", ACK, 0),  # 10, of which two bytes are new
+    (SERVER, 0, b"", ACK, 1000),  # late: it takes nothing back
+    (CLIENT, 1017, b"q", ACK, 0),  # 10
+    (SERVER, 0, b"Z", ACK, 1018),  # 2
+]
+CLIENT_ROWS = [(4, 0), (5, 0), (7, 4), (13, 10), (9, 6), (11, 8), (15, 10), (17, 10)]  # packet, acked
+SERVER_ROWS = [(8, 0), (18, 2)]
+
+
+def framed(packets: list[Packet]) -> list[bytes]:
+    return [frame(seq, text, flags, ends=ends, ack=ack & 0xFFFFFFFF) for ends, seq, text, flags, ack in packets]
+
+
+class Sides:
+    """A ConversationPool, and what its sides collect."""
+
+    def __init__(self, package: ModuleType, way: str = "") -> None:
+        self.package = package
+        self.streams: dict[str, Any] = {}
+
+        class Served(package.BytesStream):  # type: ignore[misc,name-defined]
+            def reassembled(self, reassemblies: list[Any]) -> None:
+                super().reassembled(reassemblies)
+
+        self.cls = Served if way == "in Python" else package.BytesStream
+        self.pool = package.ConversationPool(self.handler) if way == "by a handler" else package.ConversationPool(streams=self.stream)
+
+    def stream(self, side: Any) -> Any:
+        return self.streams.setdefault(str(side.key), self.cls(provenance=True))
+
+    def handler(self, conversation: Any) -> Any:
+        class Handler:
+            def reassembled(_, side: Any, pieces: list[Any]) -> None:  # noqa: N805
+                self.stream(side).reassembled(pieces)
+
+            def conversation_complete(self) -> None:
+                pass
+
+        return Handler()
+
+    def acked(self, ends: Ends = CLIENT) -> list[tuple[int, int]]:
+        """Of each row of that sender: packet number, acked."""
+        rows = rows_of(
+            self.streams[str(self.package.ConnectionKey(self.package.Flow(ends[0], ends[2]), self.package.Flow(ends[1], ends[3])))]
+        )
+        return [(number, acked) for _, _, _, number, _, acked in rows]
+
+
+def sides_fed(package: ModuleType, packets: list[Packet], **options: Any) -> Sides:
+    sides = Sides(package)
+    with package.Assembler(sides.pool, package.AssemblerOptions(**options)) as assembler:
+        for at, data in enumerate(framed(packets)):
+            assembler.assemble_frame(data, timestamp_ns=at)
+    return sides
+
+
+@pytest.mark.parametrize("way", ["natively", "in Python", "by a handler"])
+@pytest.mark.parametrize("source", ["segments", "frames", "batch", "capture", "coalesced", "file", "threads"])
+def test_acked_is_what_the_other_side_had_acknowledged_before(tcpreasm: ModuleType, tmp_path: Path, source: str, way: str) -> None:
+    sides = Sides(tcpreasm, way)
+    assembler = tcpreasm.Assembler(sides.pool)
+    frames = framed(TALK)
+    if source == "segments":
+        for at, (ends, seq, text, flags, ack) in enumerate(TALK):
+            tcp = segment(tcpreasm, seq, text, ends=ends, ack=ack & 0xFFFFFFFF, syn=bool(flags & SYN), ack_flag=bool(flags & ACK))
+            assembler.assemble(tcpreasm.Flow(ends[0], ends[2]), tcp, timestamp_ns=at)
+    elif source == "frames":
+        for at, data in enumerate(frames):
+            assembler.assemble_frame(data, timestamp_ns=at)
+    elif source == "batch":
+        sizes = [len(data) for data in frames]
+        assembler.assemble_batch(b"".join(frames), [0, *itertools.accumulate(sizes)][:-1], sizes, [*range(len(frames))])
+    else:
+        capture = pcap(enumerate(frames))
+        (tmp_path / "capture").write_bytes(capture)
+        source_of = tmp_path / "capture" if source == "file" else capture
+        assembler.assemble_capture(source_of, threads=1 + (source == "threads"), coalesce=source == "coalesced")
+    assembler.close()
+    assert (sides.acked(CLIENT), sides.acked(SERVER)) == (CLIENT_ROWS, SERVER_ROWS)
+
+
+def test_acked_is_told_of_the_conversations_of_a_capture(tcpreasm: ModuleType) -> None:
+    (talk,) = tcpreasm.conversations(pcap(enumerate(framed(TALK))), provenance=True)
+    assert [*zip(*(talk.client.provenance[name].tolist() for name in ("packet_number", "acked")), strict=True)] == CLIENT_ROWS
+    assert [*zip(*(talk.server.provenance[name].tolist() for name in ("packet_number", "acked")), strict=True)] == SERVER_ROWS
+
+
+def test_acked_is_unknown_in_a_pool_that_does_not_pair(tcpreasm: ModuleType) -> None:
+    followed = {str(stream.key): stream for stream in tcpreasm.follow(pcap(enumerate(framed(TALK))), provenance=True)}
+    assert [{row[5] for row in rows_of(stream)} for stream in followed.values()] == [{-1}, {-1}]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["in order", "held"])
+def test_acked_is_unknown_until_the_other_side_has_said_something(tcpreasm: ModuleType, early: bool) -> None:
+    """And nothing, where that lies before what was seen of the stream."""
+    packets: list[Packet] = [
+        *((CLIENT, 5000 + 2 * at, b"ab", ACK, 1) for at in range(3)),
+        (SERVER, 1, b"", ACK, 4000),
+        (CLIENT, 5006, b"cd", ACK, 1),
+        (SERVER, 1, b"", ACK, 5003),
+        (CLIENT, 5008, b"ef", ACK, 1),
+    ]
+    sides = sides_fed(tcpreasm, packets, start_wait_segments=None if early else 1)
+    assert sides.acked() == [(1, -1), (2, -1), (3, -1), (5, 0), (7, 3)]
+
+
+def test_acked_of_what_a_policy_leaves_of_a_page(tcpreasm: ModuleType) -> None:
+    packets: list[Packet] = [
+        (CLIENT, 1000, b"", SYN, 0),
+        (SERVER, 70, b"", SYN | ACK, 1001),
+        (CLIENT, 1003, b"cdefgh", ACK, 71),
+        (SERVER, 71, b"", ACK, 1002),
+        (CLIENT, 1005, b"EF", ACK, 71),
+        (SERVER, 71, b"", ACK, 1003),
+        (CLIENT, 1001, b"ab", ACK, 71),
+    ]
+    for overlap in ("last", "bsd"):
+        rows = [(7, 2), (3, 0), (5, 1), (3, 0)] if overlap == "last" else [(7, 2), (3, 0)]
+        assert sides_fed(tcpreasm, packets, overlap=overlap).acked() == rows
+
+
+def test_acked_of_a_byte_that_gives_way(tcpreasm: ModuleType) -> None:
+    packets: list[Packet] = [
+        (CLIENT, 1001, b"?", ACK, 71),
+        (SERVER, 71, b"", ACK, 1001),
+        (CLIENT, 1001, b"a", ACK, 71),
+        (CLIENT, 1000, b"", SYN, 0),
+    ]
+    assert sides_fed(tcpreasm, packets).acked() == [(3, 0)]
+
+
+def test_acked_of_text_that_a_remembered_syn_brought(tcpreasm: ModuleType) -> None:
+    """It is of the next stream, of which nobody has acknowledged anything yet."""
+    packets: list[Packet] = [
+        (CLIENT, 1000, b"", SYN, 0),
+        (SERVER, 71, b"", ACK, 1001),
+        (CLIENT, 1001, b"old", ACK, 71),
+        (SERVER, 71, b"", ACK, 1004),
+        (CLIENT, 900_000, b"new", SYN, 0),
+        (CLIENT, 900_004, b"er", ACK, 500),
+        (SERVER, 499, b"", SYN | ACK, 900_004),
+        (CLIENT, 900_006, b"est", ACK, 500),
+    ]
+    made: list[Any] = []
+    sides = Sides(tcpreasm)
+    sides.pool = tcpreasm.ConversationPool(streams=lambda side: made.append((side, tcpreasm.BytesStream(provenance=True))) or made[-1][1])
+    with tcpreasm.Assembler(sides.pool) as assembler:
+        for at, data in enumerate(framed(packets)):
+            assembler.assemble_frame(data, timestamp_ns=at)
+    sent = [rows_of(stream) for side, stream in made if side.role == "client"]
+    assert [[(row[3], row[5]) for row in rows] for rows in sent] == [[(3, 0)], [(5, -1), (6, -1), (8, 3)]]
+
+
 # -- against the captures themselves ------------------------------------------------------------------------------------
 
 
@@ -641,6 +816,42 @@ def test_every_byte_lies_in_the_packet_that_it_names(tcpreasm: ModuleType, corpu
     of_path = {str(stream.key): rows_of(stream) for stream in again if str(stream.key) in ports}
     for stream in made:
         assert [(*row[:3], row[3] - before, *row[4:]) for row in of_path[str(stream.key)]] == rows_of(stream)
+
+
+def acked_before(path: Path) -> list[int]:
+    """Of each packet: the highest acknowledgement number of what its sender sends, before it; -1: none."""
+    highest: dict[tuple[bytes, int, bytes, int], int] = {}
+    before = []
+    with path.open("rb") as file:
+        reader = dpkt.pcap.Reader(file)
+        for _, data in reader:
+            ip: Any = LINKS[reader.datalink()](data).data
+            tcp = ip.data
+            before.append(highest.get((ip.src, tcp.sport, ip.dst, tcp.dport), -1))
+            if tcp.flags & (ACK | RST) == ACK:
+                back = ip.dst, tcp.dport, ip.src, tcp.sport
+                if back not in highest or 0 < (tcp.ack - highest[back]) & 0xFFFFFFFF < 2**31:
+                    highest[back] = tcp.ack
+    return before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["lossy_3pct/lossy_3pct_atB.pcap", "http_python_v4_v6/http_python_v4_v6.pcap"])
+def test_acked_is_what_the_packets_of_a_kernel_say(tcpreasm: ModuleType, corpus: Path, name: str, threads: int) -> None:
+    path = corpus / "kernel" / name
+    before, sides = acked_before(path), Sides(tcpreasm)
+    tcpreasm.Assembler(sides.pool).assemble_capture(path, threads=threads)
+    told = late = 0
+    for stream in sides.streams.values():
+        rows = rows_of(stream)
+        for offset, _, _, number, seq, acked in rows:
+            known, first = before[number - 1], seq - offset
+            assert acked == (-1 if known < 0 else max(0, (known - first + 2**31) % 2**32 - 2**31))
+        numbers = [row[3] for row in rows]
+        told += len({row[5] for row in rows})
+        late += sum(one > other for one, other in itertools.pairwise(numbers))
+    assert told > 100
+    assert late > 100 or "lossy" not in name
 
 
 @pytest.mark.parametrize("name", ["mix.pcap", "fmt_pcapng_3if.pcapng", "pk_gre.pcap"])

@@ -31,7 +31,7 @@ from .connection cimport (
     tally_s,
     waits,
 )
-from .conversation cimport is_watched, note_in_order, side_of
+from .conversation cimport HAS_ACK, is_watched, note_in_order, peer_of, side_of, side_s
 from .decode cimport (
     ACK,
     BAD_CHECKSUM,
@@ -78,7 +78,7 @@ from .pool cimport (
     same_key,
     table_s,
 )
-from .reassembly cimport piece_s
+from .reassembly cimport note_acked, piece_s
 from .records cimport DENSE_BYTES, RecordReader, frame_s
 from .senders cimport Senders
 from .serving cimport join_late_error, raise_late_error
@@ -765,7 +765,7 @@ cdef class AssemblerBase(Flusher):
                     self.packets + ours[i] + 1
                 ):
                     if pairs:
-                        note_in_order(side_of(likely_ones[i]), one.segment.ack, one.segment.payload_length, frame.seen_ns)
+                        note_both(self, likely_ones[i], one.segment.ack, one.segment.payload_length, frame.seen_ns)
                     segments += 1
                     size += one.segment.payload_length
                     if self.out_count == 0:
@@ -838,7 +838,7 @@ cdef class AssemblerBase(Flusher):
             self, connection, flags, text.seq, text.data, text.size, text.wire, text.seen_ns, text.offset - <int64_t>text.data, text.packet
         ):
             if self.pairs:
-                note_in_order(side_of(connection), text.ack, text.size, text.seen_ns)
+                note_both(self, connection, text.ack, text.size, text.seen_ns)
             self._count_in_order(1, text.size, from_frame)
             return self._hand_over(connection) if self.out_count else 0
         opens = (flags & SYN or text.wire) and not flags & RST
@@ -930,6 +930,16 @@ cdef inline bint take_in_order(
         connection.key.more &= ~HALF_OPEN
     connection.last_seen_ns = max(connection.last_seen_ns, seen_ns)
     return True
+
+
+# The same segment, in pools that pair: for its side, and what the other one had acknowledged for its piece.
+cdef inline void note_both(
+    AssemblerBase self, const connection_s *connection, uint32_t ack, uint32_t size, int64_t seen_ns
+) noexcept nogil:
+    cdef side_s *side = side_of(connection)
+    note_in_order(side, ack, size, seen_ns)
+    if self.out_count and peer_of(side).is_what & HAS_ACK:
+        note_acked(self.out, peer_of(side).ack)
 
 
 # clock.to_ns, short for integer nanoseconds.

@@ -49,9 +49,9 @@ from .holding cimport (
     UNCONFIRMED_SYN,
     text_s,
 )
-from .pages cimport bytes_in_memory, give_back_page, lend_page, packet_of, page_end, page_s, pop_first
+from .pages cimport bytes_in_memory, came_of, give_back_page, lend_page, packet_of, page_end, page_s, pop_first
 from .pairing cimport Pairer
-from .reassembly cimport PIECE_END, PIECE_START, piece_s
+from .reassembly cimport PIECE_END, PIECE_START, note_acked, piece_s
 from .sequence cimport difference
 
 from .._log import Log
@@ -220,10 +220,13 @@ cdef class Deliverer(Pairer):
             if position == end:
                 return 0
         offset = -1 if text.offset < 0 or position == end else text.offset + position
-        return self._emit(
+        self._emit(
             connection, text.data + position, <uint32_t>(end - position), text.seen_ns, offset, start, text.packet,
             text.seq + <uint32_t>position
         )
+        if self.has_peer_ack and self.out_count:
+            note_acked(&self.out[self.out_count - 1], self.peer_ack)
+        return 0
 
     cdef int _emit_empty(self, connection_s *connection, int64_t seen_ns, bint start, int64_t packet) except -1 nogil:
         return self._emit(connection, NOTHING, 0, seen_ns, -1, start, packet, connection.next_seq)
@@ -260,6 +263,8 @@ cdef class Deliverer(Pairer):
             note_cut(connection, page_end(page) + page.missing)
         if goes_out and (connection.has & SERVED) != COUNTED:
             self.out[self.out_count - 1].page = page
+            if page.has_peer_ack:
+                note_acked(&self.out[self.out_count - 1], came_of(page).peer_ack)
             lend_page(page)
         else:
             self.counts[OUT_OF_BAND] += page.urgent

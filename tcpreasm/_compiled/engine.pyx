@@ -193,6 +193,7 @@ cdef class Engine(Evicter):
     cdef int _remember(self, connection_s *connection, uint8_t flags, text_s *text) except -1 nogil:
         cdef successor_s *successor
         self._note(connection, False)
+        self.has_peer_ack = False  # what was acknowledged is of the stream that is open
         self._drop_successor(connection)
         self.counts[SYN_REMEMBERED] += 1
         successor = <successor_s *>PyMem_RawCalloc(1, sizeof(successor_s))

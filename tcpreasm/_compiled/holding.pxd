@@ -99,6 +99,8 @@ cdef class Holder(Server):
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef uint64_t counts[COUNTS]
+    cdef bint has_peer_ack        # the other side had acknowledged something before the segment at hand came, in pools that pair:
+    cdef uint32_t peer_ack        # the highest of that
 
     # The time before which something is too old; of what closed connections leave behind.
     cdef int64_t _expiry(self, int64_t timeout_ns) noexcept nogil

@@ -30,6 +30,7 @@ from .pages cimport (
     give_back_page,
     hold_bytes,
     note_packet,
+    note_peer_ack,
     packet_of,
     page_end,
     page_list_s,
@@ -192,6 +193,7 @@ cdef class Holder(Server):
                     hold_bytes(page, text.data + position, size)
                     came_of(page).begin, came_of(page).behind = text.seq, text.seq + text.wire
                     note_packet(page, text.packet)
+                    note_peer_ack(page, self.has_peer_ack, self.peer_ack)
                 page.seq = text.seq + <uint32_t>position
                 page.urgent = position == apart and size != 0
                 if last == NULL:
@@ -225,6 +227,7 @@ cdef class Holder(Server):
             hold_bytes(page, copy, 1)
             page.offset = -1 if text.offset < 0 else text.offset + position
             note_packet(page, text.packet)
+            note_peer_ack(page, self.has_peer_ack, self.peer_ack)
             page.urgent = text.has_apart and text.apart == page.seq
         return 0
 
@@ -355,6 +358,7 @@ cdef class Holder(Server):
                 if self.overlap > LAST:
                     came_of(tail)[0] = brought_by(page)
                 note_packet(tail, packet_of(page))
+                note_peer_ack(tail, page.has_peer_ack, came_of(page).peer_ack)
             tail.seq = page.seq + end
             tail.missing = page.missing
             push_between(pages, page, page.next, tail, tail)

@@ -36,7 +36,7 @@ cdef enum:
     UNIT = 32                     # bytes in which a page's memory is counted: header, bytes and unused room
     LEAF = 128                    # entries of a leaf
     FLAT_PER_PAGE = 16
-    CAME_BYTES = 16               # of a page's room, behind its bytes: a came_s and what is left of its line
+    CAME_BYTES = 16               # of a page's room, behind its bytes: a came_s
 
 
 # Kinds of pages. A cache is of one kind; the first one of an assembler is LARGE, and has the others behind it.
@@ -89,6 +89,7 @@ cdef struct page_s:               # a cache line, and aligned to one
     uint32_t missing              # bytes right behind these that the capture cut off: no use waiting for them
     uint16_t chunk                # which of the cache's chunks it lies in
     uint8_t urgent                # one byte, out of band
+    uint8_t has_peer_ack          # came_s.peer_ack means something
 
 
 # The segment that brought a page's bytes, as it came. Lies behind them; a mark has none.
@@ -96,6 +97,7 @@ cdef struct came_s:
     uint32_t begin                # its first sequence number, where the policy asks for it: cache_s.keeps_came
     uint32_t behind               # and the one behind its last
     uint32_t packet               # low half of its packet's number
+    uint32_t peer_ack             # the highest that the other side had acknowledged before; where has_peer_ack says so
 
 cdef inline came_s *came_of(const page_s *page) noexcept nogil:
     return <came_s *>(page.bytes + page.cache.stride - CAME_BYTES)
@@ -108,6 +110,12 @@ cdef inline void note_packet(page_s *page, int64_t packet) noexcept nogil:
 cdef inline int64_t packet_of(const page_s *page) noexcept nogil:
     cdef int64_t newest = page.cache.newest_packet
     return 0 if page.cache.kind == MARKS else newest - <uint32_t>(<uint32_t>newest - came_of(page).packet)
+
+
+# What the other side had acknowledged before it, if anything; of a mark that is not known.
+cdef inline void note_peer_ack(page_s *page, bint has, uint32_t peer_ack) noexcept nogil:
+    page.has_peer_ack = has
+    came_of(page).peer_ack = peer_ack
 
 
 cdef struct page_list_s:          # all zero: an empty list

@@ -265,7 +265,7 @@ cdef page_s *take_page(cache_s *cache, int64_t seen_ns, int64_t offset) except N
     page.prev = page.next = NULL
     page.seen_ns = seen_ns
     page.offset = offset
-    page.seq = page.length = page.missing = page.urgent = 0
+    page.seq = page.length = page.missing = page.urgent = page.has_peer_ack = 0
     cache.used += 1
     cache.requests += 1
     if not cache.requests & 0xFFFF:

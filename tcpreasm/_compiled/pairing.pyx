@@ -65,6 +65,7 @@ cdef class Pairer(Holder):
             return
         self.is_noted = True
         side = side_of(connection)
+        self.has_peer_ack, self.peer_ack = peer_of(side).is_what & HAS_ACK, peer_of(side).ack
         if note(side, hand.flags if acknowledges else hand.flags & ~<uint32_t>ACK, hand.ack, hand.size, hand.seen_ns):
             if beside(peer_of(side)).connection != NULL:
                 self._mark_acked(beside(peer_of(side)).connection)

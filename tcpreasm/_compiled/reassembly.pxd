@@ -15,6 +15,7 @@ from .pages cimport PageCache, page_s
 cdef enum:
     PIECE_START = 1               # the piece comes with the SYN
     PIECE_END = 2                 # the stream ends with it
+    PIECE_ACKED = 4               # peer_ack means something
 
 
 cdef struct piece_s:              # one piece before anybody asked for an object; good during the call only
@@ -27,6 +28,13 @@ cdef struct piece_s:              # one piece before anybody asked for an object
     uint32_t seq                  # sequence number of data[0], or of what would come next
     uint32_t size
     uint32_t flags                # PIECE_
+    uint32_t peer_ack             # the highest that the other side had acknowledged before the packet that brought data
+
+
+# The other side had acknowledged that much.
+cdef inline void note_acked(piece_s *piece, uint32_t peer_ack) noexcept nogil:
+    piece.peer_ack = peer_ack
+    piece.flags |= PIECE_ACKED
 
 
 cdef class LentPage:              # what a piece owns whose bytes lie in a page: gives it back when it dies
@@ -46,6 +54,7 @@ cdef class Reassembly:
     cdef uint8_t flags              # PIECE_
     cdef uint8_t ready              # made: bytes, once there, stay
     cdef uint8_t shared             # nobody should keep the owner for this piece: other things lie in it too, or it is a page
+    cdef uint32_t peer_ack_         # as in piece_s
     cdef object skip_               # an int: missing bytes right before this piece; -1 where their number is unknown
     cdef object owner               # what data lies in, or None
     cdef bytes made                 # the bytes object that .bytes gave out, or None

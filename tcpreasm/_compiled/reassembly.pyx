@@ -197,6 +197,7 @@ cdef int fill(Reassembly made, piece_s *piece, object owner, bint shared) except
     made.offset_ = piece.offset
     made.packet_ = piece.packet
     made.seq_ = piece.seq
+    made.peer_ack_ = piece.peer_ack
     made.flags = <uint8_t>piece.flags
     if piece.page != NULL:
         lent = LentPage.__new__(LentPage)

@@ -18,7 +18,8 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport usleep
 
-from .reassembly cimport PIECE_END, PIECE_START, Reassembly, piece_s
+from .reassembly cimport PIECE_ACKED, PIECE_END, PIECE_START, Reassembly, piece_s
+from .sequence cimport difference
 
 from ..flow import ConnectionKey
 from ..options import check_bool, check_number
@@ -148,7 +149,7 @@ cdef class Pieces:
                 out.skip = piece.skip_
                 out.seen_ns = piece.seen_
                 out.offset = piece.offset_
-                out.packet, out.seq = piece.packet_, piece.seq_
+                out.packet, out.seq, out.peer_ack = piece.packet_, piece.seq_, piece.peer_ack_
                 out.flags = piece.flags
                 piece.views += 1
             else:
@@ -382,7 +383,8 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
     def provenance(self):
         """A numpy structured array, a copy, one row a piece of what is kept, in order: offset (of its first byte in the stream, missing
         bytes counted), length, seen_ns (capture time), packet_number, seq (sequence number of its first byte), and acked (the offset up
-        to which the other side had acknowledged the stream; -1: unknown). None where it was not asked for."""
+        to which the other side had acknowledged the stream before that packet; -1: it had not, or the pool does not pair). None where
+        it was not asked for."""
         return rows_of(copy_of(&self.rows, &self.lock)) if self.asks_origins else None
 
     def origin_of(self, offset):
@@ -461,7 +463,7 @@ cdef bint note_row(memory_s *rows, const piece_s *piece, int64_t offset, int64_t
     row.seen_ns = piece.seen_ns
     row.packet_number = piece.packet
     row.seq = piece.seq
-    row.acked = -1
+    row.acked = max(0, offset + difference(piece.seq, piece.peer_ack)) if piece.flags & PIECE_ACKED else -1
     if not reserve(rows, sizeof(row), ENDLESS):
         return False
     append(rows, &row, sizeof(row))

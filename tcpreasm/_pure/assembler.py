@@ -75,6 +75,7 @@ class AssemblerBase(Flusher):
         self._pairing = pool if isinstance(pool, ConversationPoolBase) else None
         self._at_hand = None
         self._is_noted = False
+        self._peer_ack = None
         self._cache = PageCache()
         self._limit_with = []
         self._limit_total = max_buffered_pages_total

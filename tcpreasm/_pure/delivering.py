@@ -144,23 +144,33 @@ class Deliverer(Pairer):
         if begin <= apart < end:
             self._counts["urgent"] += 1
             if begin < apart or start:
-                self._emit(connection, payload[begin:apart], seen_ns, start, self._offset(begin), self._packet, add(seq, begin))
+                self._emit_text(connection, seq, payload, begin, apart, seen_ns, start)
                 start = False
             begin = apart + 1
             if begin == end:
                 return
-        self._emit(connection, payload[begin:end], seen_ns, start, self._offset(begin), self._packet, add(seq, begin))
+        self._emit(connection, payload[begin:end], seen_ns, start, self._offset(begin), self._packet, add(seq, begin), self._peer_ack)
 
     def _emit_empty(self, connection: Connection, seen_ns: int, packet: int, start: bool) -> None:
         """A piece without bytes, where the stream stands. packet: the one that led to it; 0: none did."""
         assert connection.next_seq is not None
-        self._emit(connection, b"", seen_ns, start, -1, packet, connection.next_seq)
+        self._emit(connection, b"", seen_ns, start, -1, packet, connection.next_seq, None)
 
     def _emit(
-        self, connection: Connection, data: bytes | memoryview, seen_ns: int, start: bool, offset: int, packet: int, seq: int
+        self,
+        connection: Connection,
+        data: bytes | memoryview,
+        seen_ns: int,
+        start: bool,
+        offset: int,
+        packet: int,
+        seq: int,
+        peer_ack: int | None,
     ) -> None:
         if connection.stream is not None:  # else it is empty, and there is no stream that it could be told
-            self._out.append(Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1, packet, seq))
+            piece = Reassembly(data, connection.skip, start, False, seen_ns, offset if len(data) else -1, packet, seq)
+            piece._peer_ack = peer_ack
+            self._out.append(piece)
         self._counts["bytes_delivered"] += len(data)
         if connection.side is not None:
             connection.side.delivered += len(data)
@@ -173,7 +183,7 @@ class Deliverer(Pairer):
         if page.urgent:
             self._counts["urgent"] += 1
         elif len(page):
-            self._emit(connection, page.bytes, page.seen_ns, False, page.offset, page.packet, page.seq)
+            self._emit(connection, page.bytes, page.seen_ns, False, page.offset, page.packet, page.seq, page.peer_ack)
         connection.next_seq = page.end
         if page.missing:
             self._note_cut(connection, add(page.end, page.missing))

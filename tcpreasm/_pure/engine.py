@@ -147,6 +147,7 @@ class Engine(Evicter):
             self._counts["syn_remembered"] += 1
             ack = None if self._at_hand is None or not flags & ACK else self._at_hand.ack
             self._note(connection, False)
+            self._peer_ack = None  # what was acknowledged is of the stream that is open
             connection.successor = Successor(isn, add(text_seq, wire), seen_ns, self._packet, PageList(), self._tsval, ack)
             if wire:
                 self._hold_in(connection.successor.pages, text_seq, payload, wire - len(payload), seen_ns, False)

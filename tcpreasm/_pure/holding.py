@@ -37,6 +37,7 @@ class Holder(Server):
     _out_of_band: int | None  # sequence number of the byte that the segment at hand has out of band
     _text_offset: int  # where the text of the segment at hand stands in the file; -1 where that is not known
     _packet: int  # number of the packet at hand, or of the last one
+    _peer_ack: int | None  # the highest that the other side had acknowledged before the segment at hand came, in pools that pair
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -111,6 +112,7 @@ class Holder(Server):
             page.urgent = out_of_band and len(data) > 0
             page.seq = add(seq, position)
             page.packet = self._packet
+            page.peer_ack = self._peer_ack
             if self._overlap > LAST:
                 page.came = begin, add(begin, wire)
             page.offset = -1 if offset < 0 else offset + position
@@ -170,6 +172,7 @@ class Holder(Server):
             page.hold(copy)
             page.offset = self._offset(begin)
             page.packet = self._packet
+            page.peer_ack = self._peer_ack
             page.urgent = self._out_of_band == page.seq
 
     def _count_conflicts(self, seq: int, held: bytes, new: bytes | memoryview, new_wins: bool) -> None:
@@ -246,6 +249,7 @@ class Holder(Server):
             tail.seq = add(page.seq, end)
             tail.missing = page.missing
             tail.packet = page.packet
+            tail.peer_ack = page.peer_ack
             tail.came = page.brought_by if self._overlap > LAST else None
             tail.offset = -1 if page.offset < 0 else page.offset + end
             tail.hold(behind)

@@ -45,6 +45,7 @@ class Page:
         "offset",
         "packet",
         "parent",
+        "peer_ack",
         "prev",
         "priority",
         "right",
@@ -68,6 +69,7 @@ class Page:
         # The segment that brought them, as it came: its first sequence number, and the one behind its last; where the policy asks for it.
         self.came: tuple[int, int] | None = None
         self.packet = 0  # number of the packet that brought them
+        self.peer_ack: int | None = None  # the highest that the other side had acknowledged before that
         self.urgent = False  # one byte, out of band
         self.priority = 0
         self.prev: Page | None = None

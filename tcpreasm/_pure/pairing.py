@@ -55,6 +55,7 @@ class Pairer(Holder):
         if side is None or at_hand is None or self._is_noted:
             return
         self._is_noted = True
+        self._peer_ack = side.peer.ack
         if side.note(at_hand.flags if acknowledges else at_hand.flags & ~ACK, at_hand.ack, at_hand.size, at_hand.seen_ns):
             peer = side.peer.connection
             if peer is not None:

@@ -36,6 +36,7 @@ class Reassembly(bytes):
     offset: int
     packet_number: int
     seq: int
+    _peer_ack: int | None  # the highest that the other side had acknowledged before the packet that brought these bytes
 
     def __new__(
         cls,
@@ -56,6 +57,7 @@ class Reassembly(bytes):
         self.offset = offset
         self.packet_number = packet_number
         self.seq = seq
+        self._peer_ack = None
         return self
 
     @property

@@ -18,6 +18,7 @@ from ..options import check_bool, check_number
 from ..provenance import not_there, rows_of
 from ..spans import BinaryWriter, SpanSource, array_of, copy_to, read_rows
 from .reassembly import Reassembly
+from .sequence import difference
 
 if TYPE_CHECKING:
     import numpy
@@ -215,7 +216,8 @@ class BytesStream(_GapStream):
     def provenance(self) -> ProvenanceArray | None:
         """A numpy structured array, a copy, one row a piece of what is kept, in order: offset (of its first byte in the stream, missing
         bytes counted), length, seen_ns (capture time), packet_number, seq (sequence number of its first byte), and acked (the offset up
-        to which the other side had acknowledged the stream; -1: unknown). None where it was not asked for."""
+        to which the other side had acknowledged the stream before that packet; -1: it had not, or the pool does not pair). None where
+        it was not asked for."""
         return None if self._rows is None else rows_of(b"".join([_ROW.pack(*row) for row in self._rows]))
 
     def origin_of(self, offset: int) -> numpy.void:
@@ -253,7 +255,9 @@ class BytesStream(_GapStream):
                 data = data[:keep]
             if data and self._rows is not None:
                 offset = self._length + self._skipped - len(piece)
-                self._rows.append((offset, len(data), piece.seen_ns, piece.packet_number, piece.seq, -1))
+                peer_ack = getattr(piece, "_peer_ack", None)
+                acked = -1 if peer_ack is None else max(0, offset + difference(piece.seq, peer_ack))
+                self._rows.append((offset, len(data), piece.seen_ns, piece.packet_number, piece.seq, acked))
             self._data += data
         if over and self._on_limit == "error":
             raise BufferError(f"the stream {self._name()} is longer than the {self._max_bytes} bytes that may be kept")
