@@ -285,17 +285,15 @@ class AssemblerBase(Flusher):
 
     def _finish(self) -> int:
         closed = 0
-        error: BaseException | None = None
         try:
             closed = self._walk(ALWAYS_NS, ALWAYS_NS, NEVER_NS)[1]
         except BaseException as raised:
-            error = raised
+            self._keep_error(raised)
         self._fragments.drop_all()
         self._pool.forget_closed(ALWAYS_NS)
         self._cache.shrink()
-        error = self._settle(error)
-        if error is not None:
-            raise error
+        self._settle()
+        self._raise_late()
         return closed
 
     def shut(self, finish: bool) -> None:
@@ -407,7 +405,6 @@ class AssemblerBase(Flusher):
     def _take_all(self, frames: Iterable[Callable[[], object]], gather: bool, ticks: bool) -> tuple[int, int]:
         """The same; each takes in a frame when it is called."""
         taken = 0
-        error: BaseException | None = None
         self._enter()
         try:
             segments_before = self._verdicts[Verdict.SEGMENT]
@@ -419,9 +416,9 @@ class AssemblerBase(Flusher):
                     if ticks:
                         self._tick()
             except BaseException as raised:
-                error = raised
+                self._keep_error(raised)
             self._gathers = False
-            self._give_gathered(error)
+            self._give_gathered()
             return taken, self._verdicts[Verdict.SEGMENT] - segments_before
         finally:
             self._busy.release()
@@ -519,9 +516,8 @@ class AssemblerBase(Flusher):
                 counts["rst_text"] += len(payload)
             if self._debug:
                 _log.debug("%s: nothing to open a stream with", key_object(key))
-            error = self._settle(None)
-            if error is not None:
-                raise error
+            self._settle()
+            self._raise_late()
             return
         try:
             try:
@@ -530,7 +526,7 @@ class AssemblerBase(Flusher):
                 self._mark_acked(connection)
                 self._out = []
                 self._pool.release(connection)
-                self._late_error = self._settle(self._late_error)
+                self._settle()
             if self._late_error is not None:
                 raise self._late_error
         except BaseException as raised:

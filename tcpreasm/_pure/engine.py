@@ -233,7 +233,7 @@ class Engine(Evicter):
         try:
             self._call_last(connection, reassembled, complete, pieces)
         except BaseException as raised:
-            self._late_error = self._late_error or raised  # raised once the segment at hand is taken in
+            self._keep_error(raised)  # raised once the segment at hand is taken in
         self._restart(connection, successor, at_stake, seen_ns)
 
     def _restart(self, connection: Connection, successor: Successor | None, at_stake: int, seen_ns: int) -> None:

@@ -32,7 +32,7 @@ class Evicter(Deliverer):
                     self._drop_unopened(connection)
                     self._close(connection)
             except BaseException as raised:
-                self._late_error = self._late_error or raised
+                self._keep_error(raised)
             finally:
                 self._out = []
                 if connection is not None:
@@ -43,4 +43,4 @@ class Evicter(Deliverer):
                 if self._on_evict is not None:
                     self._on_evict(*key_object(old_key), reason)
             except BaseException as raised:
-                self._late_error = self._late_error or raised
+                self._keep_error(raised)

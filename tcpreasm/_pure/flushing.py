@@ -54,11 +54,11 @@ class Flusher(Settler):
         An exception of user code does not keep the other connections from being served; the first one is raised at the end.
         """
         flushed = closed = 0
-        error = self._settle(None)
+        self._settle()
         for connection, key in self._pool.walk(idle_ns):
-            if not self._pool.acquire_open(connection, key):
-                continue
-            try:
+            with self._serving(connection, key) as is_open:
+                if not is_open:
+                    continue
                 idle = connection.last_seen_ns < idle_ns
                 gave_out = self._give_out(connection, held_ns, start_ns, "holes_ended" if idle else "holes_expired")
                 gave_out |= self._give_up_acked(connection, acked_ns)
@@ -71,14 +71,8 @@ class Flusher(Settler):
                     self._close(connection)
                 elif gave_out:
                     self._serve(connection, 0)
-            except BaseException as raised:
-                error = error or raised
-            finally:
-                self._out = []
-                self._pool.release(connection)
-                error = self._settle(error)
-        if error is not None:
-            raise error
+            self._settle()
+        self._raise_late()
         return flushed, closed
 
     def _give_out(self, connection: Connection, held_ns: int, start_ns: int, why: str) -> bool:

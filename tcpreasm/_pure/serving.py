@@ -5,6 +5,8 @@ Called once for each segment that brings something to a stream.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .connection import Connection, RawKey
@@ -19,7 +21,7 @@ class Server:
     _out: list[Reassembly]  # pieces for the connection at hand
     _gathers: bool  # the call at hand gives each stream its pieces at its end
     _gathered: list[tuple[Connection, RawKey, list[Reassembly]]]  # what it has put aside, in the order of the first pieces
-    _late_error: BaseException | None  # of a stream that ended while the segment still had to be taken in
+    _late_error: BaseException | None  # what user code raised while there was still something to be done, to be raised after that
 
     def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
         """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""
@@ -49,22 +51,38 @@ class Server:
             connection.gatherer = self
             self._gathered.append((connection, connection._key, connection.gathered))
 
-    def _give_gathered(self, error: BaseException | None) -> None:
+    def _give_gathered(self) -> None:
         """What was put aside goes out, but where somebody else has given it out meanwhile.
 
-        An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
+        An exception of user code does not keep the other streams from being served; the first one is raised at the end.
         """
         gathered, self._gathered = self._gathered, []
         for connection, key, pieces in gathered:
-            if not self._pool.acquire_open(connection, key):
-                continue
-            try:
-                if connection.gathered is pieces:
+            with self._serving(connection, key) as is_open:
+                if is_open and connection.gathered is pieces:
                     connection.gathered = connection.gatherer = None
                     connection.reassembled(pieces)
-            except BaseException as raised:
-                error = error or raised
-            finally:
+        self._raise_late()
+
+    @contextmanager
+    def _serving(self, connection: Connection, key: RawKey) -> Iterator[bool]:
+        """Nobody else serves that connection meanwhile; False: it is no longer open under that key, or served by this very thread. What
+        user code raises is kept."""
+        is_open = self._pool.acquire_open(connection, key)
+        try:
+            yield is_open
+        except BaseException as raised:
+            self._keep_error(raised)
+        finally:
+            if is_open:
+                self._out = []
                 self._pool.release(connection)
+
+    def _keep_error(self, raised: BaseException) -> None:
+        """What user code raised, to be raised later; the first of several."""
+        self._late_error = self._late_error or raised
+
+    def _raise_late(self) -> None:
+        error, self._late_error = self._late_error, None
         if error is not None:
             raise error

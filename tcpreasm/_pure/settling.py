@@ -25,39 +25,32 @@ class Settler(Engine):
         side.acked_ns = None
         return gives_up
 
-    def _settle(self, error: BaseException | None) -> BaseException | None:
-        """What the last segments led to for conversations. Returns the first exception of user code: `error`, or one from here."""
+    def _settle(self) -> None:
+        """What the last segments led to for conversations. What user code raises there is kept."""
         while self._pairing is not None and (conversation := self._pairing.next_pending()) is not None:
             gives_up, conversation.gives_up = conversation.gives_up, False
             if gives_up:
-                error = self._serve_sides(conversation, False, error)
+                self._serve_sides(conversation, False)
             if (conversation.reset or conversation.refused) and not conversation.complete:
-                error = self._serve_sides(conversation, True, error)
+                self._serve_sides(conversation, True)
             if conversation.complete and not conversation.told:
                 conversation.told = True
                 try:
                     if conversation.conversation is not None:
                         self._pairing._tell_complete(conversation)
                 except BaseException as raised:
-                    error = error or raised
-        return error
+                    self._keep_error(raised)
 
-    def _serve_sides(self, conversation: ConversationState, closes: bool, error: BaseException | None) -> BaseException | None:
+    def _serve_sides(self, conversation: ConversationState, closes: bool) -> None:
         """Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is."""
         for side in conversation.sides:
             connection = side.connection
-            if connection is None or side.over or not self._pool.acquire_open(connection, connection._key):
+            if connection is None or side.over:
                 continue
-            try:
-                if closes:
+            with self._serving(connection, connection._key) as is_open:
+                if is_open and closes:
                     self._drop_unopened(connection)
                     self._close(connection, True)
-                elif self._give_up_acked(connection, ALWAYS_NS):
+                elif is_open and self._give_up_acked(connection, ALWAYS_NS):
                     self._mark_acked(connection)
                     self._serve(connection, 0)
-            except BaseException as raised:
-                error = error or raised
-            finally:
-                self._out = []
-                self._pool.release(connection)
-        return error
