@@ -387,23 +387,23 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
         .say(0, b"lost", lost=True)
         .say(0, b"d")
         .close(1),
-        Talk(client=("2001:db8::1", 6), server=("2001:db8::2", 443), start_ns=1_700_000_002_000_000_000).say(0, b"late"),
+        Talk(client=("2001:db8::1", 6000), server=("2001:db8::2", 443), start_ns=1_700_000_002_000_000_000).say(0, b"late"),
     )
     result = run("flows", capture(*talks))
     assert (result.status, result.err) == (0, "")
     header, *rows = result.lines
-    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "handshake", "state"]
     assert [row.split()[0] for row in rows] == ["1", "2", "3"]
     rows = [row.split(None, 1)[1] for row in rows]
     assert rows[0].split() == [
         *("10.0.0.1:40000", "10.0.0.2:80", "3", "1000", "0", "0"),
-        *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "closed"),
+        *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "2.000ms", "closed"),
     ]
     assert rows[1].split()[:6] == ["10.0.0.1:5", "10.0.0.2:80", "4", "0", "1", "4"]
     assert rows[1].split()[6] == "2023-11-14T22:13:21.000000005Z"
-    assert rows[1].split()[8:] == ["half-closed"]
-    assert rows[2].split()[:3] == ["[2001:db8::1]:6", "[2001:db8::2]:443", "4"]
-    assert rows[2].split()[8:] == ["open,", "no", "start"]
+    assert rows[1].split()[8:] == ["2.000ms", "half-closed"]
+    assert rows[2].split()[:3] == ["[2001:db8::1]:6000", "[2001:db8::2]:443", "4"]
+    assert rows[2].split()[8:] == ["-", "open,", "no", "start,", "client", "guessed"]
     for name in ("server", "first", "last", "state"):  # the columns stand below each other
         at = header.index(name) - header.index("client")
         assert all(row[at - 1] == " " != row[at] for row in rows)
@@ -423,26 +423,37 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
         "last_seen_ns": 1_700_000_000_003_000_000,
         "c2s": {"bytes": 3, "gaps": 0, "missing": 0, "started": True, "ended": True},
         "s2c": {"bytes": 0, "gaps": 0, "missing": 0, "started": True, "ended": False},
+        "guessed": False,
+        "handshake_time_ns": 2_000_000,
+        "closed_by": "client",
+        "closed_how": "fin",
     }
     (flow,) = run("flows", "--json", capture(Talk().say(0, b"abc"))).json
     assert flow["s2c"] is None
+    assert (flow["guessed"], flow["handshake_time_ns"], flow["closed_by"], flow["closed_how"]) == (True, None, None, None)
 
 
 @pytest.fixture
 def gappy(capture: Callable[..., Path]) -> Path:
     """Two connections, one of which lost something in both directions."""
     first = Talk().open().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de").say(1, b"x", lost=True).say(1, b"yz").close()
-    return capture(first, Talk(("2001:db8::1", 6), ("2001:db8::2", 443), START_NS + 10**9).say(0, b"late"))
+    return capture(first, Talk(("2001:db8::1", 6000), ("2001:db8::2", 443), START_NS + 10**9).say(0, b"late"))
+
+
+COLUMNS = (
+    *("stream", "conversation", "src", "src_port", "dst", "dst_port", "from_client", "bytes", "missing", "gap_count"),
+    *("first_seen_ns", "last_seen_ns", "started", "ended", "tunnels", "state", "guessed", "handshake_time_ns"),
+)
 
 
 def test_flows_csv(run: Run, gappy: Path) -> None:
     result = run("flows", "--csv", gappy)
     assert (result.status, result.err) == (0, "")
     assert result.lines == [
-        "stream,conversation,src,src_port,dst,dst_port,from_client,bytes,missing,gap_count,first_seen_ns,last_seen_ns,started,ended",
-        "0,0,10.0.0.1,40000,10.0.0.2,80,true,5,4,1,1700000000000000000,1700000000003000000,true,true",
-        "1,0,10.0.0.2,80,10.0.0.1,40000,false,2,1,1,1700000000001000000,1700000000004000000,true,true",
-        "2,1,2001:db8::1,6,2001:db8::2,443,true,4,0,0,1700000001000000000,1700000001000000000,false,false",
+        ",".join(COLUMNS),
+        "0,0,10.0.0.1,40000,10.0.0.2,80,true,5,4,1,1700000000000000000,1700000000003000000,true,true,0,closed,false,2000000",
+        "1,0,10.0.0.2,80,10.0.0.1,40000,false,2,1,1,1700000000001000000,1700000000004000000,true,true,0,closed,false,2000000",
+        "2,1,2001:db8::1,6000,2001:db8::2,443,true,4,0,0,1700000001000000000,1700000001000000000,false,false,0,open,true,",
     ]
 
 
@@ -479,7 +490,8 @@ def test_parquet(run: Run, tmp_path: Path, gappy: Path, gaps: tuple[str, ...]) -
 
     assert run("flows", *gaps, "--parquet", tmp_path / "x.parquet", gappy) == (0, "", "")
     written = parquet.read_table(tmp_path / "x.parquet")
-    assert [str(field.type) for field in written.schema if field.name.endswith("_ns")] == ["timestamp[ns, tz=UTC]"] * (1 if gaps else 2)
+    times = ["timestamp[ns, tz=UTC]"] * (1 if gaps else 2) + ["duration[ns]"] * (not gaps)
+    assert [str(field.type) for field in written.schema if field.name.endswith("_ns")] == times
     (tmp_path / "x.csv").write_text(run("flows", *gaps, "--csv", gappy).out)
     read = csv.read_csv(tmp_path / "x.csv").cast(
         pyarrow.schema([(field.name, "int64" if field.name.endswith("_ns") else field.type) for field in written.schema])
@@ -885,9 +897,9 @@ def sides(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleTyp
     """Makes both sides of a conversation."""
 
     def make() -> tuple[Any, Any]:
-        conversation = submodule(tcpreasm, "cli.exchanges").Conversation(Ignored())
+        dialogue = submodule(tcpreasm, "cli.exchanges").Dialogue(Ignored())
         key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(40000, 80))
-        return conversation.side(key), conversation.side(key.reverse())
+        return dialogue.half(key), dialogue.half(key.reverse())
 
     return make
 

@@ -917,7 +917,7 @@ def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
             tcpreasm.ConversationPool(*arguments)
     with pytest.raises(TypeError, match="not both"):
         tcpreasm.ConversationPool(Handler, streams=Handler)
-    with pytest.raises(TypeError, match="streams is a callable of a Side, not 3"):
+    with pytest.raises(TypeError, match=r"streams is a callable of a Side, or has a method new\(side\), not 3"):
         tcpreasm.ConversationPool(streams=3)
     assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(lambda conversation: 7))
     text = r"the factory gave 7 for 10.0.0.1:1234->10.0.0.2:80: a handler has reassembled\(\) and conversation_complete\(\)"

@@ -46,7 +46,7 @@ OPTIONAL = (
     "zstandard",
 )
 
-ABOVE = {"aio", "conversations", "follow", "pictures", "tables"}  # what is made of an Assembler and its streams
+ABOVE = {"aio", "conversations", "follow", "numbered", "pictures", "tables"}  # what is made of an Assembler and its streams
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
     "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams", *ABOVE},
@@ -56,7 +56,8 @@ FORBIDDEN = {
     "capture": {*CORES, "api", "cli", "streams", *ABOVE},
     "cli": {*CORES},
     "streams": {*CORES, "api", "capture", "cli", *ABOVE},
-    "conversations": {*CORES, "aio", "cli", "pictures", "tables"},
+    "conversations": {*CORES, "aio", "cli", "numbered", "pictures", "tables"},
+    "numbered": {*CORES, "aio", "cli", "pictures", "tables"},
     "pictures": {*CORES, "aio", "cli"},
     "tables": {*CORES, "aio", "cli", "pictures"},
 }
@@ -70,7 +71,6 @@ LEAVES = {
     "flow",
     "frame",
     "options",
-    "pairs",
     "provenance",
     "segment",
     "spans",

@@ -20,10 +20,10 @@ Address = tuple[str, int]
 Record = tuple[int, bytes]  # nanoseconds, frame
 
 
-def frame(src: Address, dst: Address, seq: int, payload: bytes = b"", flags: int = ACK) -> bytes:
+def frame(src: Address, dst: Address, seq: int, payload: bytes = b"", flags: int = ACK, ack: int = 1) -> bytes:
     """One Ethernet frame with one TCP segment."""
     source, target = ipaddress.ip_address(src[0]), ipaddress.ip_address(dst[0])
-    tcp = struct.pack("!HHIIBBHHH", src[1], dst[1], seq & 0xFFFFFFFF, 1, 5 << 4, flags, 65535, 0, 0) + payload
+    tcp = struct.pack("!HHIIBBHHH", src[1], dst[1], seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 5 << 4, flags, 65535, 0, 0) + payload
     if source.version == 4:
         ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0)
         kind = b"\x08\x00"
@@ -51,7 +51,9 @@ class Talk:
         self.records: list[Record] = []
 
     def _add(self, side: int, payload: bytes, flags: int) -> None:
-        self.records.append((self.now_ns, frame(self.ends[side], self.ends[1 - side], self.seqs[side], payload, flags)))
+        """Acknowledges all that the other side has sent, lost or not."""
+        ack = self.seqs[1 - side] if flags & ACK else 0
+        self.records.append((self.now_ns, frame(self.ends[side], self.ends[1 - side], self.seqs[side], payload, flags, ack)))
         self.now_ns += 1_000_000
 
     def open(self) -> Talk:
