@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -20,7 +21,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 import pytest
 from command import LIMIT, Run, assert_one_line
 from conftest import DATA
-from traffic import START_NS, Talk, corpus_cases, pcap, sha256
+from traffic import ACK, RST, START_NS, SYN, Talk, corpus_cases, pcap, sha256
 
 COMMANDS = ("flows", "extract", "http", "follow", "stats", "plot", "report")
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
@@ -407,6 +408,90 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
     for name in ("server", "first", "last", "state"):  # the columns stand below each other
         at = header.index(name) - header.index("client")
         assert all(row[at - 1] == " " != row[at] for row in rows)
+
+
+def test_the_states_of_flows(run: Run, capture: Callable[..., Path]) -> None:
+    """Each with who closed it, and how."""
+    refused = Talk(client=("10.0.0.1", 4), start_ns=START_NS + 10**9).send(0, b"", SYN)
+    refused.seqs = [refused.seqs[0] + 1, 0]
+    talks = [
+        Talk(client=("10.0.0.1", 1)).send(0, b"", SYN).send(0, b"", SYN),
+        Talk(client=("10.0.0.1", 2)).open().say(0, b"abc"),
+        Talk(client=("10.0.0.1", 3)).open().say(0, b"abc").close(1),
+        refused.send(1, b"", RST | ACK),
+        Talk(client=("10.0.0.1", 5)).open().say(0, b"abc").send(1, b"", RST | ACK),
+        Talk(client=("10.0.0.1", 6)).open().close(),
+        Talk(client=("10.0.0.1", 7000)).say(1, b"answer").say(0, b"question"),
+        Talk(client=("10.0.0.1", 8000)).say(0, b"", lost=True).send(1, b"", SYN | ACK),
+    ]
+    flows = {flow["client"][1]: flow for flow in run("flows", "--json", capture(*talks)).json}
+    names = ("state", "closed_by", "closed_how", "guessed")
+    assert {port: tuple(flow[name] for name in names) for port, flow in flows.items()} == {
+        1: ("opening", None, None, False),
+        2: ("open", None, None, False),
+        3: ("half-closed", "server", "fin", False),
+        4: ("refused", "server", "rst", False),
+        5: ("reset", "server", "rst", False),
+        6: ("closed", "client", "fin", False),
+        7000: ("open", None, None, True),
+        8000: ("open", None, None, False),
+    }
+    assert flows[4]["s2c"] is None
+    states = {line.split()[1]: " ".join(line.split()[10:]) for line in run("flows", capture(*talks)).lines[1:]}
+    assert states["10.0.0.1:4"] == "refused"
+    assert states["10.0.0.1:7000"] == "open, no start, client guessed"
+    told = {"opening": 1, "open": 3, "half-closed": 1, "closed": 1, "reset": 1, "refused": 1}
+    assert run("stats", "--json", capture(*talks)).json[0]["conversations"] == told
+    assert [*run("stats", "--json", capture(*talks)).json[0]["conversations"]] == [*told]
+
+
+def test_a_hole_that_the_other_side_has_acknowledged_is_not_waited_for(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"lost", lost=True).say(0, b"x").say(1, b"I have that")
+    talk.now_ns += 2 * 10**9
+    talk.say(1, b"and nothing else").say(0, b"y")
+    (flow,) = run("flows", "--json", capture(talk)).json
+    assert (flow["c2s"]["missing"], flow["c2s"]["bytes"]) == (4, 2)
+    stats = [run("stats", "--json", *options, capture(talk)).json[0] for options in ((), ("--acked-hole-timeout", "60"))]
+    assert [(one["holes_acked"], one["holes_ended"]) for one in stats] == [(1, 0), (0, 1)]
+
+
+def test_a_narrow_terminal_gets_fewer_columns(start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def shown(columns: int) -> tuple[list[str], str]:
+        reading, writing = pty.openpty()
+        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        process = start("flows", DATA / "http.pcap", stdout=writing)
+        os.close(writing)
+        data = b""
+        with suppress(OSError):  # how a terminal says that nobody writes any more
+            while part := os.read(reading, 65536):
+                data += part
+        os.close(reading)
+        _, err = process.communicate(timeout=LIMIT)
+        return data.decode().splitlines(), err.decode()
+
+    whole, err = shown(200)
+    assert err == ""
+    assert whole[0].split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "handshake", "state"]
+    lines, err = shown(80)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["#", "client", "server", "sent", "received", "gaps", "handshake", "state"]
+    assert lines[1].split() == ["1", "127.0.0.1:40001", "127.0.0.1:8080", "5453", "13432", "0", "0.064ms", "closed"]
+    assert err == "tcpreasm: left out, for the terminal is too narrow: missing, first, last\n"
+    lines, err = shown(20)
+    assert lines[0].split() == ["#", "client", "server", "sent", "received", "state"]
+
+
+def test_many_wrong_checksums_may_be_those_of_a_network_card(run: Run, capture: Callable[..., Path]) -> None:
+    """It is said where `auto` was not asked for, and they are many."""
+    hint = "tcpreasm: --verify-checksums auto takes what was captured before the network card filled in its checksum"
+    assert run("flows", "--verify-checksums", DATA / "edge.pcap").err.splitlines() == [
+        "tcpreasm: 204 of 205 frames were left out: 204 BAD_CHECKSUM",
+        hint,
+    ]
+    assert hint not in run("flows", "--verify-checksums=auto", DATA / "edge.pcap").err
+    assert hint not in run("flows", DATA / "edge.pcap").err
 
 
 def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:

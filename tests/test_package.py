@@ -512,6 +512,17 @@ def test_an_unknown_core_is_an_error() -> None:
     assert _python(SHOW, "fast").startswith("ImportError: TCPREASM_IMPLEMENTATION is auto, compiled or pure, not 'fast'")
 
 
+@pytest.mark.parametrize("started", [("-m", "tcpreasm"), ("{folder}/tcpreasm",)])
+def test_the_command_tells_that_in_a_line(tmp_path: Path, started: tuple[str, ...]) -> None:
+    """It does not get as far as its own errors."""
+    (tmp_path / "tcpreasm").write_text("from tcpreasm.cli import main\nraise SystemExit(main())\n")
+    command = [sys.executable, *(word.format(folder=tmp_path) for word in started), "flows", "x.pcap"]
+    environment = os.environ | {"TCPREASM_IMPLEMENTATION": "fast", "PYTHONPATH": str(SOURCES.parent)}
+    done = subprocess.run(command, env=environment, cwd=sys.prefix, capture_output=True, text=True, timeout=60, check=False)
+    told = "tcpreasm: TCPREASM_IMPLEMENTATION is auto, compiled or pure, not 'fast'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
 def test_without_an_extension_auto_takes_the_pure_core(copied: Path) -> None:
     implementation, file = _python(SHOW, "auto", path=copied).split()
     assert implementation == "pure"

@@ -495,7 +495,7 @@ def test_a_conversation_is_drawn_as_it_was_observed(observe: Callable[..., Any],
         *("in order", "early: held", "late: fills a hole", "retransmission", "not used", "never captured"),
         *("delivered up to", "acknowledged by the other side", "SYN", "FIN"),
     ]
-    assert figure.get_suptitle() == "1: 10.0.0.1:40000->10.0.0.2:80   closed, handshake 2.000 ms"
+    assert figure.get_suptitle() == "1: 10.0.0.1:40000->10.0.0.2:80   closed, handshake 2 ms"
     assert client.get_title(loc="left") == (
         "client to server: 360 bytes, 2 retransmissions, 1 gap, 50 bytes missing   (1 unused beyond the edges)"
     )

@@ -107,11 +107,11 @@ def test_who_is_client_and_how_it_ended(tcpreasm: ModuleType) -> None:
     """The server is seen first; one is refused, one reset, one in a tunnel of none."""
     late = Talk(("10.0.0.5", 50000), start_ns=START_NS).say(1, b"answer").say(0, b"question")
     refused = Talk(("10.0.0.6", 60000), start_ns=START_NS + 10 * MS)
-    refused._add(0, b"", SYN)
+    refused.send(0, b"", SYN)
     refused.seqs = [refused.seqs[0] + 1, 0]
-    refused._add(1, b"", RST | ACK)
+    refused.send(1, b"", RST | ACK)
     reset = Talk(("10.0.0.7", 7000), start_ns=START_NS + 20 * MS).open().say(0, b"x")
-    reset._add(1, b"", RST | ACK)
+    reset.send(1, b"", RST | ACK)
     flows = tcpreasm.flow_table(pcap(late.records + refused.records + reset.records)).flows
     names = ("conversation", "src", "from_client", "state", "guessed", "tunnels")
     assert list(zip(*(flows[name].tolist() for name in names))) == [

@@ -16,7 +16,6 @@ from ..capture import Capture
 from ..clock import time_of
 from ..conversations import Conversation
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, TUNNELS, URGENT, AssemblerOptions
-from ..stats import AssemblerStats
 from ..verdict import Verdict
 from .progress import progress_bar
 
@@ -190,12 +189,16 @@ def read(
                 each(capture)
 
         summary = assembler.assemble_capture(list(captures), threads=threads, progress=progress if called else None)
-    tell(summary.problems, assembler.stats)
+    tell(summary.problems, assembler)
     return summary
 
 
-def tell(problems: Sequence[str], stats: AssemblerStats) -> None:
+_MANY = 0.1  # of the frames; where packets were damaged on their way there are few
+
+
+def tell(problems: Sequence[str], assembler: Assembler) -> None:
     """On standard error: what was wrong with captures, and what in them may hold TCP but was left out."""
+    stats = assembler.stats
     for problem in problems:
         complain(problem)
     left_out = {
@@ -211,6 +214,8 @@ def tell(problems: Sequence[str], stats: AssemblerStats) -> None:
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
         complain(f"{sum(left_out.values())} of {stats.frames} frames were left out: {reasons}")
+    if assembler.options.verify_checksums is True and left_out.get(Verdict.BAD_CHECKSUM, 0) > _MANY * stats.frames:
+        complain(f"{_VERIFY} auto takes what was captured before the network card filled in its checksum")
 
 
 def handshake_text(conversation: Conversation) -> str:

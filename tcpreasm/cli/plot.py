@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         watch = ConversationWatch(arguments.number)
         assembler = Assembler(ConversationPool(streams=watch.streams), options)
         check_names(arguments.captures)
-        tell(watch.read(assembler, arguments.captures), assembler.stats)
+        tell(watch.read(assembler, arguments.captures), assembler)
         observed = watch.observed()
         if observed is None:
             raise CommandError(f"there is no conversation {arguments.number}: {watch.streams.count} in all (tcpreasm flows lists them)")

@@ -185,7 +185,7 @@ def _heading(one: Numbered) -> str:
     from matplotlib.ticker import EngFormatter
 
     time_ns = one.conversation.handshake_time_ns
-    handshake = "" if time_ns is None else f", handshake {EngFormatter('s', places=3)(time_ns / NS)}"
+    handshake = "" if time_ns is None else f", handshake {EngFormatter('s')(time_ns / NS)}"
     return f"{one.number}: {one.key}   {one.state_text}{handshake}"
 
 

@@ -111,11 +111,11 @@ def _summary(body: Element, overview: Overview, summary: CaptureSummary, stats: 
             ("bytes missing", overview.missing),
         ],
     )
+    _whole(body, overview)
     states = [(state, count) for state, count in overview.states.items() if count]
     if states:
         SubElement(body, "h2").text = "Conversations, by how they ended"
         _facts(body, states)
-    _whole(body, overview)
     SubElement(body, "h2").text = "Packets, by what they were"
     _facts(body, [(str(verdict), count) for verdict, count in summary.verdicts.items()] or [("packets", 0)])
     SubElement(body, "h2").text = "Captured bytes, by what became of them"
