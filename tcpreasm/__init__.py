@@ -55,6 +55,7 @@ from .conversations import (
     FinishedConversation,
     FinishedSide,
     Side,
+    SideStreams,
     conversations,
 )
 from .errors import CaptureError, DataLost
@@ -131,6 +132,7 @@ __all__ = [
     "Reassembly",
     "Sequence",
     "Side",
+    "SideStreams",
     "SpanStream",
     "Stream",
     "StreamFactory",

@@ -34,10 +34,12 @@ __all__ = [
     "FinishedConversation",
     "FinishedSide",
     "Side",
+    "SideStreams",
     "conversations",
 ]
 
 ROLES = ("client", "server")
+STATES = ("opening", "open", "half-closed", "closed", "reset", "refused")
 
 
 class _Facts(NamedTuple):
@@ -331,6 +333,16 @@ class ConversationFactory(Protocol):
         """A handler for a new conversation."""
 
 
+class SideStreams(Protocol):
+    """What a `ConversationPool` asks for the streams of sides, where it has `streams`. Any callable of the same argument does as well.
+
+    A method `conversation_complete(conversation)` is called too, where there is one: nothing more of that conversation comes.
+    """
+
+    def new(self, side: Side) -> Stream:
+        """A stream for one side of a conversation."""
+
+
 class _HandledSide(Side):
     """A side that the core takes for a stream: its methods are the handler's, called with the side, and nothing lies in between."""
 
@@ -356,7 +368,8 @@ class ConversationPool(core.ConversationPoolBase):
     Args:
         factory: makes the handler of each conversation: an object with `new(conversation)`, or a callable of that, such as the class of the
             handlers itself. See ConversationHandler.
-        streams: instead of it: makes the stream of each side, called with the Side. The streams that this package brings are served in C.
+        streams: instead of it: makes the stream of each side: a callable of the Side, or an object with `new(side)`, whose method
+            `conversation_complete(conversation)`, where it has one, is called last. The streams that this package brings are served in C.
 
     The factory is called when the first stream of a conversation is due, `streams` when that of each side is: see
     `AssemblerOptions.open_on`. TypeError for anything else than one callable or factory.
@@ -372,18 +385,21 @@ class ConversationPool(core.ConversationPoolBase):
         self,
         factory: ConversationFactory | Callable[[Conversation], ConversationHandler] | None = None,
         *,
-        streams: Callable[[Side], Stream] | None = None,
+        streams: SideStreams | Callable[[Side], Stream] | None = None,
     ) -> None:
         if (factory is None) == (streams is None):
             raise TypeError("a ConversationPool has a factory, or streams=, and not both")
         new: Any = getattr(factory, "new", factory)
         if streams is None and not callable(new):
             raise TypeError(f"a conversation factory has a method new(conversation) or is callable, not {factory!r}")
-        if factory is None and not callable(streams):
-            raise TypeError(f"streams is a callable of a Side, not {streams!r}")
+        stream_of: Any = getattr(streams, "new", streams)
+        if factory is None and not callable(stream_of):
+            raise TypeError(f"streams is a callable of a Side, or has a method new(side), not {streams!r}")
         super().__init__(streams if factory is None else factory)
         self.streams = streams
         self._handler_of = new
+        self._stream_of = stream_of
+        self._on_complete = getattr(streams, "conversation_complete", None)
         self._objects = threading.Lock()
         self._assemblers: WeakSet[Assembler] = WeakSet()  # that are open
 
@@ -400,7 +416,7 @@ class ConversationPool(core.ConversationPoolBase):
                     conversation = state.conversation = Conversation(state, self.streams is None)
         side = conversation._side(index)
         if self.streams is not None:
-            stream = conversation._streams[index] = self.streams(side)
+            stream = conversation._streams[index] = self._stream_of(side)
             return stream
         if conversation._lock is not None:
             self._make_handler(conversation, conversation._lock)
@@ -431,6 +447,8 @@ class ConversationPool(core.ConversationPoolBase):
     def _end(self, conversation: Conversation) -> None:
         if conversation.handler is not None:
             conversation.handler.conversation_complete()
+        elif self._on_complete is not None:
+            self._on_complete(conversation)
 
 
 # -- conversations, one after the other -----------------------------------------------------------------------------------

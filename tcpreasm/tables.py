@@ -9,17 +9,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
 from threading import Lock
 from typing import Any
 
 import numpy
 
 from ._log import Log
-from .api import Assembler, CaptureSource, StreamPool
-from .flow import ConnectionKey, Flow
+from .api import Assembler, CaptureSource
+from .conversations import Conversation, ConversationPool, Side
 from .options import AssemblerOptions
-from .pairs import Pairs
 from .streams import SpanStream
 
 __all__ = ["FLOW_DTYPE", "GAP_DTYPE", "FlowCollector", "FlowTable", "Table", "flow_table"]
@@ -46,6 +44,10 @@ FLOW_DTYPE = numpy.dtype(
         ("last_seen_ns", "<M8[ns]"),
         ("started", "?"),
         ("ended", "?"),
+        ("tunnels", "<u2"),
+        ("state", "S11"),
+        ("guessed", "?"),
+        ("handshake_time_ns", "<m8[ns]"),
     ]
 )
 """A row of `FlowTable.flows.array`."""
@@ -53,7 +55,7 @@ FLOW_DTYPE = numpy.dtype(
 GAP_DTYPE = numpy.dtype([("stream", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("seen_ns", "<M8[ns]")])
 """A row of `FlowTable.gaps.array`."""
 
-_FLOW_ROW = struct.Struct("<qq39sH39sH?qqqqq??")  # the same as FLOW_DTYPE
+_FLOW_ROW = struct.Struct("<qq39sH39sH?qqqqq??H11s?q")  # the same as FLOW_DTYPE
 _NO_TIME = -(1 << 63)  # numpy's NaT
 _BATCH_ROWS = 1 << 20  # rows in one piece of an Arrow stream: their text stays far below the 2 GiB of its offsets
 
@@ -64,7 +66,8 @@ class Table:
     `pyarrow.table(table)`, `polars.DataFrame(table)`, `pandas.DataFrame.from_arrow(table)`; duckdb takes `from table` in its SQL. They ask
     for `__arrow_c_stream__` (Arrow's PyCapsule interface), which needs the extra `arrow` (nanoarrow): ImportError without it.
 
-    In Arrow, text is string, `..._ns` is timestamp[ns, UTC], null where it is not known (numpy: NaT), and all else what it is in numpy.
+    In Arrow, text is string, `..._seen_ns` is timestamp[ns, UTC], `..._time_ns` is duration[ns], either of them null where it is not known
+    (numpy: NaT), and all else what it is in numpy.
     """
 
     __slots__ = ("_array",)
@@ -74,7 +77,7 @@ class Table:
 
     @property
     def array(self) -> Array:
-        """The rows. Text is bytes, times are datetime64[ns] in UTC."""
+        """The rows. Text is bytes, times are datetime64[ns] in UTC, or timedelta64[ns]."""
         return self._array
 
     @property
@@ -129,6 +132,8 @@ def _arrow_type(na: Any, dtype: numpy.dtype[Any]) -> Any:
         return na.string(nullable=False)
     if dtype.kind == "M":
         return na.timestamp("ns", "UTC")
+    if dtype.kind == "m":
+        return na.duration("ns")
     if dtype.kind == "b":
         return na.bool_(nullable=False)
     return {"<i8": na.int64, "<u2": na.uint16}[dtype.str](nullable=False)
@@ -141,7 +146,7 @@ def _batch(na: Any, schema: Any, rows: Array) -> Any:
         buffers: list[Array | None] = [None, column]
         if column.dtype.kind == "S":
             buffers = [None, *_text_buffers(column)]
-        elif column.dtype.kind == "M":
+        elif column.dtype.kind in "Mm":
             buffers = [numpy.packbits(~numpy.isnat(column), bitorder="little"), column.view("<i8")]
         elif column.dtype.kind == "b":
             buffers = [None, numpy.packbits(column, bitorder="little")]
@@ -170,11 +175,15 @@ class FlowTable:
             | stream | the row's number, from 0 |
             | conversation | the connection's number: both directions have the same |
             | src, src_port, dst, dst_port | who sent to whom |
-            | from_client | this direction was seen first of the two |
+            | from_client | the client sent it: see `Conversation.client` |
             | bytes | bytes that came |
             | missing, gap_count | bytes in holes, and their number; an unknown start counts as none |
             | first_seen_ns, last_seen_ns | capture time of the earliest and the latest packet that brought something |
             | started, ended | the SYN was captured; FIN or RST was reached |
+            | tunnels | how many tunnels lay around it: `Flow.tunnels` |
+            | state | the connection's: `Conversation.state` |
+            | guessed | who is client is a guess: `Conversation.guessed` |
+            | handshake_time_ns | from the SYN to the client's ACK: `Conversation.handshake_time_ns` |
 
         gaps: a row for each hole, in the order of streams and offsets.
 
@@ -189,64 +198,46 @@ class FlowTable:
     gaps: Table
 
 
-class _Conversation:
-    __slots__ = ("number", "seen")
+def _flow_row(side: Side, number: int) -> bytes:
+    """As FLOW_DTYPE."""
+    net, transport = side.key
+    conversation, stream = side.conversation, side.stream
+    handshake_ns = conversation.handshake_time_ns
+    return _FLOW_ROW.pack(
+        number,
+        conversation.context,
+        _text(net.raw_src),
+        transport.raw_src,
+        _text(net.raw_dst),
+        transport.raw_dst,
+        side.role == "client",
+        stream.length,
+        stream.skipped,
+        stream.gap_count,
+        _NO_TIME if stream.first_seen_ns is None else stream.first_seen_ns,
+        _NO_TIME if stream.last_seen_ns is None else stream.last_seen_ns,
+        stream.started,
+        stream.ended,
+        net.tunnels,
+        conversation.state.encode(),
+        conversation.guessed,
+        _NO_TIME if handshake_ns is None else handshake_ns,
+    )
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.seen = False
 
-
-class _FlowStream(SpanStream):
-    """One direction. Tells the collector when it is complete, and can be forgotten then."""
-
-    __slots__ = ("_collector", "conversation", "from_client", "number")
-
-    def __init__(self, net_flow: Flow, transport_flow: Flow, collector: FlowCollector, number: int, conversation: _Conversation) -> None:
-        super().__init__(net_flow, transport_flow)
-        self._collector = collector
-        self.number = number
-        self.conversation = conversation.number
-        self.from_client = not conversation.seen
-        conversation.seen = True
-
-    def reassembly_complete(self) -> None:
-        super().reassembly_complete()
-        self._collector.stream_complete(self)
-
-    def flow_row(self) -> bytes:
-        """As FLOW_DTYPE."""
-        net, transport = self.key
-        return _FLOW_ROW.pack(
-            self.number,
-            self.conversation,
-            _text(net.raw_src),
-            transport.raw_src,
-            _text(net.raw_dst),
-            transport.raw_dst,
-            self.from_client,
-            self.length,
-            self.skipped,
-            self.gap_count,
-            _NO_TIME if self.first_seen_ns is None else self.first_seen_ns,
-            _NO_TIME if self.last_seen_ns is None else self.last_seen_ns,
-            self.started,
-            self.ended,
-        )
-
-    def gap_rows(self) -> bytes:
-        """As GAP_DTYPE."""
-        if not self.gap_count:
-            return b""
-        spans = self.spans
-        lengths = spans["skip"].clip(0)
-        holes = lengths > 0
-        gaps = numpy.empty(holes.sum(), GAP_DTYPE)
-        gaps["stream"] = self.number
-        gaps["offset"] = (numpy.cumsum(lengths + spans["length"]) - lengths - spans["length"])[holes]
-        gaps["length"] = lengths[holes]
-        gaps["seen_ns"] = spans["seen_ns"][holes].view("<M8[ns]")
-        return gaps.tobytes()
+def _gap_rows(stream: SpanStream, number: int) -> bytes:
+    """As GAP_DTYPE."""
+    if not stream.gap_count:
+        return b""
+    spans = stream.spans
+    lengths = spans["skip"].clip(0)
+    holes = lengths > 0
+    gaps = numpy.empty(holes.sum(), GAP_DTYPE)
+    gaps["stream"] = number
+    gaps["offset"] = (numpy.cumsum(lengths + spans["length"]) - lengths - spans["length"])[holes]
+    gaps["length"] = lengths[holes]
+    gaps["seen_ns"] = spans["seen_ns"][holes].view("<M8[ns]")
+    return gaps.tobytes()
 
 
 @lru_cache(maxsize=1 << 12)
@@ -257,13 +248,13 @@ def _text(raw: bytes | int) -> bytes:
 
 
 class FlowCollector:
-    """A factory for a `StreamPool` whose streams become a FlowTable: what `flow_table` is made with, for sources of your own.
+    """The `streams` of a `ConversationPool`, which become a FlowTable: what `flow_table` is made with, for sources of your own.
 
-    For any number of assemblers and threads. Of a stream that is over it keeps the row, about 150 bytes, and its gaps; as much again while
-    the other direction was not seen. Of one that is open it also keeps 32 bytes for each packet with payload.
+    For any number of assemblers and threads. Of a conversation that is complete it keeps the rows, about 170 bytes for each direction, and
+    its gaps. Of one that is not it also keeps 32 bytes for each packet with payload. `Conversation.context` is its own.
 
     >>> collector = FlowCollector()
-    >>> with Assembler(StreamPool(collector)) as assembler:
+    >>> with Assembler(ConversationPool(streams=collector)) as assembler:
     ...     summary = assembler.assemble_capture([])
     >>> len(collector.table().flows)
     0
@@ -271,42 +262,38 @@ class FlowCollector:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._numbers = count()
-        self._conversations = count()
-        self._pairs = Pairs(self._begin)
-        self._open: dict[int, _FlowStream] = {}
-        self._flows = bytearray()
-        self._gaps = bytearray()
+        self._conversations = 0
+        self._open: dict[int, Conversation] = {}
+        self._complete = _Rows()
 
-    def _begin(self, key: ConnectionKey) -> _Conversation:
-        return _Conversation(next(self._conversations))
-
-    def new(self, net_flow: Flow, transport_flow: Flow) -> _FlowStream:
-        """The stream for one direction of a new connection."""
-        conversation = self._pairs.join(ConnectionKey(net_flow, transport_flow))
-        stream = _FlowStream(net_flow, transport_flow, self, next(self._numbers), conversation)
+    def new(self, side: Side) -> SpanStream:
+        """The stream for one side of a conversation."""
+        conversation = side.conversation
         with self._lock:
-            self._open[stream.number] = stream
-        return stream
+            if conversation.context is None:
+                conversation.context = self._conversations
+                self._open[self._conversations] = conversation
+                self._conversations += 1
+        return SpanStream(side.net_flow, side.transport_flow)
 
-    def stream_complete(self, stream: _FlowStream) -> None:
-        """Called by the stream."""
+    def conversation_complete(self, conversation: Conversation) -> None:
+        """Called by the pool."""
         with self._lock:
-            self._flows += stream.flow_row()
-            self._gaps += stream.gap_rows()
-            del self._open[stream.number]
+            self._complete.add(conversation)
+            del self._open[conversation.context]
 
     def table(self) -> FlowTable:
         """What came so far, open streams too. From any thread."""
         with self._lock:
-            still_open = list(self._open.values())
-            flow_rows = self._flows + b"".join(stream.flow_row() for stream in still_open)
-            gap_rows = self._gaps + b"".join(stream.gap_rows() for stream in still_open)
-        flows = numpy.frombuffer(flow_rows, FLOW_DTYPE)
-        gaps = numpy.frombuffer(gap_rows, GAP_DTYPE)
+            rows = self._complete.copy()
+            for conversation in self._open.values():
+                rows.add(conversation)
+        flows = numpy.frombuffer(rows.flows, FLOW_DTYPE)
+        gaps = numpy.frombuffer(rows.gaps, GAP_DTYPE)
         # With several threads chance numbers the streams; their order must not show it. Unknown times, as unsigned numbers, come last.
         first_seen = flows["first_seen_ns"].astype("<i8").view("<u8")
-        flows = flows[numpy.lexsort((flows["stream"], flows["dst_port"], flows["src_port"], flows["dst"], flows["src"], first_seen))]
+        ends = (flows[name] for name in ("stream", "tunnels", "dst_port", "src_port", "dst", "src"))
+        flows = flows[numpy.lexsort((*ends, first_seen))]
         gaps = gaps.copy()
         by_number = numpy.argsort(flows["stream"])
         gaps["stream"] = by_number[numpy.searchsorted(flows["stream"], gaps["stream"], sorter=by_number)]
@@ -316,6 +303,29 @@ class FlowCollector:
         conversations[numpy.argsort(first)] = numpy.arange(len(first))
         flows["conversation"] = conversations[which]
         return FlowTable(Table(flows), Table(gaps[numpy.lexsort((gaps["offset"], gaps["stream"]))]))
+
+
+class _Rows:
+    """Rows of flows and of their gaps, packed."""
+
+    __slots__ = ("count", "flows", "gaps")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.flows = bytearray()
+        self.gaps = bytearray()
+
+    def add(self, conversation: Conversation) -> None:
+        for side in conversation.sides:
+            if side.stream is not None:
+                self.flows += _flow_row(side, self.count)
+                self.gaps += _gap_rows(side.stream, self.count)
+                self.count += 1
+
+    def copy(self) -> _Rows:
+        rows = _Rows()
+        rows.count, rows.flows, rows.gaps = self.count, self.flows[:], self.gaps[:]
+        return rows
 
 
 def flow_table(source: CaptureSource, options: AssemblerOptions | None = None, *, threads: int = 1) -> FlowTable:
@@ -332,12 +342,12 @@ def flow_table(source: CaptureSource, options: AssemblerOptions | None = None, *
     >>> table = flow_table([])
     >>> table.flows
     <Table of 0 rows: stream, conversation, src, src_port, dst, dst_port, from_client, bytes, missing, gap_count, first_seen_ns, \
-last_seen_ns, started, ended>
+last_seen_ns, started, ended, tunnels, state, guessed, handshake_time_ns>
     >>> table.gaps["length"].tolist()
     []
     """
     collector = FlowCollector()
-    summary = Assembler(StreamPool(collector), options).assemble_capture(source, threads=threads)
+    summary = Assembler(ConversationPool(streams=collector), options).assemble_capture(source, threads=threads)
     for problem in summary.problems:
         _log.warning("%s", problem)
     return collector.table()

@@ -86,7 +86,7 @@ def run(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]
 @pytest.fixture
 def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
     """Starts the command as a process, on the same core."""
-    environment = os.environ | {
+    changes = {
         "TCPREASM_IMPLEMENTATION": tcpreasm.implementation,
         "PYTHONPATH": str(Path(str(tcpreasm.__file__)).parent.parent),
     }
@@ -94,7 +94,7 @@ def start(tcpreasm: ModuleType) -> Callable[..., subprocess.Popen[bytes]]:
     def call(*arguments: object, **rest: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tcpreasm", *map(str, arguments)]
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, **(pipes | rest))
+        return subprocess.Popen(command, env=os.environ | changes, **(pipes | rest))
 
     return call
 

@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -20,7 +21,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 import pytest
 from command import LIMIT, Run, assert_one_line
 from conftest import DATA
-from traffic import START_NS, Talk, corpus_cases, pcap, sha256
+from traffic import ACK, RST, START_NS, SYN, Talk, corpus_cases, pcap, sha256
 
 COMMANDS = ("flows", "extract", "http", "follow", "stats", "plot", "report")
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
@@ -387,26 +388,110 @@ def test_the_table_of_flows(run: Run, capture: Callable[..., Path]) -> None:
         .say(0, b"lost", lost=True)
         .say(0, b"d")
         .close(1),
-        Talk(client=("2001:db8::1", 6), server=("2001:db8::2", 443), start_ns=1_700_000_002_000_000_000).say(0, b"late"),
+        Talk(client=("2001:db8::1", 6000), server=("2001:db8::2", 443), start_ns=1_700_000_002_000_000_000).say(0, b"late"),
     )
     result = run("flows", capture(*talks))
     assert (result.status, result.err) == (0, "")
     header, *rows = result.lines
-    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state"]
+    assert header.split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "handshake", "state"]
     assert [row.split()[0] for row in rows] == ["1", "2", "3"]
     rows = [row.split(None, 1)[1] for row in rows]
     assert rows[0].split() == [
         *("10.0.0.1:40000", "10.0.0.2:80", "3", "1000", "0", "0"),
-        *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "closed"),
+        *("2023-11-14T22:13:20.000000000Z", "2023-11-14T22:13:20.005000000Z", "2.000ms", "closed"),
     ]
     assert rows[1].split()[:6] == ["10.0.0.1:5", "10.0.0.2:80", "4", "0", "1", "4"]
     assert rows[1].split()[6] == "2023-11-14T22:13:21.000000005Z"
-    assert rows[1].split()[8:] == ["half-closed"]
-    assert rows[2].split()[:3] == ["[2001:db8::1]:6", "[2001:db8::2]:443", "4"]
-    assert rows[2].split()[8:] == ["open,", "no", "start"]
+    assert rows[1].split()[8:] == ["2.000ms", "half-closed"]
+    assert rows[2].split()[:3] == ["[2001:db8::1]:6000", "[2001:db8::2]:443", "4"]
+    assert rows[2].split()[8:] == ["-", "open,", "no", "start,", "client", "guessed"]
     for name in ("server", "first", "last", "state"):  # the columns stand below each other
         at = header.index(name) - header.index("client")
         assert all(row[at - 1] == " " != row[at] for row in rows)
+
+
+def test_the_states_of_flows(run: Run, capture: Callable[..., Path]) -> None:
+    """Each with who closed it, and how."""
+    refused = Talk(client=("10.0.0.1", 4), start_ns=START_NS + 10**9).send(0, b"", SYN)
+    refused.seqs = [refused.seqs[0] + 1, 0]
+    talks = [
+        Talk(client=("10.0.0.1", 1)).send(0, b"", SYN).send(0, b"", SYN),
+        Talk(client=("10.0.0.1", 2)).open().say(0, b"abc"),
+        Talk(client=("10.0.0.1", 3)).open().say(0, b"abc").close(1),
+        refused.send(1, b"", RST | ACK),
+        Talk(client=("10.0.0.1", 5)).open().say(0, b"abc").send(1, b"", RST | ACK),
+        Talk(client=("10.0.0.1", 6)).open().close(),
+        Talk(client=("10.0.0.1", 7000)).say(1, b"answer").say(0, b"question"),
+        Talk(client=("10.0.0.1", 8000)).say(0, b"", lost=True).send(1, b"", SYN | ACK),
+    ]
+    flows = {flow["client"][1]: flow for flow in run("flows", "--json", capture(*talks)).json}
+    names = ("state", "closed_by", "closed_how", "guessed")
+    assert {port: tuple(flow[name] for name in names) for port, flow in flows.items()} == {
+        1: ("opening", None, None, False),
+        2: ("open", None, None, False),
+        3: ("half-closed", "server", "fin", False),
+        4: ("refused", "server", "rst", False),
+        5: ("reset", "server", "rst", False),
+        6: ("closed", "client", "fin", False),
+        7000: ("open", None, None, True),
+        8000: ("open", None, None, False),
+    }
+    assert flows[4]["s2c"] is None
+    states = {line.split()[1]: " ".join(line.split()[10:]) for line in run("flows", capture(*talks)).lines[1:]}
+    assert states["10.0.0.1:4"] == "refused"
+    assert states["10.0.0.1:7000"] == "open, no start, client guessed"
+    told = {"opening": 1, "open": 3, "half-closed": 1, "closed": 1, "reset": 1, "refused": 1}
+    assert run("stats", "--json", capture(*talks)).json[0]["conversations"] == told
+    assert [*run("stats", "--json", capture(*talks)).json[0]["conversations"]] == [*told]
+
+
+def test_a_hole_that_the_other_side_has_acknowledged_is_not_waited_for(run: Run, capture: Callable[..., Path]) -> None:
+    talk = Talk().open().say(0, b"lost", lost=True).say(0, b"x").say(1, b"I have that")
+    talk.now_ns += 2 * 10**9
+    talk.say(1, b"and nothing else").say(0, b"y")
+    (flow,) = run("flows", "--json", capture(talk)).json
+    assert (flow["c2s"]["missing"], flow["c2s"]["bytes"]) == (4, 2)
+    stats = [run("stats", "--json", *options, capture(talk)).json[0] for options in ((), ("--acked-hole-timeout", "60"))]
+    assert [(one["holes_acked"], one["holes_ended"]) for one in stats] == [(1, 0), (0, 1)]
+
+
+def test_a_narrow_terminal_gets_fewer_columns(start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def shown(columns: int) -> tuple[list[str], str]:
+        reading, writing = pty.openpty()
+        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        process = start("flows", DATA / "http.pcap", stdout=writing)
+        os.close(writing)
+        data = b""
+        with suppress(OSError):  # how a terminal says that nobody writes any more
+            while part := os.read(reading, 65536):
+                data += part
+        os.close(reading)
+        _, err = process.communicate(timeout=LIMIT)
+        return data.decode().splitlines(), err.decode()
+
+    whole, err = shown(200)
+    assert err == ""
+    assert whole[0].split() == ["#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "handshake", "state"]
+    lines, err = shown(80)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["#", "client", "server", "sent", "received", "gaps", "handshake", "state"]
+    assert lines[1].split() == ["1", "127.0.0.1:40001", "127.0.0.1:8080", "5453", "13432", "0", "0.064ms", "closed"]
+    assert err == "tcpreasm: left out, for the terminal is too narrow: missing, first, last\n"
+    lines, err = shown(20)
+    assert lines[0].split() == ["#", "client", "server", "sent", "received", "state"]
+
+
+def test_many_wrong_checksums_may_be_those_of_a_network_card(run: Run, capture: Callable[..., Path]) -> None:
+    """It is said where `auto` was not asked for, and they are many."""
+    hint = "tcpreasm: --verify-checksums auto takes what was captured before the network card filled in its checksum"
+    assert run("flows", "--verify-checksums", DATA / "edge.pcap").err.splitlines() == [
+        "tcpreasm: 204 of 205 frames were left out: 204 BAD_CHECKSUM",
+        hint,
+    ]
+    assert hint not in run("flows", "--verify-checksums=auto", DATA / "edge.pcap").err
+    assert hint not in run("flows", DATA / "edge.pcap").err
 
 
 def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
@@ -423,26 +508,37 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
         "last_seen_ns": 1_700_000_000_003_000_000,
         "c2s": {"bytes": 3, "gaps": 0, "missing": 0, "started": True, "ended": True},
         "s2c": {"bytes": 0, "gaps": 0, "missing": 0, "started": True, "ended": False},
+        "guessed": False,
+        "handshake_time_ns": 2_000_000,
+        "closed_by": "client",
+        "closed_how": "fin",
     }
     (flow,) = run("flows", "--json", capture(Talk().say(0, b"abc"))).json
     assert flow["s2c"] is None
+    assert (flow["guessed"], flow["handshake_time_ns"], flow["closed_by"], flow["closed_how"]) == (True, None, None, None)
 
 
 @pytest.fixture
 def gappy(capture: Callable[..., Path]) -> Path:
     """Two connections, one of which lost something in both directions."""
     first = Talk().open().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de").say(1, b"x", lost=True).say(1, b"yz").close()
-    return capture(first, Talk(("2001:db8::1", 6), ("2001:db8::2", 443), START_NS + 10**9).say(0, b"late"))
+    return capture(first, Talk(("2001:db8::1", 6000), ("2001:db8::2", 443), START_NS + 10**9).say(0, b"late"))
+
+
+COLUMNS = (
+    *("stream", "conversation", "src", "src_port", "dst", "dst_port", "from_client", "bytes", "missing", "gap_count"),
+    *("first_seen_ns", "last_seen_ns", "started", "ended", "tunnels", "state", "guessed", "handshake_time_ns"),
+)
 
 
 def test_flows_csv(run: Run, gappy: Path) -> None:
     result = run("flows", "--csv", gappy)
     assert (result.status, result.err) == (0, "")
     assert result.lines == [
-        "stream,conversation,src,src_port,dst,dst_port,from_client,bytes,missing,gap_count,first_seen_ns,last_seen_ns,started,ended",
-        "0,0,10.0.0.1,40000,10.0.0.2,80,true,5,4,1,1700000000000000000,1700000000003000000,true,true",
-        "1,0,10.0.0.2,80,10.0.0.1,40000,false,2,1,1,1700000000001000000,1700000000004000000,true,true",
-        "2,1,2001:db8::1,6,2001:db8::2,443,true,4,0,0,1700000001000000000,1700000001000000000,false,false",
+        ",".join(COLUMNS),
+        "0,0,10.0.0.1,40000,10.0.0.2,80,true,5,4,1,1700000000000000000,1700000000003000000,true,true,0,closed,false,2000000",
+        "1,0,10.0.0.2,80,10.0.0.1,40000,false,2,1,1,1700000000001000000,1700000000004000000,true,true,0,closed,false,2000000",
+        "2,1,2001:db8::1,6000,2001:db8::2,443,true,4,0,0,1700000001000000000,1700000001000000000,false,false,0,open,true,",
     ]
 
 
@@ -479,7 +575,8 @@ def test_parquet(run: Run, tmp_path: Path, gappy: Path, gaps: tuple[str, ...]) -
 
     assert run("flows", *gaps, "--parquet", tmp_path / "x.parquet", gappy) == (0, "", "")
     written = parquet.read_table(tmp_path / "x.parquet")
-    assert [str(field.type) for field in written.schema if field.name.endswith("_ns")] == ["timestamp[ns, tz=UTC]"] * (1 if gaps else 2)
+    times = ["timestamp[ns, tz=UTC]"] * (1 if gaps else 2) + ["duration[ns]"] * (not gaps)
+    assert [str(field.type) for field in written.schema if field.name.endswith("_ns")] == times
     (tmp_path / "x.csv").write_text(run("flows", *gaps, "--csv", gappy).out)
     read = csv.read_csv(tmp_path / "x.csv").cast(
         pyarrow.schema([(field.name, "int64" if field.name.endswith("_ns") else field.type) for field in written.schema])
@@ -885,9 +982,9 @@ def sides(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleTyp
     """Makes both sides of a conversation."""
 
     def make() -> tuple[Any, Any]:
-        conversation = submodule(tcpreasm, "cli.exchanges").Conversation(Ignored())
+        dialogue = submodule(tcpreasm, "cli.exchanges").Dialogue(Ignored())
         key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(40000, 80))
-        return conversation.side(key), conversation.side(key.reverse())
+        return dialogue.half(key), dialogue.half(key.reverse())
 
     return make
 

@@ -45,6 +45,11 @@ def test_what_waits_for_a_gap_stands_where_it_was_captured(run: Run, capture: Ca
 
 def test_a_start_that_was_not_captured(run: Run, capture: Capture) -> None:
     assert run("follow", capture(Talk().say(0, b"late")), "1").lines[1:] == ["> [start not captured]", "> late"]
+    assert run("follow", capture(Talk().say(1, b"late")), "1").lines == [
+        "connection 1: > 10.0.0.1:40000  < 10.0.0.2:80  (client guessed)",
+        "< [start not captured]",
+        "< late",
+    ]
 
 
 def test_the_number_is_that_of_flows(run: Run, capture: Capture) -> None:
@@ -188,6 +193,8 @@ def test_stats(run: Run, capture: Capture) -> None:
         "frames                        8",
         "  SEGMENT                     7",
         "  NOT IP                      1",
+        "conversations                 1",
+        "  closed                      1",
         "streams                       2",
         "TCP segments                  7",
         "bytes captured            2,006",
@@ -207,7 +214,8 @@ def test_stats_json_has_every_counter(run: Run, tcpreasm: ModuleType, capture: C
     summary = assembler.assemble_capture(path)
     stats = assembler.stats
     names = {*tcpreasm.AssemblerStats.__dataclass_fields__, "bytes_dropped"}
-    assert {*told} == names | {"complete", "problems"}
+    assert {*told} == names | {"complete", "problems", "conversations"}
+    assert told["conversations"] == {"half-closed": 1}  # the capture is cut in the last packet
     for name in names:
         value = getattr(stats, name)
         assert told[name] == ({str(reason): count for reason, count in value.items()} if hasattr(value, "items") else value)
@@ -221,3 +229,5 @@ def test_stats_of_the_repository_captures(run: Run, file: str) -> None:
     assert one["frames"] == TRUTH[file]["packets"]
     assert one["bytes_delivered"] + one["bytes_skipped"] == sum(side["len"] for side in sides)
     assert (one["frames"], one["bytes_delivered"], one["streams_opened"]) == (two["frames"], two["bytes_delivered"], two["streams_opened"])
+    assert one["conversations"] == two["conversations"]
+    assert sum(one["conversations"].values()) == len(TRUTH[file]["connections"])

@@ -908,6 +908,31 @@ def test_a_stream_that_could_not_be_made_leaves_its_side_free(tcpreasm: ModuleTy
     assert [side.peer.stream for side in sides] == [made[2], made[0], made[0]]
 
 
+def test_who_makes_the_streams_is_told_of_each_conversation_that_is_complete(tcpreasm: ModuleType) -> None:
+    """Once, last, whether or not there is a handler of its own."""
+
+    class Streams:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def new(self, side: Any) -> Any:
+            self.told.append(f"new {side.role}")
+            return tcpreasm.BytesStream()
+
+        def conversation_complete(self, conversation: Any) -> None:
+            data = [side.stream.data for side in conversation.sides]
+            self.told.append(f"{conversation.state} {conversation.complete} {data} {[side.stream.complete for side in conversation.sides]}")
+
+    streams = Streams()
+    with tcpreasm.Assembler(tcpreasm.ConversationPool(streams=streams)) as assembler:
+        talk = Talk(tcpreasm, assembler)
+        talk.say(CLIENT, syn=True)
+        talk.send(SERVER, 5000, syn=True, ack=1001)
+        talk.say(CLIENT, b"x", ack=5001)
+        assert streams.told == ["new client", "new server"]
+    assert streams.told[2:] == ["open True [b'x', b''] [True, True]"]
+
+
 def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
     for arguments, text in (
         ((), "a factory, or streams="),
@@ -917,7 +942,7 @@ def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
             tcpreasm.ConversationPool(*arguments)
     with pytest.raises(TypeError, match="not both"):
         tcpreasm.ConversationPool(Handler, streams=Handler)
-    with pytest.raises(TypeError, match="streams is a callable of a Side, not 3"):
+    with pytest.raises(TypeError, match=r"streams is a callable of a Side, or has a method new\(side\), not 3"):
         tcpreasm.ConversationPool(streams=3)
     assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(lambda conversation: 7))
     text = r"the factory gave 7 for 10.0.0.1:1234->10.0.0.2:80: a handler has reassembled\(\) and conversation_complete\(\)"

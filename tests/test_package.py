@@ -46,7 +46,7 @@ OPTIONAL = (
     "zstandard",
 )
 
-ABOVE = {"aio", "conversations", "follow", "pictures", "tables"}  # what is made of an Assembler and its streams
+ABOVE = {"aio", "conversations", "follow", "numbered", "pictures", "tables"}  # what is made of an Assembler and its streams
 # Who must not know whom: data goes one way. A folder stands for everything in it.
 FORBIDDEN = {
     "_compiled": {"_pure", "_select", "api", "capture", "cli", "streams", *ABOVE},
@@ -56,7 +56,8 @@ FORBIDDEN = {
     "capture": {*CORES, "api", "cli", "streams", *ABOVE},
     "cli": {*CORES},
     "streams": {*CORES, "api", "capture", "cli", *ABOVE},
-    "conversations": {*CORES, "aio", "cli", "pictures", "tables"},
+    "conversations": {*CORES, "aio", "cli", "numbered", "pictures", "tables"},
+    "numbered": {*CORES, "aio", "cli", "pictures", "tables"},
     "pictures": {*CORES, "aio", "cli"},
     "tables": {*CORES, "aio", "cli", "pictures"},
 }
@@ -70,7 +71,6 @@ LEAVES = {
     "flow",
     "frame",
     "options",
-    "pairs",
     "provenance",
     "segment",
     "spans",
@@ -523,6 +523,17 @@ def test_the_environment_picks_the_core(asked: str | None, given: str) -> None:
 
 def test_an_unknown_core_is_an_error() -> None:
     assert _python(SHOW, "fast").startswith("ImportError: TCPREASM_IMPLEMENTATION is auto, compiled or pure, not 'fast'")
+
+
+@pytest.mark.parametrize("started", [("-m", "tcpreasm"), ("{folder}/tcpreasm",)])
+def test_the_command_tells_that_in_a_line(tmp_path: Path, started: tuple[str, ...]) -> None:
+    """It does not get as far as its own errors."""
+    (tmp_path / "tcpreasm").write_text("from tcpreasm.cli import main\nraise SystemExit(main())\n")
+    command = [sys.executable, *(word.format(folder=tmp_path) for word in started), "flows", "x.pcap"]
+    environment = os.environ | {"TCPREASM_IMPLEMENTATION": "fast", "PYTHONPATH": str(SOURCES.parent)}
+    done = subprocess.run(command, env=environment, cwd=sys.prefix, capture_output=True, text=True, timeout=60, check=False)
+    told = "tcpreasm: TCPREASM_IMPLEMENTATION is auto, compiled or pure, not 'fast'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 
 def test_without_an_extension_auto_takes_the_pure_core(copied: Path) -> None:

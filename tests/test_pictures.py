@@ -25,6 +25,7 @@ pytest.importorskip("matplotlib", reason="THE EXTRA plot IS NOT INSTALLED: no pi
 CLIENT: Ends = ("10.0.0.1", 40000, "10.0.0.2", 80)
 SERVER: Ends = ("10.0.0.2", 80, "10.0.0.1", 40000)
 MS = 1_000_000
+LATER = 600_000  # milliseconds: connections that were closed are forgotten by then
 START = 1_700_000_000_000_000_000
 
 
@@ -85,10 +86,10 @@ def observe(tcpreasm: ModuleType) -> Callable[..., Any]:
 
     def call(source: Any, number: int = 1, **options: Any) -> Any:
         watch = observed.ConversationWatch(number)
-        assembler = tcpreasm.Assembler(tcpreasm.StreamPool(watch), tcpreasm.AssemblerOptions(**options))
+        assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(streams=watch.streams), tcpreasm.AssemblerOptions(**options))
         assert watch.read(assembler, [source]) == []
         found = watch.observed()
-        assert found is None or found.pair.number == number
+        assert found is None or found.numbered.number == number
         return found
 
     return call
@@ -129,7 +130,8 @@ def test_each_segment_is_what_the_assembler_made_of_it(observe: Callable[..., An
     assert relative(client.gaps) == [(14, 350, 50)]  # the end of the capture gave it up
     assert client.unused == {"overlapping": 100, "retransmitted": 50}
     assert [client.count(kind) for kind in range(5)] == [3, 3, 1, 2, 1]
-    assert (found.pair.state, found.pair.sent, found.pair.received, found.pair.missing) == ("closed", 360, 3, 50)
+    one = found.numbered
+    assert (one.state_text, one.sent, one.received, one.missing) == ("closed", 360, 3, 50)
 
 
 @pytest.mark.parametrize("first", [2**32 - 1, 2**32 - 40, 2**32 - 250, 2**32 - 349, 0, 2**31 - 150])
@@ -247,7 +249,39 @@ def test_a_direction_goes_on_where_the_other_one_begins_anew(observe: Callable[.
     data = capture([*packets, Packet(22, CLIENT, 100, 77_783, b"more"), Packet(23, CLIENT, 100, 77_783, b"more")])
     one, two = observe(data, 1), observe(data, 2)
     assert relative(one.client.segments)[1:] == [(3, 0, 100, IN_ORDER, ACK), (22, 100, 104, IN_ORDER, ACK), (23, 100, 104, REPEATED, ACK)]
-    assert relative(two.client.segments) == [(20, 0, 0, IN_ORDER, SYN | ACK), (21, 0, 5, IN_ORDER, ACK)]
+    assert relative(two.server.segments) == [(20, 0, 0, IN_ORDER, SYN | ACK), (21, 0, 5, IN_ORDER, ACK)]
+    assert (relative(two.client.segments), relative(two.server.acks), two.client.stream) == ([], [], None)
+
+
+def test_a_connection_that_is_refused_where_one_was_before(observe: Callable[..., Any]) -> None:
+    """The RST, of which there is no stream, stands in neither's picture but that of its own conversation."""
+    first = [*DISORDER[:4], Packet(5, CLIENT, 100, 0, flags=FIN | ACK), Packet(6, SERVER, 0, 101, flags=FIN | ACK)]
+    again = [Packet(LATER, CLIENT, 99_999, 0, flags=SYN), Packet(LATER + 1, SERVER, 0, 100_000, flags=RST | ACK)]
+    data = capture(first + again)
+    one, two = observe(data, 1), observe(data, 2)
+    assert (one.numbered.state_text, two.numbered.state_text) == ("closed", "refused")
+    assert relative(one.server.segments) == [(1, 0, 0, IN_ORDER, SYN | ACK), (6, 0, 0, IN_ORDER, FIN | ACK)]
+    assert relative(two.client.segments) == [(LATER, 0, 0, IN_ORDER, SYN)]
+    assert [flags for *_, flags in relative(two.server.segments)] == [RST | ACK]
+
+
+def test_a_hole_that_the_other_side_has_acknowledged(observe: Callable[..., Any]) -> None:
+    """Its acknowledgement gives out what waited: that stands in the picture of whom it was held for."""
+    packets = [*DISORDER[:5], Packet(5, SERVER, 0, 300), Packet(1100, SERVER, 0, 300, b"yes"), Packet(1101, SERVER, 3, 300, b"no")]
+    found = observe(capture(packets))
+    assert relative(found.client.gaps) == [(1100, 100, 100)]
+    assert relative(found.client.held) == [(4, 100), (1100, 0)]
+    assert relative(found.server.segments)[1:] == [(1100, 0, 3, IN_ORDER, ACK), (1101, 3, 5, IN_ORDER, ACK)]
+    assert relative(found.server.held) == []
+
+
+def test_who_talks_to_itself(observe: Callable[..., Any]) -> None:
+    """Both directions have one key, and there is no telling them apart."""
+    itself = ("10.0.0.1", 7, "10.0.0.1", 7)
+    frames = [(START, frame(0, flags=SYN, ends=itself)), (START + MS, frame(1, b"echo", ends=itself))]
+    found = observe(pcap(frames))
+    assert sum(len(one.segments) for one in found.directions) == 2
+    assert found.numbered.sent + found.numbered.received == 4
 
 
 def covered(intervals: Any) -> list[list[int]]:
@@ -288,10 +322,10 @@ def test_the_picture_agrees_with_the_tables(run: Run, observe: Callable[..., Any
     for number, line in enumerate(lines, 1):
         found = observe(DATA / name, number)
         cells = line.split()
-        pair = found.pair
-        assert [str(number), pair.key.src, pair.key.dst] == cells[:3]
-        assert [pair.sent, pair.received, pair.gap_count, pair.missing] == [int(cell) for cell in cells[3:7]]
-        assert pair.state_text == " ".join(cells[9:])
+        one = found.numbered
+        assert [str(number), one.key.src, one.key.dst] == cells[:3]
+        assert [one.sent, one.received, one.gap_count, one.missing] == [int(cell) for cell in cells[3:7]]
+        assert one.state_text == " ".join(cells[10:])
         for direction in found.directions:
             assert_consistent(direction)
     assert observe(DATA / name, len(lines) + 1) is None
@@ -339,7 +373,7 @@ def test_both_cores_observe_the_same(both: tuple[ModuleType, ModuleType]) -> Non
     for package in both:
         observed = submodule(package, "pictures.observed")
         watch = observed.ConversationWatch(1)
-        watch.read(package.Assembler(package.StreamPool(watch)), [DATA / "disordered.pcap"])
+        watch.read(package.Assembler(package.ConversationPool(streams=watch.streams)), [DATA / "disordered.pcap"])
         for direction in watch.observed().directions:
             seen.append([direction.segments.tolist(), direction.acks.tolist(), direction.held.tolist(), direction.unused])
     assert seen[:2] == seen[2:]
@@ -461,7 +495,7 @@ def test_a_conversation_is_drawn_as_it_was_observed(observe: Callable[..., Any],
         *("in order", "early: held", "late: fills a hole", "retransmission", "not used", "never captured"),
         *("delivered up to", "acknowledged by the other side", "SYN", "FIN"),
     ]
-    assert figure.get_suptitle() == "1: 10.0.0.1:40000->10.0.0.2:80   closed"
+    assert figure.get_suptitle() == "1: 10.0.0.1:40000->10.0.0.2:80   closed, handshake 2 ms"
     assert client.get_title(loc="left") == (
         "client to server: 360 bytes, 2 retransmissions, 1 gap, 50 bytes missing   (1 unused beyond the edges)"
     )
@@ -519,7 +553,7 @@ def test_next_to_nothing_is_drawn(
     if packets:
         plot.save(plot.conversation_figure(observe(data)), tmp_path / "one.png")
     overview = submodule(tcpreasm, "pictures.overview").Overview(10)
-    tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(data)
+    tcpreasm.Assembler(tcpreasm.ConversationPool(streams=overview.streams)).assemble_capture(data)
     overview.finish()
     figure = plot.capture_figure(overview)
     plot.save(figure, tmp_path / "all.png")
@@ -537,7 +571,7 @@ def test_many_segments_become_few_marks_and_say_so(observe: Callable[..., Any], 
 
 def test_a_whole_capture(tcpreasm: ModuleType, plot: ModuleType) -> None:
     overview = submodule(tcpreasm, "pictures.overview").Overview(10)
-    tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(DATA / "http.pcap")
+    tcpreasm.Assembler(tcpreasm.ConversationPool(streams=overview.streams)).assemble_capture(DATA / "http.pcap")
     overview.finish()
     figure = plot.capture_figure(overview)
     throughput, opened, largest = figure.axes
@@ -555,14 +589,15 @@ def test_a_whole_capture(tcpreasm: ModuleType, plot: ModuleType) -> None:
 def test_the_overview_agrees_with_the_tables(run: Run, tcpreasm: ModuleType, corpus: Path) -> None:
     source = corpus / "perturbed" / "drop3pct.pcap"
     overview = submodule(tcpreasm, "pictures.overview").Overview(10_000)
-    tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(source)
+    tcpreasm.Assembler(tcpreasm.ConversationPool(streams=overview.streams)).assemble_capture(source)
     overview.finish()
     lines = run("flows", source).lines[1:]
     time_of = submodule(tcpreasm, "clock").time_of
     assert [
         [
             *(str(row.number), row.client, row.server, str(row.sent), str(row.received), str(row.gap_count), str(row.missing)),
-            *(time_of(row.first_seen_ns), time_of(row.last_seen_ns), *row.state.split()),
+            *(time_of(row.first_seen_ns), time_of(row.last_seen_ns)),
+            *("-" if row.handshake_ns is None else f"{row.handshake_ns / 1e6:.3f}ms", *row.state.split()),
         ]
         for row in overview.rows
     ] == [line.split() for line in lines]
@@ -578,7 +613,7 @@ def test_the_largest_are_kept(tcpreasm: ModuleType, limit: int, corpus: Path) ->
     rows = {}
     for most in (limit, 10_000):
         overview = submodule(tcpreasm, "pictures.overview").Overview(most)
-        tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(corpus / "perturbed" / "reorder.pcap")
+        tcpreasm.Assembler(tcpreasm.ConversationPool(streams=overview.streams)).assemble_capture(corpus / "perturbed" / "reorder.pcap")
         overview.finish()
         rows[most] = [(row.number, row.sent + row.received) for row in overview.largest]
         assert overview.count == 120
@@ -588,7 +623,7 @@ def test_the_largest_are_kept(tcpreasm: ModuleType, limit: int, corpus: Path) ->
 def test_of_equal_ones_the_first_are_kept(tcpreasm: ModuleType) -> None:
     overview = submodule(tcpreasm, "pictures.overview").Overview(3)
     frames = [(START + at, frame(1, b"same", ends=("10.0.0.1", 1000 + at, "10.0.0.2", 80))) for at in range(9)]
-    tcpreasm.Assembler(tcpreasm.StreamPool(overview.factory)).assemble_capture(pcap(frames))
+    tcpreasm.Assembler(tcpreasm.ConversationPool(streams=overview.streams)).assemble_capture(pcap(frames))
     overview.finish()
     assert [row.number for row in overview.largest] == [1, 2, 3]
     assert (overview.count, overview.sent) == (9, 36)

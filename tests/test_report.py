@@ -52,8 +52,8 @@ class Parsed(HTMLParser):
     def table(self) -> list[list[str]]:
         """Of each conversation the cells, but the picture."""
         cells = self.texts("td")
-        assert len(cells) % 11 == 0
-        return [cells[at : at + 10] for at in range(0, len(cells), 11)]
+        assert len(cells) % 12 == 0
+        return [cells[at : at + 11] for at in range(0, len(cells), 12)]
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_the_table_is_that_of_flows(run: Run, report: Callable[..., Parsed]) -> 
         page = report(DATA / name)
         lines = [line.split() for line in run("flows", DATA / name).lines[1:]]
         rows = page.table()
-        assert [[row[0], row[1], row[2], *(cell.replace(",", "") for cell in row[3:7]), row[7], row[9]] for row in rows] == [
-            [*line[:8], " ".join(line[9:])] for line in lines
+        assert [[row[0], row[1], row[2], *(cell.replace(",", "") for cell in row[3:7]), row[7], row[9], row[10]] for row in rows] == [
+            [*line[:8], line[9].removesuffix("ms"), " ".join(line[10:])] for line in lines
         ]
 
 
@@ -83,10 +83,10 @@ def test_the_summary(report: Callable[..., Parsed]) -> None:
     facts = dict(zip(page.texts("dt"), page.texts("dd")))
     assert facts == {
         "packets": "78", "TCP segments": "78", "conversations": "1", "bytes sent by clients": "16,000", "bytes sent by servers": "11,200",
-        "gaps": "6", "bytes missing": "6,800", "SEGMENT": "78", "delivered": "27,200",
+        "gaps": "6", "bytes missing": "6,800", "closed": "1", "SEGMENT": "78", "delivered": "27,200",
     }  # fmt: skip
     assert page.texts("h1") == ["missing.pcap"]
-    assert "2026-11-23T00:50:32.885534000Z to 2026-11-23T00:50:32.886154000Z: 0.00062 seconds" in page.texts("p")
+    assert "2026-11-23T00:50:32.885534000Z to 2026-11-23T00:50:32.886193000Z: 0.000659 seconds" in page.texts("p")
 
 
 def paths(page: Parsed, kind: str) -> list[str]:
@@ -105,10 +105,10 @@ def test_the_graphs_show_bytes_and_gaps(report: Callable[..., Parsed], tmp_path:
     _, client = paths(page, "client")
     _, server = paths(page, "server")
     (gap,) = paths(page, "gap")
-    # In ms: 0 SYN, 2 a, 23 b, 44 a, 45 b, 46 the client's FIN (the server's, behind a gap, brings nothing more); 48 parts of 46/48 ms
-    assert client == "M6 14v-14h3V14zM135 14v-3.5h3V14z"
-    assert server == "M69 14v7h3V14zM138 14v14h3V14z"
-    assert gap == "M138.5 0v28"
+    # In ms: 0 SYN, 2 a, 23 b, 44 a, 45 b, 46 and 47 FIN; 48 parts of 47/48 ms
+    assert client == "M6 14v-14h3V14zM132 14v-3.5h3V14z"
+    assert server == "M69 14v7h3V14zM135 14v14h3V14z"
+    assert gap == "M135.5 0v28"
 
 
 def test_what_is_left_out_is_said(report: Callable[..., Parsed], tmp_path: Path) -> None:
@@ -243,7 +243,9 @@ def test_sorted_by_the_address(page: Page, opened: Callable[..., None], fragment
 
 def test_every_column_sorts(page: Page, opened: Callable[..., None]) -> None:
     opened()
-    for column, name in enumerate(("number", "client", "server", "sent", "received", "gaps", "missing", "first", "duration", "state")):
+    for column, name in enumerate(
+        ("number", "client", "server", "sent", "received", "gaps", "missing", "first", "duration", "handshake", "state")
+    ):
         numeric = name not in ("client", "server", "state")
         orders = []
         for _ in range(2):
@@ -269,7 +271,7 @@ def test_filtered(page: Page, opened: Callable[..., None]) -> None:
     opened()
     page.click("#filter")
     page.type("Closed 10.0.0.1:400")
-    assert page.value(ROWS.format(9)) == ["closed"]
+    assert page.value(ROWS.format(10)) == ["closed"]
     assert "filter=Closed+10.0.0.1" in page.value("location.hash")
     page.value("document.querySelector('#filter').select()")
     page.type("<b>")

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 import pytest
 from conftest import DATA
-from traffic import START_NS, Record, Talk, corpus_cases, pcap
+from traffic import ACK, RST, START_NS, SYN, Record, Talk, corpus_cases, pcap
 
 TRUTH: dict[str, Any] = json.loads((DATA / "truth.json").read_text())
 MS = 1_000_000
@@ -34,22 +34,24 @@ def reader(name: str) -> Any:
 def talks() -> list[Record]:
     """Three connections: one with gaps in both directions, one over IPv6 that begins in the middle, one that is a SYN alone."""
     first = Talk().open().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de").say(1, b"x", lost=True).say(1, b"yz").close()
-    second = Talk(("2001:db8::1", 6), ("2001:db8::2", 443), START_NS + 500 * MS).say(0, b"late").say(0, b"er")
+    second = Talk(("2001:db8::1", 6000), ("2001:db8::2", 443), START_NS + 500 * MS).say(0, b"late").say(0, b"er")
     third = Talk(("10.0.0.3", 7), start_ns=START_NS + 700 * MS).open().records[:1]
     return first.records + second.records + third
 
 
+UNKNOWN = numpy.iinfo("<i8").min
+LATE = START_NS + 500 * MS, START_NS + 501 * MS
 FLOWS: list[Row] = [
-    (0, 0, "10.0.0.1", 40000, "10.0.0.2", 80, True, 5, 4, 1, START_NS, START_NS + 3 * MS, True, True),
-    (1, 0, "10.0.0.2", 80, "10.0.0.1", 40000, False, 2, 1, 1, START_NS + 1 * MS, START_NS + 4 * MS, True, True),
-    (2, 1, "2001:db8::1", 6, "2001:db8::2", 443, True, 6, 0, 0, START_NS + 500 * MS, START_NS + 501 * MS, False, False),
-    (3, 2, "10.0.0.3", 7, "10.0.0.2", 80, True, 0, 0, 0, START_NS + 700 * MS, START_NS + 700 * MS, True, False),
+    (0, 0, "10.0.0.1", 40000, "10.0.0.2", 80, True, 5, 4, 1, START_NS, START_NS + 3 * MS, True, True, 0, "closed", False, 2 * MS),
+    (1, 0, "10.0.0.2", 80, "10.0.0.1", 40000, False, 2, 1, 1, START_NS + 1 * MS, START_NS + 4 * MS, True, True, 0, "closed", False, 2 * MS),
+    (2, 1, "2001:db8::1", 6000, "2001:db8::2", 443, True, 6, 0, 0, *LATE, False, False, 0, "open", True, UNKNOWN),
+    (3, 2, "10.0.0.3", 7, "10.0.0.2", 80, True, 0, 0, 0, *[START_NS + 700 * MS] * 2, True, False, 0, "opening", False, UNKNOWN),
 ]
 GAPS: list[Row] = [(0, 3, 4, START_NS + 3 * MS), (1, 0, 1, START_NS + 4 * MS)]
 COLUMNS = {
     "flows": (
         *("stream", "conversation", "src", "src_port", "dst", "dst_port", "from_client", "bytes", "missing", "gap_count"),
-        *("first_seen_ns", "last_seen_ns", "started", "ended"),
+        *("first_seen_ns", "last_seen_ns", "started", "ended", "tunnels", "state", "guessed", "handshake_time_ns"),
     ),
     "gaps": ("stream", "offset", "length", "seen_ns"),
 }
@@ -57,7 +59,7 @@ COLUMNS = {
 
 def rows(table: Any) -> list[Row]:
     """As Python objects: text is str, times are nanoseconds."""
-    columns = [table[name].astype("<i8") if table[name].dtype.kind == "M" else table[name] for name in table.columns]
+    columns = [table[name].astype("<i8") if table[name].dtype.kind in "Mm" else table[name] for name in table.columns]
     return list(zip(*(column.tolist() for column in columns)))
 
 
@@ -67,7 +69,9 @@ def moment(ns: int) -> datetime:
 
 def objects(row: Row, name: str) -> dict[str, Any]:
     """A row by names, with times as datetime: what the readers of Arrow give. All times here are whole microseconds."""
-    return {column: moment(cell) if column.endswith("_ns") else cell for column, cell in zip(COLUMNS[name], row)}
+    return {column: moment(cell) if column.endswith("seen_ns") else cell for column, cell in zip(COLUMNS[name], row)} | (
+        {"handshake_time_ns": None if row[-1] == UNKNOWN else timedelta(microseconds=row[-1] // 1000)} if name == "flows" else {}
+    )
 
 
 @pytest.fixture
@@ -99,6 +103,37 @@ def test_the_arrays(table: Any, submodule: Callable[[ModuleType, str], ModuleTyp
         table.flows["byte"]
 
 
+def test_who_is_client_and_how_it_ended(tcpreasm: ModuleType) -> None:
+    """The server is seen first; one is refused, one reset, one in a tunnel of none."""
+    late = Talk(("10.0.0.5", 50000), start_ns=START_NS).say(1, b"answer").say(0, b"question")
+    refused = Talk(("10.0.0.6", 60000), start_ns=START_NS + 10 * MS)
+    refused.send(0, b"", SYN)
+    refused.seqs = [refused.seqs[0] + 1, 0]
+    refused.send(1, b"", RST | ACK)
+    reset = Talk(("10.0.0.7", 7000), start_ns=START_NS + 20 * MS).open().say(0, b"x")
+    reset.send(1, b"", RST | ACK)
+    flows = tcpreasm.flow_table(pcap(late.records + refused.records + reset.records)).flows
+    names = ("conversation", "src", "from_client", "state", "guessed", "tunnels")
+    assert list(zip(*(flows[name].tolist() for name in names))) == [
+        (0, "10.0.0.2", False, "open", True, 0),
+        (0, "10.0.0.5", True, "open", True, 0),
+        (1, "10.0.0.6", True, "refused", False, 0),
+        (2, "10.0.0.7", True, "reset", False, 0),
+        (2, "10.0.0.2", False, "reset", False, 0),
+    ]
+
+
+def test_what_is_in_a_tunnel_says_so(tcpreasm: ModuleType) -> None:
+    talk = Talk().open().say(0, b"inside").close()
+    outside = [
+        (ns, b"\x60" + bytes(3) + (len(frame) - 14).to_bytes(2, "big") + b"\x04\x40" + bytes(32) + frame[14:]) for ns, frame in talk.records
+    ]
+    records = [(ns, bytes(12) + b"\x86\xdd" + packet) for ns, packet in outside]  # IPv4 in IPv6 (RFC 2473)
+    flows = tcpreasm.flow_table(pcap(records)).flows
+    assert flows["tunnels"].tolist() == [1, 1]
+    assert flows["src"].tolist() == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_a_start_that_was_not_captured_is_no_gap(tcpreasm: ModuleType) -> None:
     talk = Talk().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de")
     table = tcpreasm.flow_table(pcap(talk.records))
@@ -128,22 +163,22 @@ def test_the_same_endpoints_twice_are_two_conversations(tcpreasm: ModuleType) ->
     assert table.flows["from_client"].tolist() == [True, False, True, False]
 
 
-def test_a_time_that_is_not_known_is_null_and_stands_last(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleType]) -> None:
+def test_a_time_that_is_not_known_is_null_and_stands_last(tcpreasm: ModuleType) -> None:
     collector = tcpreasm.FlowCollector()
-    flow = tcpreasm.Flow("10.0.0.8", "10.0.0.9")
-    collector.new(flow, tcpreasm.Flow(1, 2))  # nothing ever comes
-    tcpreasm.Assembler(tcpreasm.StreamPool(collector)).assemble_capture(pcap(talks()))
+    early = Talk(("10.0.0.8", 1), start_ns=START_NS - MS).say(0, b"waits for what may lie before it")
+    tcpreasm.Assembler(tcpreasm.ConversationPool(streams=collector)).assemble_capture(pcap(early.records + talks()), flush=False)
     flows = collector.table().flows
-    assert numpy.isnat(flows["first_seen_ns"]).tolist() == [False] * 4 + [True]
-    assert numpy.isnat(flows["last_seen_ns"]).tolist() == [False] * 4 + [True]
+    assert flows["src"].tolist() == ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.8", "2001:db8::1"]
+    assert numpy.isnat(flows["first_seen_ns"]).tolist() == [False] * 3 + [True] * 2
+    assert numpy.isnat(flows["last_seen_ns"]).tolist() == [False] * 3 + [True] * 2
     assert flows["stream"].tolist() == [0, 1, 2, 3, 4]
     got = importlib.import_module("nanoarrow").Array(flows).to_pylist()
-    assert [row["last_seen_ns"] is None for row in got] == [False] * 4 + [True]
+    assert [row["last_seen_ns"] is None for row in got] == [False] * 3 + [True] * 2
 
 
 def test_open_streams_are_in_the_table(tcpreasm: ModuleType) -> None:
     collector = tcpreasm.FlowCollector()
-    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(collector))
+    assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(streams=collector))
     talk = Talk().open().say(0, b"abc").say(0, b"lost", lost=True).say(0, b"de")
     assembler.assemble_capture(pcap(talk.records), flush=False)
     assert rows(collector.table().flows)[0][7:10] == (3, 0, 0)
@@ -260,23 +295,26 @@ def test_arrow(table: Any, name: str) -> None:
     for _ in range(2):  # each call gives a stream of its own
         assert nanoarrow.Array(getattr(table, name)).to_pylist() == expected
     schema = nanoarrow.Schema(getattr(table, name))
-    types = {"bool": [], "int64": [], "string": [], "timestamp": [], "uint16": []}  # type: dict[str, list[str]]
+    types = {"bool": [], "duration": [], "int64": [], "string": [], "timestamp": [], "uint16": []}  # type: dict[str, list[str]]
     for field in schema.fields:
         types[field.type.name.lower()].append(field.name)
-        if field.type.name == "TIMESTAMP":
-            assert (field.unit.name, field.timezone, field.nullable) == ("NANO", "UTC", True)
+        if field.type.name in ("TIMESTAMP", "DURATION"):
+            assert (field.unit.name, field.nullable) == ("NANO", True)
+            assert field.type.name == "DURATION" or field.timezone == "UTC"
         else:
             assert not field.nullable
     told = {kind: tuple(names) for kind, names in types.items()}
     if name == "gaps":
-        assert told == {"bool": (), "int64": ("stream", "offset", "length"), "string": (), "timestamp": ("seen_ns",), "uint16": ()}
+        of_gaps = {"int64": ("stream", "offset", "length"), "timestamp": ("seen_ns",)}
+        assert told == dict.fromkeys(types, ()) | of_gaps
     else:
         assert told == {
-            "bool": ("from_client", "started", "ended"),
+            "bool": ("from_client", "started", "ended", "guessed"),
+            "duration": ("handshake_time_ns",),
             "int64": ("stream", "conversation", "bytes", "missing", "gap_count"),
-            "string": ("src", "dst"),
+            "string": ("src", "dst", "state"),
             "timestamp": ("first_seen_ns", "last_seen_ns"),
-            "uint16": ("src_port", "dst_port"),
+            "uint16": ("src_port", "dst_port", "tunnels"),
         }
 
 
@@ -306,9 +344,11 @@ def test_pyarrow(table: Any, name: str) -> None:
     got = pyarrow.table(getattr(table, name))
     got.validate(full=True)
     assert got.column_names == list(COLUMNS[name])
-    assert [str(field.type) for field in got.schema if field.name.endswith("_ns")] == ["timestamp[ns, tz=UTC]"] * (1 + (name == "flows"))
-    columns = [column.cast("int64") if pyarrow.types.is_timestamp(column.type) else column for column in got.columns]
-    assert list(zip(*(column.to_pylist() for column in columns))) == {"flows": FLOWS, "gaps": GAPS}[name]
+    times = {"flows": ["timestamp[ns, tz=UTC]"] * 2 + ["duration[ns]"], "gaps": ["timestamp[ns, tz=UTC]"]}[name]
+    assert [str(field.type) for field in got.schema if field.name.endswith("_ns")] == times
+    columns = [column.cast("int64") if pyarrow.types.is_temporal(column.type) else column for column in got.columns]
+    known = [tuple(None if cell == UNKNOWN else cell for cell in row) for row in {"flows": FLOWS, "gaps": GAPS}[name]]
+    assert list(zip(*(column.to_pylist() for column in columns))) == known
     assert pyarrow.RecordBatchReader.from_stream(getattr(table, name)).read_all().equals(got)
 
 

@@ -20,10 +20,10 @@ Address = tuple[str, int]
 Record = tuple[int, bytes]  # nanoseconds, frame
 
 
-def frame(src: Address, dst: Address, seq: int, payload: bytes = b"", flags: int = ACK) -> bytes:
+def frame(src: Address, dst: Address, seq: int, payload: bytes = b"", flags: int = ACK, ack: int = 1) -> bytes:
     """One Ethernet frame with one TCP segment."""
     source, target = ipaddress.ip_address(src[0]), ipaddress.ip_address(dst[0])
-    tcp = struct.pack("!HHIIBBHHH", src[1], dst[1], seq & 0xFFFFFFFF, 1, 5 << 4, flags, 65535, 0, 0) + payload
+    tcp = struct.pack("!HHIIBBHHH", src[1], dst[1], seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 5 << 4, flags, 65535, 0, 0) + payload
     if source.version == 4:
         ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0)
         kind = b"\x08\x00"
@@ -50,26 +50,29 @@ class Talk:
         self.now_ns = start_ns
         self.records: list[Record] = []
 
-    def _add(self, side: int, payload: bytes, flags: int) -> None:
-        self.records.append((self.now_ns, frame(self.ends[side], self.ends[1 - side], self.seqs[side], payload, flags)))
+    def send(self, side: int, payload: bytes, flags: int) -> Talk:
+        """One segment. Acknowledges all that the other side has sent, lost or not."""
+        ack = self.seqs[1 - side] if flags & ACK else 0
+        self.records.append((self.now_ns, frame(self.ends[side], self.ends[1 - side], self.seqs[side], payload, flags, ack)))
         self.now_ns += 1_000_000
+        return self
 
     def open(self) -> Talk:
         for side, flags in ((0, SYN), (1, SYN | ACK)):
-            self._add(side, b"", flags)
+            self.send(side, b"", flags)
             self.seqs[side] += 1
         return self
 
     def say(self, side: int, payload: bytes, lost: bool = False) -> Talk:
         """Side 0 (the client) or 1 sends; or it is lost before it is captured."""
         if not lost:
-            self._add(side, payload, ACK)
+            self.send(side, payload, ACK)
         self.seqs[side] += len(payload)
         return self
 
     def close(self, *sides: int) -> Talk:
         for side in sides or (0, 1):
-            self._add(side, b"", FIN | ACK)
+            self.send(side, b"", FIN | ACK)
             self.seqs[side] += 1
         return self
 

@@ -14,8 +14,8 @@ from .._select import core
 from ..api import Assembler, CaptureSummary, Progress
 from ..capture import Capture
 from ..clock import time_of
+from ..conversations import Conversation
 from ..options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, TUNNELS, URGENT, AssemblerOptions
-from ..stats import AssemblerStats
 from ..verdict import Verdict
 from .progress import progress_bar
 
@@ -25,6 +25,7 @@ __all__ = [
     "assembler_options",
     "check_names",
     "complain",
+    "handshake_text",
     "make_folder",
     "positive",
     "read",
@@ -110,6 +111,7 @@ _SWITCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "--max-connections": ("max_connections", "connections (directions) at a time, 0 for no limit", _WHOLE),
     "--max-buffered-bytes": ("max_buffered_bytes_total", "memory for what waits for missing bytes", _WHOLE),
     "--hole-timeout": ("hole_timeout", "capture time that missing bytes are waited for", _SECONDS),
+    "--acked-hole-timeout": ("acked_hole_timeout", "the same where the other side has acknowledged them", _SECONDS),
     "--idle-timeout": ("idle_timeout", "capture time without a packet that ends a stream", _SECONDS),
     "--closed-timeout": ("closed_timeout", "capture time for which a closed connection is remembered", _SECONDS),
 }
@@ -187,12 +189,16 @@ def read(
                 each(capture)
 
         summary = assembler.assemble_capture(list(captures), threads=threads, progress=progress if called else None)
-    tell(summary.problems, assembler.stats)
+    tell(summary.problems, assembler)
     return summary
 
 
-def tell(problems: Sequence[str], stats: AssemblerStats) -> None:
+_MANY = 0.1  # of the frames; where packets were damaged on their way there are few
+
+
+def tell(problems: Sequence[str], assembler: Assembler) -> None:
     """On standard error: what was wrong with captures, and what in them may hold TCP but was left out."""
+    stats = assembler.stats
     for problem in problems:
         complain(problem)
     left_out = {
@@ -208,6 +214,14 @@ def tell(problems: Sequence[str], stats: AssemblerStats) -> None:
     if left_out:
         reasons = ", ".join(f"{count} {verdict}" for verdict, count in left_out.items())
         complain(f"{sum(left_out.values())} of {stats.frames} frames were left out: {reasons}")
+    if assembler.options.verify_checksums is True and left_out.get(Verdict.BAD_CHECKSUM, 0) > _MANY * stats.frames:
+        complain(f"{_VERIFY} auto takes what was captured before the network card filled in its checksum")
+
+
+def handshake_text(conversation: Conversation) -> str:
+    """How long the handshake took, as far as it was captured."""
+    time_ns = conversation.handshake_time_ns
+    return "-" if time_ns is None else f"{time_ns / 1e6:.3f}ms"
 
 
 def text_of(data: bytes) -> str:

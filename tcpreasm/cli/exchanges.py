@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 from ..flow import ConnectionKey
 from .messages import Message
 
-__all__ = ["Conversation", "Exchange", "Side", "Watcher"]
+__all__ = ["Dialogue", "Exchange", "Half", "Watcher"]
 
 # What waits for its counterpart: behind a gap that is waited for two minutes a busy connection has many. More is given up.
 _MAX_WAITING = 16_384  # messages of one direction
@@ -280,7 +280,7 @@ def _count_behind_lost(items: list[T | None]) -> int:
 
 
 class Watcher(Protocol):
-    """Who is told what a conversation holds. Keys are those of the direction that sent the message, or the request."""
+    """Who is told what a connection carries. Keys are those of the direction that sent the message, or the request."""
 
     def begun(self, message: Message) -> None:
         """A head was read; the message may be given a `body` now."""
@@ -292,7 +292,7 @@ class Watcher(Protocol):
         """An exchange is over."""
 
 
-class Conversation:
+class Dialogue:
     """Both directions of a connection. Either one may be the client's, or even both."""
 
     def __init__(self, watcher: Watcher) -> None:
@@ -301,9 +301,9 @@ class Conversation:
         self.tunnel = False
         """See `Listener.tunnel`."""
 
-    def side(self, key: ConnectionKey) -> Side:
+    def half(self, key: ConnectionKey) -> Half:
         """What the parser of this direction tells."""
-        return Side(self, key, self._pairing(key), self._pairing(key.reverse()))
+        return Half(self, key, self._pairing(key), self._pairing(key.reverse()))
 
     def _pairing(self, client: ConnectionKey) -> _Pairing:
         if client not in self._pairings:
@@ -311,11 +311,11 @@ class Conversation:
         return self._pairings[client]
 
 
-class Side:
+class Half:
     """One direction: the `Listener` of its parser."""
 
-    def __init__(self, conversation: Conversation, key: ConnectionKey, asking: _Pairing, answering: _Pairing) -> None:
-        self._conversation = conversation
+    def __init__(self, dialogue: Dialogue, key: ConnectionKey, asking: _Pairing, answering: _Pairing) -> None:
+        self._dialogue = dialogue
         self._key = key
         self._asking = asking
         self._answering = answering
@@ -325,15 +325,15 @@ class Side:
     @property
     def tunnel(self) -> bool:
         """The other direction's too."""
-        return self._conversation.tunnel
+        return self._dialogue.tunnel
 
     @tunnel.setter
     def tunnel(self, tunnel: bool) -> None:
-        self._conversation.tunnel = tunnel
+        self._dialogue.tunnel = tunnel
 
     def begun(self, message: Message) -> bytes | None:
         """See `Listener.begun`."""
-        self._conversation.watcher.begun(message)
+        self._dialogue.watcher.begun(message)
         if message.method is None:
             return self._answering.response(message)
         self._asking.request(message)
@@ -341,7 +341,7 @@ class Side:
 
     def done(self, message: Message) -> None:
         """See `Listener.done`."""
-        self._conversation.watcher.message(self._key, message)
+        self._dialogue.watcher.message(self._key, message)
         (self._answering if message.method is None else self._asking).ended(message)
 
     def lost(self) -> None:

@@ -1,7 +1,7 @@
 """`tcpreasm flows`: who talked to whom, how much each way, what is missing, when, and how it ended.
 
 Connections, both directions in a row, as text or JSON; or the tables of tcpreasm.tables, a row for a direction or a gap. Text for a
-terminal has one writer, `_print_text`; tables have one path, `_write`, whatever the format.
+terminal has one writer, `_TextTable`; tables have one path, `_write`, whatever the format.
 """
 
 from __future__ import annotations
@@ -9,42 +9,49 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ..api import Assembler, StreamPool
-from ..flow import ConnectionKey, Flow
-from ..pairs import Pairs
-from ..streams import ByteCountStream, StreamFactory
-from .common import add_captures, assembler_options, read, time_of
+from ..api import Assembler
+from ..conversations import ConversationPool, SideStreams
+from ..numbered import Numbered, Numbering
+from ..streams import ByteCountStream
+from .common import add_captures, assembler_options, complain, handshake_text, read, time_of
 
 if TYPE_CHECKING:
     from ..tables import FlowCollector, FlowTable, Table
 
 __all__ = ["add_parser"]
 
-_COLUMNS = ("#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "state")
-_NUMBERS = ("#", "sent", "received", "gaps", "missing")
+_COLUMNS = ("#", "client", "server", "sent", "received", "gaps", "missing", "first", "last", "handshake", "state")
+_NUMBERS = ("#", "sent", "received", "gaps", "missing", "handshake")
 
 _DESCRIPTION = """A line for each TCP connection, both directions together, in the order in which they began.
 
-#          number, for `tcpreasm follow`
-client     who was seen first
+#          number, for `tcpreasm follow` and `tcpreasm plot`
+client     who sent the SYN, or was answered with a SYN-ACK; see `client guessed`
 sent       bytes from client to server, as far as captured
 received   bytes from server to client
 gaps       holes in both streams together, and the bytes missing there
-first/last capture time of the first and last packet that mattered
-state      closed (both directions ended by FIN or RST), half-closed (one), open;
-           no start: a direction was seen whose SYN was not captured
+first/last capture time of the first and last segment
+handshake  from the SYN to the client's ACK: a round trip
+state      opening (nothing but a SYN), open, half-closed (one FIN), closed (both), reset (by RST),
+           refused (a RST answered the SYN);
+           no start: a direction was seen whose SYN was not captured;
+           client guessed: nobody's was, and who has the lower port is taken for the server
+
+Where a terminal is too narrow, columns are left out, and a line on standard error names them.
 
 --csv and --parquet give a row for each direction instead: stream (the row), conversation (both
-directions have the same), src, src_port, dst, dst_port, from_client (the direction seen first),
-bytes, missing, gap_count, first_seen_ns, last_seen_ns (in CSV, nanoseconds since 1970), started and
-ended (SYN captured, FIN or RST reached). --gaps gives a row for each hole: stream, its addresses and
-ports, offset, length, and when the bytes behind it were seen."""
+directions have the same), src, src_port, dst, dst_port, from_client (the client sent it), bytes,
+missing, gap_count, first_seen_ns, last_seen_ns (of what the stream got; in CSV, nanoseconds since
+1970), started and ended (SYN captured, FIN or RST reached), tunnels (around it), state, guessed (who
+is client), handshake_time_ns. --gaps gives a row for each hole: stream, its addresses and ports,
+offset, length, and when the bytes behind it were seen."""
 
 
 def add_parser(commands: Any) -> None:
@@ -63,72 +70,54 @@ def add_parser(commands: Any) -> None:
     formats.add_argument(
         "--json",
         action="store_true",
-        help="a JSON object for each connection, a line each, as soon as both directions ended; or for each hole",
+        help="a JSON object for each connection, a line each, as soon as it is complete; or for each hole",
     )
     formats.add_argument("--csv", action="store_true", help="comma-separated values, a row for each direction, or for each hole")
     formats.add_argument("--parquet", metavar="FILE", help="the same rows as a Parquet file (needs the extra parquet)")
     parser.set_defaults(run=run)
 
 
-class _Connection:
-    """Both directions, as far as they were seen. The first one counts as the client's."""
+def _cells_of(one: Numbered) -> list[str]:
+    """As _COLUMNS."""
+    first_ns, last_ns = one.span_ns
+    return [
+        str(one.number),
+        one.key.src,
+        one.key.dst,
+        str(one.sent),
+        str(one.received),
+        str(one.gap_count),
+        str(one.missing),
+        time_of(first_ns),
+        time_of(last_ns),
+        handshake_text(one.conversation),
+        one.state_text,
+    ]
 
-    __slots__ = ("client", "key", "number", "server")
 
-    def __init__(self, number: int, key: ConnectionKey) -> None:
-        self.number = number
-        self.key = key
-        self.client: ByteCountStream | None = None
-        self.server: ByteCountStream | None = None
-
-    def directions(self) -> list[ByteCountStream]:
-        return [stream for stream in (self.client, self.server) if stream is not None]
-
-    def finished(self) -> bool:
-        """Nothing can come any more."""
-        return self.client is not None and self.server is not None and self.client.complete and self.server.complete
-
-    def first_seen_ns(self) -> int | None:
-        return min((stream.first_seen_ns for stream in self.directions() if stream.first_seen_ns is not None), default=None)
-
-    def last_seen_ns(self) -> int | None:
-        return max((stream.last_seen_ns for stream in self.directions() if stream.last_seen_ns is not None), default=None)
-
-    def state(self) -> str:
-        return ("open", "half-closed", "closed")[sum(stream.ended for stream in self.directions())]
-
-    def row(self) -> dict[str, str]:
-        directions = self.directions()
-        return {
-            "#": str(self.number),
-            "client": self.key.src,
-            "server": self.key.dst,
-            "sent": str(self.client.length if self.client else 0),
-            "received": str(self.server.length if self.server else 0),
-            "gaps": str(sum(stream.gap_count for stream in directions)),
-            "missing": str(sum(stream.skipped for stream in directions)),
-            "first": time_of(self.first_seen_ns()),
-            "last": time_of(self.last_seen_ns()),
-            "state": self.state() + ("" if all(stream.started for stream in directions) else ", no start"),
+def _json(one: Numbered) -> str:
+    conversation = one.conversation
+    net, transport = one.key
+    first_ns, last_ns = one.span_ns
+    return json.dumps(
+        {
+            "number": one.number,
+            "client": [str(net.src), transport.src],
+            "server": [str(net.dst), transport.dst],
+            "tunnels": net.tunnels,
+            "state": conversation.state,
+            "first_seen": time_of(first_ns),
+            "last_seen": time_of(last_ns),
+            "first_seen_ns": first_ns,
+            "last_seen_ns": last_ns,
+            "c2s": _direction(one.client),
+            "s2c": _direction(one.server),
+            "guessed": conversation.guessed,
+            "handshake_time_ns": conversation.handshake_time_ns,
+            "closed_by": conversation.closed_by,
+            "closed_how": conversation.closed_how,
         }
-
-    def json(self) -> str:
-        net, transport = self.key
-        return json.dumps(
-            {
-                "number": self.number,
-                "client": [str(net.src), transport.src],
-                "server": [str(net.dst), transport.dst],
-                "tunnels": net.tunnels,
-                "state": self.state(),
-                "first_seen": time_of(self.first_seen_ns()),
-                "last_seen": time_of(self.last_seen_ns()),
-                "first_seen_ns": self.first_seen_ns(),
-                "last_seen_ns": self.last_seen_ns(),
-                "c2s": _direction(self.client),
-                "s2c": _direction(self.server),
-            }
-        )
+    )
 
 
 def _direction(stream: ByteCountStream | None) -> dict[str, int | bool] | None:
@@ -143,85 +132,71 @@ def _direction(stream: ByteCountStream | None) -> dict[str, int | bool] | None:
     }
 
 
-class _FlowStream(ByteCountStream):
-    """One direction. Tells the connection's table when it is complete."""
+class _TextTable:
+    """Rows that are printed below each other once all are there; numbers to the right.
 
-    __slots__ = ("_connection", "_table")
+    Args:
+        names: of the columns.
+        numbers: those of numbers.
+        spare: those that are left out first, in this order, where a terminal is too narrow for all.
+    """
 
-    def __init__(self, net_flow: Flow, transport_flow: Flow, connection: _Connection, table: _Connections) -> None:
-        super().__init__(net_flow, transport_flow)
-        self._connection = connection
-        self._table = table
+    def __init__(self, names: Sequence[str], numbers: Sequence[str], spare: Sequence[str] = ()) -> None:
+        self._names = names
+        self._numbers = numbers
+        self._spare = spare
+        self._widths = [*map(len, names)]
+        self._rows: list[tuple[int, str]] = []
 
-    def reassembly_complete(self) -> None:
-        super().reassembly_complete()
-        self._table.stream_complete(self._connection)
+    def add(self, number: int, cells: Sequence[str]) -> None:
+        """A row, and where it stands among the others."""
+        self._widths = [*map(max, self._widths, map(len, cells))]
+        self._rows.append((number, "\t".join(cells)))  # a third of the memory of its cells: there may be millions
 
-
-class _Connections:
-    """The factory, and all connections in the order in which they began; those printed at once are forgotten."""
-
-    def __init__(self, print_at_once: bool) -> None:
-        self._print_at_once = print_at_once
-        numbers = count(1)
-        self._pairs = Pairs(lambda key: _Connection(next(numbers), key))
-        self.known: dict[_Connection, None] = {}
-
-    def new(self, net_flow: Flow, transport_flow: Flow) -> _FlowStream:
-        key = ConnectionKey(net_flow, transport_flow)
-        connection = self._pairs.join(key)
-        stream = _FlowStream(net_flow, transport_flow, connection, self)
-        if connection.client is None:
-            connection.client = stream
-            self.known[connection] = None
-        else:
-            connection.server = stream
-        return stream
-
-    def stream_complete(self, connection: _Connection) -> None:
-        if self._print_at_once and connection.finished():
-            del self.known[connection]
-            print(connection.json())
+    def print(self) -> None:
+        shown = [*self._names]
+        widths = dict(zip(self._names, self._widths))
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for name in self._spare:
+            if room is None or sum(widths[one] for one in shown) + 2 * (len(shown) - 1) <= room:
+                break
+            shown.remove(name)
+        self._rows.sort()
+        for cells in chain([self._names], (row.split("\t") for _, row in self._rows)):
+            columns = dict(zip(self._names, cells))
+            line = (columns[one].rjust(widths[one]) if one in self._numbers else columns[one].ljust(widths[one]) for one in shown)
+            print("  ".join(line).rstrip())
+        if len(shown) < len(self._names):
+            left_out = ", ".join(name for name in self._names if name not in shown)
+            complain(f"left out, for the terminal is too narrow: {left_out}")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures and prints the connections, or writes a table; on Ctrl-C what was seen so far."""
-    factory: StreamFactory
+    streams: SideStreams
+    give: Callable[[], None]
+    is_silent = True
     if arguments.gaps or arguments.csv or arguments.parquet:
         from ..tables import FlowCollector
 
         if arguments.parquet:
             _pyarrow()  # before the captures are read
-        factory = collector = FlowCollector()
+        streams = collector = FlowCollector()
         give = partial(_give_table, collector, arguments)
-        is_silent = True
+    elif arguments.json:
+        streams = Numbering(lambda side: ByteCountStream(), lambda one: print(_json(one)))
+        give = sys.stdout.flush  # each was printed when it was complete
+        is_silent = False
     else:
-        factory = connections = _Connections(arguments.json)
-        give = partial(_print_known, connections, arguments.json)
-        is_silent = not arguments.json
+        table = _TextTable(_COLUMNS, _NUMBERS, ("last", "first", "missing", "gaps", "handshake"))
+        streams = Numbering(lambda side: ByteCountStream(), lambda one: table.add(one.number, _cells_of(one)))
+        give = table.print
     try:
-        read(Assembler(StreamPool(factory), assembler_options(arguments)), arguments.captures, is_silent=is_silent)
+        read(Assembler(ConversationPool(streams=streams), assembler_options(arguments)), arguments.captures, is_silent=is_silent)
     except KeyboardInterrupt:
         give()
         raise
     give()
-
-
-def _print_known(connections: _Connections, as_json: bool) -> None:
-    if as_json:
-        for connection in connections.known:
-            print(connection.json())
-        return
-    _print_text(_COLUMNS, _NUMBERS, [connection.row().values() for connection in connections.known])
-
-
-def _print_text(names: Sequence[str], numbers: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
-    """Columns below each other, numbers to the right."""
-    lines = [tuple(names), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        cells = [cell.rjust(width) if name in numbers else cell.ljust(width) for name, cell, width in zip(names, line, widths)]
-        print("  ".join(cells).rstrip())
 
 
 # ---- tables
@@ -263,11 +238,11 @@ def _write(table: Table, arguments: argparse.Namespace) -> None:
             print(json.dumps(dict(zip(table.columns, row))))
     else:
         kinds = [table.array.dtype[name].kind for name in table.columns]
-        _print_text(
-            [name.removesuffix("_ns") for name in table.columns],
-            [name for name, kind in zip(table.columns, kinds) if kind in "iu"],
-            ([time_of(cell) if kind == "M" else str(cell) for cell, kind in zip(row, kinds)] for row in _rows(table)),
-        )
+        names = [name.removesuffix("_ns") for name in table.columns]
+        text = _TextTable(names, [name for name, kind in zip(names, kinds) if kind in "iu"], ("seen",))
+        for number, row in enumerate(_rows(table)):
+            text.add(number, [time_of(cell) if kind == "M" else str(cell) for cell, kind in zip(row, kinds)])
+        text.print()
 
 
 def _rows(table: Table) -> Iterator[list[Any]]:
@@ -279,7 +254,7 @@ def _rows(table: Table) -> Iterator[list[Any]]:
         columns = []
         for name in table.columns:
             column = block[name]
-            if column.dtype.kind == "M":
+            if column.dtype.kind in "Mm":
                 columns.append([None if unknown else time for unknown, time in zip(numpy.isnat(column), column.astype("<i8").tolist())])
             else:
                 columns.append((column.astype("U") if column.dtype.kind == "S" else column).tolist())

@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..api import Assembler, StreamPool
+from ..api import Assembler
 from ..capture import Capture
-from ..flow import ConnectionKey, Flow
-from ..pairs import Pairs
+from ..conversations import ROLES, ConversationPool, Side
+from ..flow import ConnectionKey
+from ..numbered import Numbered, Numbering
 from ..streams import ByteCountStream, Stream
 from .common import CommandError, add_captures, assembler_options, complain, positive, read
 
@@ -43,7 +44,7 @@ raw     the bytes alone, for a file or another program; what is missing is left 
         standard error
 
 In ascii and hex a line tells where bytes are missing. Two colours on a terminal, unless NO_COLOR is
-set. Reading ends with the connection."""
+set. Reading ends with the connection. `client guessed`: see `tcpreasm flows --help`."""
 
 
 def add_parser(commands: Any) -> None:
@@ -62,8 +63,8 @@ def add_parser(commands: Any) -> None:
     when = "auto: on a terminal, unless NO_COLOR is set (default %(default)s)"
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=when)
     sides = parser.add_mutually_exclusive_group()
-    sides.add_argument("--client", dest="side", action="store_const", const=0, help="only what the client sent")
-    sides.add_argument("--server", dest="side", action="store_const", const=1, help="only what the server sent")
+    sides.add_argument("--client", dest="only", action="store_const", const="client", help="only what the client sent")
+    sides.add_argument("--server", dest="only", action="store_const", const="server", help="only what the server sent")
     parser.set_defaults(run=run)
 
 
@@ -74,9 +75,10 @@ class _Writer(ABC):
         self._colours = colours
         self._side: int | None = None
 
-    def begin(self, number: int, client: ConnectionKey) -> None:
+    def begin(self, number: int, client: ConnectionKey, guessed: bool) -> None:
         """Which connection it is."""
-        sys.stdout.write(f"connection {number}: {_SIGNS[0]}{client.src}  {_SIGNS[1]}{client.dst}\n")
+        words = "  (client guessed)" if guessed else ""
+        sys.stdout.write(f"connection {number}: {_SIGNS[0]}{client.src}  {_SIGNS[1]}{client.dst}{words}\n")
 
     def write(self, side: int, skip: int, data: bytes) -> None:
         """Bytes, after so many that are missing; -1 where nobody knows how many."""
@@ -155,14 +157,14 @@ class _RawWriter(_Writer):
             raise CommandError("raw bytes are not for a terminal, which may obey them: send them to a file or another program")
         self._missing = 0
 
-    def begin(self, number: int, client: ConnectionKey) -> None:
+    def begin(self, number: int, client: ConnectionKey, guessed: bool) -> None:
         """Nothing: there are bytes only."""
 
     def _bytes(self, side: int, data: bytes) -> None:
         sys.stdout.buffer.write(data)
 
     def _gap(self, side: int, skip: int) -> None:
-        complain(f"the {('client', 'server')[side]}'s " + ("start was not captured" if skip < 0 else f"next {skip} bytes are missing"))
+        complain(f"the {ROLES[side]}'s " + ("start was not captured" if skip < 0 else f"next {skip} bytes are missing"))
 
     def end(self) -> None:
         """Nothing waits."""
@@ -175,33 +177,41 @@ class _Order:
     """The pieces of both sides, brought back into the order of the capture: what lies behind a gap comes late.
 
     Args:
+        number: of the connection.
         writer: gets them.
-        side: the only one that is wanted; None: both.
+        only: the role of the only side that is wanted; None: both.
     """
 
-    def __init__(self, writer: _Writer, side: int | None) -> None:
+    def __init__(self, number: int, writer: _Writer, only: str | None) -> None:
+        self._number = number
         self._writer = writer
-        self._wanted = side
+        self._only = only
+        self._sides: list[Side] = []  # in the order in which they began
+        self._client: int | None = None  # which of them; known from the first piece that is written on: what is written stays true
         self._waiting: list[tuple[int, int, int, int, bytes]] = []
         self._waiting_bytes = 0
         self._last_ns = [0, 0]
-        self._complete: set[int] = set()
+        self.is_over = False
+        """Nothing more comes."""
 
-    def add(self, side: int, piece: core.Reassembly) -> None:
-        """The next piece of a side. Within one the order of the stream holds, whenever its packets came."""
-        self._last_ns[side] = max(self._last_ns[side], piece.seen_ns)
-        if self._wanted in (None, side) and (piece.skip or len(piece)):
-            self._waiting.append((self._last_ns[side], len(self._waiting), side, piece.skip, piece.bytes))
+    def stream(self, side: Side) -> Stream:
+        """The stream of a side of any connection."""
+        if side.conversation.context != self._number:
+            return ByteCountStream()
+        self._sides.append(side)
+        return _SideStream(self, len(self._sides) - 1)
+
+    def done(self, one: Numbered) -> None:
+        """A connection is complete."""
+        self.is_over = self.is_over or one.number == self._number
+
+    def add(self, at: int, piece: core.Reassembly) -> None:
+        """The next piece of the side that began first (0), or second (1). Within one the order of the stream holds, whenever its packets
+        came."""
+        self._last_ns[at] = max(self._last_ns[at], piece.seen_ns)
+        if piece.skip or len(piece):
+            self._waiting.append((self._last_ns[at], len(self._waiting), at, piece.skip, piece.bytes))
             self._waiting_bytes += len(piece)
-
-    def side_over(self, side: int) -> None:
-        """Nothing more of it comes."""
-        self._complete.add(side)
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing more comes of either."""
-        return len(self._complete) == 2
 
     @property
     def is_full(self) -> bool:
@@ -210,55 +220,42 @@ class _Order:
 
     def write(self) -> None:
         """What has come so far."""
-        for _, _, side, skip, data in sorted(self._waiting):
-            self._writer.write(side, skip, data)
+        if self._waiting:
+            self._begin()
+        for _, _, at, skip, data in sorted(self._waiting):
+            side = int(at != self._client)
+            if self._only in (None, ROLES[side]):
+                self._writer.write(side, skip, data)
         self._waiting.clear()
         self._waiting_bytes = 0
+
+    def finish(self) -> bool:
+        """Nothing more is read. False: there was no such connection."""
+        self._begin()
+        self.write()
+        self._writer.end()
+        return bool(self._sides)
+
+    def _begin(self) -> None:
+        if self._sides and self._client is None:
+            first = self._sides[0]
+            self._client = ROLES.index(first.role)
+            self._writer.begin(self._number, first.conversation.key, first.conversation.guessed)
 
 
 class _SideStream(ByteCountStream):
     """One side of the connection that is followed."""
 
-    __slots__ = ("_order", "_side")
+    __slots__ = ("_at", "_order")
 
-    def __init__(self, net_flow: Flow, transport_flow: Flow, order: _Order, side: int) -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(self, order: _Order, at: int) -> None:
+        super().__init__()
         self._order = order
-        self._side = side
+        self._at = at
 
     def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
         for piece in reassemblies:
-            self._order.add(self._side, piece)
-
-    def reassembly_complete(self) -> None:
-        self._order.side_over(self._side)
-
-
-class _Connections:
-    """The factory: finds the connection with the number."""
-
-    def __init__(self, number: int, writer: _Writer, order: _Order) -> None:
-        self._number = number
-        self._writer = writer
-        self._order = order
-        self._pairs = Pairs(self._numbered)
-        self.count = 0
-        """Connections so far."""
-        self.found = False
-
-    def _numbered(self, client: ConnectionKey) -> tuple[int, ConnectionKey]:
-        self.count += 1
-        return self.count, client
-
-    def new(self, net_flow: Flow, transport_flow: Flow) -> Stream:
-        key = ConnectionKey(net_flow, transport_flow)
-        number, client = self._pairs.join(key)
-        if number != self._number:
-            return ByteCountStream()
-        if not self.found:
-            self._writer.begin(number, client)
-        self.found = True
-        return _SideStream(net_flow, transport_flow, self._order, int(key != client))
+            self._order.add(self._at, piece)
 
 
 class _Followed(Exception):
@@ -272,9 +269,9 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         colours = arguments.color == "always"
     writer = _WRITERS[arguments.format](colours)
-    order = _Order(writer, arguments.side)
-    connections = _Connections(arguments.number, writer, order)
-    assembler = Assembler(StreamPool(connections), assembler_options(arguments))
+    order = _Order(arguments.number, writer, arguments.only)
+    numbering = Numbering(order.stream, order.done)
+    assembler = Assembler(ConversationPool(streams=numbering), assembler_options(arguments))
 
     def between(capture: Capture) -> None:
         if order.is_over:
@@ -287,7 +284,6 @@ def run(arguments: argparse.Namespace) -> None:
     except _Followed:
         pass
     finally:
-        order.write()
-        writer.end()
-    if not connections.found:
-        raise CommandError(f"there is no connection {arguments.number}: tcpreasm flows numbers {connections.count} of them")
+        found = order.finish()
+    if not found:
+        raise CommandError(f"there is no connection {arguments.number}: tcpreasm flows numbers {numbering.count} of them")

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..api import Assembler, StreamPool
+from ..api import Assembler
 from ..capture import LiveCapture, open_live
+from ..conversations import ConversationPool, Side
 from ..errors import DataLost
-from ..flow import ConnectionKey, Flow
-from ..pairs import Pairs
+from ..flow import ConnectionKey
 from ..streams import ReaderStream
 from .bodies import DecodedBody, Folder
 from .common import CommandError, add_captures, assembler_options, complain, positive, read
-from .exchanges import Conversation, Exchange, Side
+from .exchanges import Dialogue, Exchange, Half
 from .http_texts import exchange_json, exchange_line, message_json, message_line, skipped_json, skipped_line
 from .messages import Message, MessageParser, load_httptools
 
@@ -103,12 +103,12 @@ def add_parser(commands: Any) -> None:
 class _HttpStream(ReaderStream):
     """One direction: read at once, by whoever feeds it."""
 
-    def __init__(self, printer: _Printer, key: ConnectionKey, side: Side) -> None:
+    def __init__(self, printer: _Printer, key: ConnectionKey, half: Half) -> None:
         super().__init__(loss_errors=True)
         self._printer = printer
         self._key = key
-        self._side = side
-        self._parser = MessageParser(side)
+        self._half = half
+        self._parser = MessageParser(half)
 
     def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
         for piece in reassemblies:  # one by one: only what was read makes room
@@ -120,7 +120,7 @@ class _HttpStream(ReaderStream):
         super().reassembly_complete()
         self.close()
         self._parser.finish()
-        self._side.over()
+        self._half.over()
         self._printer.stream_complete(self._key, self._parser, self.counts.last_seen_ns)
 
     def _read(self, seen_ns: int) -> None:
@@ -141,12 +141,13 @@ class _Printer:
         self._max_body = arguments.max_body
         self._folder = None if arguments.bodies is None else Folder(arguments.bodies, arguments.force)
         self._at_once = at_once
-        self._pairs = Pairs(lambda key: Conversation(self))
         self.messages = 0
 
-    def new(self, net_flow: Flow, transport_flow: Flow) -> _HttpStream:
-        key = ConnectionKey(net_flow, transport_flow)
-        return _HttpStream(self, key, self._pairs.join(key).side(key))
+    def new(self, side: Side) -> _HttpStream:
+        conversation = side.conversation
+        if conversation.context is None:
+            conversation.context = Dialogue(self)
+        return _HttpStream(self, side.key, conversation.context.half(side.key))
 
     def begun(self, message: Message) -> None:
         """See `Watcher`."""
@@ -165,7 +166,6 @@ class _Printer:
             self._print(json.dumps(exchange_json(client, exchange)) if self._as_json else exchange_line(client, exchange))
 
     def stream_complete(self, key: ConnectionKey, parser: MessageParser, seen_ns: int | None) -> None:
-        self._pairs.forget(key)
         if not parser.message_count or not parser.skipped:
             return
         self._print(json.dumps(skipped_json(key, parser.skipped, seen_ns)) if self._as_json else skipped_line(key, parser.skipped, seen_ns))
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
     load_httptools()
     options = assembler_options(arguments)
     printer = _Printer(arguments, live)
-    assembler = Assembler(StreamPool(printer), options)
+    assembler = Assembler(ConversationPool(streams=printer), options)
     try:
         if live:
             _run_live(assembler, arguments)

@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from ..api import Assembler, StreamPool
+from ..api import Assembler
+from ..conversations import ConversationPool
 from ..pictures.observed import ConversationWatch
 from ..pictures.overview import Overview
 from ..pictures.plot import FORMATS, capture_figure, conversation_figure, load_matplotlib, save
@@ -50,17 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
     options = assembler_options(arguments)
     if arguments.number is None:
         overview = Overview(_LARGEST)
-        read(Assembler(StreamPool(overview.factory), options), arguments.captures, is_silent=True)
+        read(Assembler(ConversationPool(streams=overview.streams), options), arguments.captures, is_silent=True)
         overview.finish()
         figure = capture_figure(overview)
     else:
         watch = ConversationWatch(arguments.number)
-        assembler = Assembler(StreamPool(watch), options)
+        assembler = Assembler(ConversationPool(streams=watch.streams), options)
         check_names(arguments.captures)
-        tell(watch.read(assembler, arguments.captures), assembler.stats)
+        tell(watch.read(assembler, arguments.captures), assembler)
         observed = watch.observed()
         if observed is None:
-            raise CommandError(f"there is no conversation {arguments.number}: {watch.count} in all (tcpreasm flows lists them)")
+            raise CommandError(f"there is no conversation {arguments.number}: {watch.streams.count} in all (tcpreasm flows lists them)")
         figure = conversation_figure(observed)
     save(figure, output)
     print(output)

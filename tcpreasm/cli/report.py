@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from ..api import Assembler, StreamPool
+from ..api import Assembler
+from ..conversations import ConversationPool
 from ..pictures.overview import Overview
 from ..pictures.report import report_page
 from .common import add_captures, assembler_options, positive, read
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures, and writes the page."""
     overview = Overview(arguments.limit)
-    assembler = Assembler(StreamPool(overview.factory), assembler_options(arguments))
+    assembler = Assembler(ConversationPool(streams=overview.streams), assembler_options(arguments))
     summary = read(assembler, arguments.captures, is_silent=True)
     overview.finish()
     titles = ["standard input" if name == "-" else os.path.basename(name) for name in arguments.captures]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..api import Assembler, CaptureSummary, StreamPool
+from ..api import Assembler, CaptureSummary
+from ..conversations import STATES, Conversation, ConversationPool, Side
 from ..stats import AssemblerStats
 from ..streams import ByteCountStream
 from .common import add_captures, assembler_options, read, thread_count
@@ -17,10 +19,11 @@ __all__ = ["add_parser"]
 
 _DESCRIPTION = """What was in the captures, and what became of it: frames by what they were, bytes captured, delivered
 and dropped, each reason by itself; reasons that did not occur are left out. Bytes captured are those
-delivered and dropped: at the end nothing is held.
+delivered and dropped: at the end nothing is held. A conversation is both directions of a connection;
+its states are those of `tcpreasm flows`.
 
 --json has every counter under its name in tcpreasm.AssemblerStats, whose documentation tells what it
-counts."""
+counts; and "conversations", their number by state."""
 
 
 def add_parser(commands: Any) -> None:
@@ -38,24 +41,48 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+class _States:
+    """The factory: counts conversations by how they ended. Several threads may end some at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+
+    def new(self, side: Side) -> ByteCountStream:
+        return ByteCountStream()
+
+    def conversation_complete(self, conversation: Conversation) -> None:
+        state = conversation.state
+        with self._lock:
+            self._counts[state] = self._counts.get(state, 0) + 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Those that occurred, in the order of STATES."""
+        return {state: self._counts[state] for state in STATES if state in self._counts}
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Reads the captures and prints what was counted."""
-    assembler = Assembler(StreamPool(ByteCountStream), assembler_options(arguments))
+    states = _States()
+    assembler = Assembler(ConversationPool(streams=states), assembler_options(arguments))
     summary = read(assembler, arguments.captures, arguments.threads, is_silent=True)
-    print(_json(summary, assembler.stats) if arguments.json else _table(assembler.stats))
+    print(_json(summary, assembler.stats, states.counts) if arguments.json else _table(assembler.stats, states.counts))
 
 
-def _json(summary: CaptureSummary, stats: AssemblerStats) -> str:
+def _json(summary: CaptureSummary, stats: AssemblerStats, conversations: Mapping[str, int]) -> str:
     told: dict[str, Any] = {"complete": summary.complete, "problems": summary.problems}
     for name in (*(field.name for field in fields(stats)), "bytes_dropped"):
         value = getattr(stats, name)
         told[name] = {str(reason): count for reason, count in value.items()} if isinstance(value, Mapping) else value
-    return json.dumps(told)
+    return json.dumps(told | {"conversations": conversations})
 
 
-def _table(stats: AssemblerStats) -> str:
+def _table(stats: AssemblerStats, conversations: Mapping[str, int]) -> str:
     rows = [(0, "frames", stats.frames), *_reasons(1, stats.verdicts)]
     rows += [
+        (0, "conversations", sum(conversations.values())),
+        *_reasons(1, conversations),
         (0, "streams", stats.streams_opened),
         *_reasons(1, {f"evicted while {reason}": count for reason, count in stats.connections_evicted.items()}),
         (0, "TCP segments", stats.segments),

@@ -1,15 +1,14 @@
-"""What pictures show, taken down while a capture is reassembled: one conversation segment by segment, or all of them in outline.
+"""What the picture of a conversation shows, segment by segment, taken down while a capture is reassembled.
 
-Lives here: streams and factories that note what they are given, and what the assembler counted for each segment. `Outlines` costs what
-SpanStreams cost, and no Python for a packet. `ConversationWatch` takes frames in one by one, some ten microseconds each, and looks at
-the assembler's counters around each segment of its conversation: whether a segment was new, early, repeated or of no use is told by
-what the assembler did with its bytes (`AssemblerStats`), what is missing by `Reassembly.skip`. The header's numbers say only where to
-draw it.
+Lives here: streams that note what they are given, and what the assembler counted for each segment. `ConversationWatch` takes frames in one
+by one, some ten microseconds each, and looks at the assembler's counters around each segment of its conversation: whether a segment was
+new, early, repeated or of no use is told by what the assembler did with its bytes (`AssemblerStats`), what is missing by
+`Reassembly.skip`. The header's numbers say only where to draw it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,21 +18,21 @@ import numpy as np
 from .._select import core
 from ..api import Assembler
 from ..capture import Frame, open_capture
+from ..conversations import Conversation, Side
 from ..decoded import Segment
-from ..flow import ConnectionKey, Flow
+from ..flow import ConnectionKey
+from ..numbered import Numbered, Numbering
 from ..options import tunnel_bits
-from ..pairs import Pairs
 from ..segment import ACK, FIN, RST, SYN
 from ..stats import COUNTERS, DROP_REASONS
-from ..streams import ByteCountStream, SpanStream
-from .pair import Pair
+from ..streams import ByteCountStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Rows = NDArray[np.void]
 
-__all__ = ["ConversationWatch", "Direction", "Kind", "Observed", "Outlines"]
+__all__ = ["ConversationWatch", "Direction", "Kind", "Observed"]
 
 
 class Kind(IntEnum):
@@ -94,9 +93,9 @@ class Direction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observed:
-    """One conversation: its number, both directions together, and each by itself."""
+    """One conversation: both directions together, and each by itself."""
 
-    pair: Pair[Any]
+    numbered: Numbered
     client: Direction
     server: Direction
 
@@ -241,8 +240,8 @@ class _Noted(ByteCountStream):
 
     __slots__ = ("_track", "_watch")
 
-    def __init__(self, net_flow: Flow, transport_flow: Flow, watch: ConversationWatch, track: _Track) -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(self, watch: ConversationWatch, track: _Track) -> None:
+        super().__init__()
         self._watch = watch
         self._track = track
         track.stream = self
@@ -264,7 +263,7 @@ class _Noted(ByteCountStream):
                 track.segments.append(_Seen(piece.seen_ns, track.base + position, position, len(piece), kind, 0))
             super().reassembled([piece])
         track.delivered.append((now_ns, track.position))
-        if self._watch.at_hand is None:
+        if not self._watch.takes_from(track):  # it is time, or the other side, that gives this out
             track.fragmented += self._watch.takes_fragment
             track.note_held(now_ns, before - self.length)
 
@@ -274,7 +273,7 @@ class _Noted(ByteCountStream):
 
 
 class ConversationWatch:
-    """The factory of a pool, and what reads captures into it: takes down one conversation, counts the others.
+    """What reads captures into an assembler: takes down one conversation, counts the others.
 
     Args:
         number: which one: counted from 1, in the order in which they begin, as `tcpreasm flows` lists them.
@@ -282,50 +281,71 @@ class ConversationWatch:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.count = 0
-        """Conversations so far."""
+        self.streams = Numbering(self._stream, self._done)
+        """For the ConversationPool."""
         self.now_ns = 0
         """Capture time of the last frame."""
-        self.at_hand: Segment | None = None
-        """Of that conversation, the segment that is being taken in."""
         self.takes_fragment = False
         """What is being taken in is the last fragment of a datagram."""
-        self._text = b""
-        self._pairs = Pairs(self._make)
-        self._pair: Pair[ByteCountStream] | None = None
-        self._tracks: dict[_Name, _Track] = {}
-        self._current: dict[_Name, _Track] = {}  # the same, until a direction belongs to another conversation
+        self._at_hand: tuple[_Name, Segment, bytes] | None = None  # the segment that is being taken in, if it may be of that conversation
+        self._found: Numbered | None = None
+        self._conversation: Conversation | None = None
+        self._tracks: list[_Track] = []  # of the side that began, and the other one
+        self._names: set[_Name] = set()  # of the two
+        self._current: dict[_Name, _Track] = {}  # the same, while the direction belongs to this conversation
+        self._others: dict[_Name, ByteCountStream] = {}  # of conversations before it, that are not complete
         self._remembered: dict[_Name, tuple[int, Segment, bytes]] = {}  # SYNs that may open a conversation once packets follow
 
-    def _make(self, key: ConnectionKey) -> Pair[ByteCountStream]:
-        self.count += 1
-        pair = Pair[ByteCountStream](self.count, key)
-        if self.count == self.number:
-            self._pair = pair
-            client, server = _Track(key), _Track(key.reverse())
-            client.peer, server.peer = server, client
-            self._tracks = {_name(one.key): one for one in (client, server)}
-            self._current = dict(self._tracks)
-        return pair
+    def takes_from(self, track: _Track) -> bool:
+        """The segment at hand is one of this direction."""
+        return self._at_hand is not None and self._at_hand[0] == _name(track.key)
 
-    def new(self, net_flow: Flow, transport_flow: Flow) -> ByteCountStream:
-        """Makes the stream of a direction."""
-        key = ConnectionKey(net_flow, transport_flow)
+    def _stream(self, side: Side) -> ByteCountStream:
+        """Makes the stream of a side of any conversation."""
+        key, conversation = side.key, side.conversation
         name = _name(key)
-        pair = self._pairs.join(key)
         syn = self._remembered.pop(name, None)
-        if pair is self._pair:
-            track = self._tracks[name]
-            stream: ByteCountStream = _Noted(net_flow, transport_flow, self, track)
-            if syn is not None:
-                self._note_segment(track, *syn, 0, Kind.IN_ORDER)
-            if self.at_hand is not None:
-                track.expect(self.now_ns, self.at_hand, self._text)
-        else:
-            self._current.pop(name, None)  # the direction goes on in another conversation
-            stream = ByteCountStream(net_flow, transport_flow)
-        pair.add(stream)
+        if conversation.context != self.number:
+            self._leave(name)
+            other = ByteCountStream()
+            if self._conversation is None:
+                self._others[name] = other
+            return other
+        if self._conversation is None:
+            self._conversation = conversation
+            self._begin(key)
+        track = next(one for one in self._tracks if one.stream is None and one.key == key)
+        self._current[name] = track
+        stream = _Noted(self, track)
+        if syn is not None:
+            self._note_segment(track, *syn, 0, Kind.IN_ORDER)
+        if self.takes_from(track) and self._at_hand is not None:
+            track.expect(self.now_ns, *self._at_hand[1:])
         return stream
+
+    def _begin(self, key: ConnectionKey) -> None:
+        one, other = self._tracks = [_Track(key), _Track(key.reverse())]
+        one.peer, other.peer = other, one
+        self._names = {_name(key), _name(other.key)}
+        back = self._others.get(_name(other.key))
+        if back is None or back.complete:  # else that direction is still one of the conversation before
+            self._current[_name(other.key)] = other
+        self._others.clear()
+
+    def _leave(self, name: _Name) -> None:
+        """That direction goes on in another conversation; the other one too, unless its stream still runs."""
+        track = self._current.pop(name, None)
+        if track is not None and (track.peer.stream is None or track.peer.stream.complete):
+            self._current.pop(_name(track.peer.key), None)
+
+    def _done(self, one: Numbered) -> None:
+        if one.number == self.number:
+            self._found = one
+        elif self._others:
+            for side in one.conversation.sides:
+                name = _name(side.key)
+                if self._others.get(name) is side.stream:
+                    self._others.pop(name, None)
 
     def read(self, assembler: Assembler, sources: Iterable[Any]) -> list[str]:
         """Takes captures in, one after the other, as `Assembler.assemble_capture` does. Returns what was wrong with them."""
@@ -343,38 +363,41 @@ class ConversationWatch:
 
     def observed(self) -> Observed | None:
         """What was taken down. None where there are not so many conversations."""
-        if self._pair is None:
+        if self._found is None:
             return None
-        client, server = (track.finish() for track in self._tracks.values())
-        return Observed(pair=self._pair, client=client, server=server)
+        one, other = (track.finish() for track in self._tracks)
+        is_client = one.key == self._found.key
+        return Observed(numbered=self._found, client=one if is_client else other, server=other if is_client else one)
 
     def _take(self, assembler: Assembler, frame: Frame, tunnels: int) -> None:
         self.now_ns = frame.timestamp_ns
         segment = core.decode_frame(frame.data, frame.linktype, frame.wire_length, tunnels=tunnels)[1]
         name = None if segment is None else (segment.src, segment.dst, segment.src_port, segment.dst_port)
-        if segment is None or name is None or (self._pair is not None and name not in self._current):
+        if segment is None or name is None or (self._names and name not in self._names):
             self.takes_fragment = segment is None
             _assemble(assembler, frame)
             self.takes_fragment = False
             return
-        self.at_hand = segment
-        self._text = frame.data[segment.payload_offset : segment.payload_offset + segment.payload_length]
+        text = frame.data[segment.payload_offset : segment.payload_offset + segment.payload_length]
+        self._at_hand = name, segment, text
         track = self._current.get(name)
         at = length = 0
         if track is not None and track.stream is not None:
             at, length = track.position, track.stream.length
-            track.expect(self.now_ns, segment, self._text)
+            track.expect(self.now_ns, segment, text)
         before = assembler.counters()[0]
         _assemble(assembler, frame)
         after = assembler.counters()[0]
         track = self._current.get(name)
         if after[_REMEMBERED] > before[_REMEMBERED]:
-            self._remembered[name] = self.now_ns, segment, self._text
+            self._remembered[name] = self.now_ns, segment, text
         elif track is not None:
-            self._note(track, segment, at, length, before, after)
-        self.at_hand = None
+            self._note(track, segment, text, at, length, before, after)
+        self._at_hand = None
 
-    def _note(self, track: _Track, segment: Segment, at: int, length: int, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    def _note(
+        self, track: _Track, segment: Segment, text: bytes, at: int, length: int, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> None:
         """What the assembler did with a segment: what its counters said before and after."""
         delivered = track.stream.length - length if track.stream is not None else 0
         fresh = segment.payload_length
@@ -395,7 +418,7 @@ class ConversationWatch:
             kind = Kind.HELD
         else:
             kind = Kind.LATE if track.held_bytes else Kind.IN_ORDER
-        self._note_segment(track, self.now_ns, segment, self._text, at, kind)
+        self._note_segment(track, self.now_ns, segment, text, at, kind)
         track.note_held(self.now_ns, max(0, fresh) - delivered)
 
     def _note_segment(self, track: _Track, seen_ns: int, segment: Segment, text: bytes, at: int, kind: Kind) -> None:
@@ -408,55 +431,3 @@ class ConversationWatch:
 
 def _assemble(assembler: Assembler, frame: Frame) -> None:
     assembler.assemble_frame(frame.data, timestamp_ns=frame.timestamp_ns, linktype=frame.linktype, wire_length=frame.wire_length)
-
-
-class _Outlined(SpanStream):
-    """One direction. Tells when it is complete."""
-
-    __slots__ = ("_done", "pair")
-
-    def __init__(self, net_flow: Flow, transport_flow: Flow, pair: Pair[_Outlined], done: Callable[[Pair[_Outlined]], None]) -> None:
-        super().__init__(net_flow, transport_flow)
-        self.pair = pair
-        self._done = done
-
-    def reassembly_complete(self) -> None:
-        super().reassembly_complete()
-        if self.pair.finished:
-            self._done(self.pair)
-
-
-class Outlines:
-    """The factory of a pool: tells of each conversation when nothing more of it can come, or at the end.
-
-    Args:
-        done: called with a Pair of SpanStreams, once for each conversation.
-    """
-
-    def __init__(self, done: Callable[[Pair[Any]], None]) -> None:
-        self._done = done
-        self._pairs = Pairs(self._make)
-        self._open: dict[Pair[_Outlined], None] = {}
-        self.count = 0
-        """Conversations so far."""
-
-    def _make(self, key: ConnectionKey) -> Pair[_Outlined]:
-        self.count += 1
-        return Pair(self.count, key)
-
-    def new(self, net_flow: Flow, transport_flow: Flow) -> _Outlined:
-        """Makes the stream of a direction."""
-        pair = self._pairs.join(ConnectionKey(net_flow, transport_flow))
-        stream = _Outlined(net_flow, transport_flow, pair, self._finish)
-        if pair.add(stream):
-            self._open[pair] = None
-        return stream
-
-    def _finish(self, pair: Pair[_Outlined]) -> None:
-        del self._open[pair]
-        self._done(pair)
-
-    def finish(self) -> None:
-        """The captures are at their end: tells of those of which one direction never came."""
-        for pair in [*self._open]:
-            self._finish(pair)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import heapq
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .observed import Outlines
-from .pair import Pair
+from ..conversations import STATES, Side
+from ..numbered import Numbered, Numbering
+from ..streams import SpanStream
 from .series import Timeline, binned
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Row:
         sent, received: bytes from client to server, and back.
         gap_count, missing: holes in both directions, and the bytes missing there.
         first_seen_ns, last_seen_ns: capture time; None where nothing came.
-        state: closed, half-closed or open; and whether a start is missing.
+        handshake_ns: from the SYN to the client's ACK; None where that was not captured.
+        state: of the connection; and whether a start is missing, and who is client a guess.
         graph: bytes of each of GRAPH_BINS equal parts of its time: a row for the client, one for the server.
         gap_places: the parts in which what lies behind a hole was captured.
     """
@@ -50,85 +52,95 @@ class Row:
     missing: int
     first_seen_ns: int | None
     last_seen_ns: int | None
+    handshake_ns: int | None
     state: str
     graph: NDArray[np.int64]
     gap_places: tuple[int, ...]
 
 
-def _row(pair: Pair[Any]) -> Row:
-    first_ns, last_ns = pair.first_seen_ns, pair.last_seen_ns
+def _row(one: Numbered) -> Row:
+    first_ns, last_ns = one.span_ns
     graph = np.zeros((2, GRAPH_BINS), np.int64)
     gap_places: set[int] = set()
     if first_ns is not None and last_ns is not None:
-        for side, stream in enumerate((pair.client, pair.server)):
+        for side, stream in enumerate((one.client, one.server)):
             if stream is not None:
                 spans = stream.spans
                 graph[side] = binned(spans["seen_ns"], spans["length"], first_ns, last_ns, GRAPH_BINS)
                 behind = spans[spans["skip"] > 0]
                 gap_places.update(np.flatnonzero(binned(behind["seen_ns"], behind["skip"], first_ns, last_ns, GRAPH_BINS)).tolist())
     return Row(
-        number=pair.number,
-        client=pair.key.src,
-        server=pair.key.dst,
-        sent=pair.sent,
-        received=pair.received,
-        gap_count=pair.gap_count,
-        missing=pair.missing,
+        number=one.number,
+        client=one.key.src,
+        server=one.key.dst,
+        sent=one.sent,
+        received=one.received,
+        gap_count=one.gap_count,
+        missing=one.missing,
         first_seen_ns=first_ns,
         last_seen_ns=last_ns,
-        state=pair.state_text,
+        handshake_ns=one.conversation.handshake_time_ns,
+        state=one.state_text,
         graph=graph,
         gap_places=tuple(sorted(gap_places)),
     )
 
 
+def _spans(side: Side) -> SpanStream:
+    return SpanStream()
+
+
 class Overview:
-    """Takes conversations in as they end. `factory` is for the pool; call `finish` when all was read.
+    """Takes conversations in as they end. Call `finish` when all was read.
 
     Args:
         limit: rows that are kept: the conversations with the most bytes.
     """
 
     def __init__(self, limit: int) -> None:
-        self.factory = Outlines(self._add)
+        self.streams = Numbering(_spans, self._add)
+        """For the ConversationPool."""
         self.timeline = Timeline(_BINS)
         """What all clients and all servers sent, by capture time."""
         self.sent = 0
         self.received = 0
         self.gap_count = 0
         self.missing = 0
+        self.states = dict.fromkeys(STATES, 0)
+        """Conversations by state."""
         self._limit = limit
         self._kept: list[tuple[int, int, Row]] = []  # a heap: the smallest one first, of equal ones the latest
-        self._spans = array("q")
+        self._times = array("q")
 
-    def _add(self, pair: Pair[Any]) -> None:
-        self.sent += pair.sent
-        self.received += pair.received
-        self.gap_count += pair.gap_count
-        self.missing += pair.missing
-        for side, stream in enumerate((pair.client, pair.server)):
+    def _add(self, one: Numbered) -> None:
+        sent, received = one.sent, one.received
+        self.sent += sent
+        self.received += received
+        self.gap_count += one.gap_count
+        self.missing += one.missing
+        self.states[one.conversation.state] += 1
+        for side, stream in enumerate((one.client, one.server)):
             if stream is not None and stream.length:
                 spans = stream.spans
                 self.timeline.add(side, spans["seen_ns"], spans["length"])
-        first_ns, last_ns = pair.first_seen_ns, pair.last_seen_ns
+        first_ns, last_ns = one.span_ns
         if first_ns is not None and last_ns is not None:
-            self._spans.extend((first_ns, last_ns))
-        rank = pair.sent + pair.received, -pair.number
+            self._times.extend((first_ns, last_ns))
+        rank = sent + received, -one.number
         if len(self._kept) < self._limit:
-            heapq.heappush(self._kept, (*rank, _row(pair)))
+            heapq.heappush(self._kept, (*rank, _row(one)))
         elif rank > self._kept[0][:2]:
-            heapq.heapreplace(self._kept, (*rank, _row(pair)))
+            heapq.heapreplace(self._kept, (*rank, _row(one)))
 
     def finish(self) -> None:
         """The captures are at their end."""
-        self.factory.finish()
         ends = np.array([ns for ns in (self.first_seen_ns, self.last_seen_ns) if ns is not None], np.int64)
         self.timeline.add(0, ends, np.zeros(len(ends), np.int64))  # steps of the whole time, though nothing was said at its ends
 
     @property
     def count(self) -> int:
         """Conversations, kept or not."""
-        return self.factory.count
+        return self.streams.count
 
     @property
     def largest(self) -> list[Row]:
@@ -143,14 +155,14 @@ class Overview:
     @property
     def spans(self) -> NDArray[np.int64]:
         """First and last capture time of each conversation."""
-        return np.array(self._spans, np.int64).reshape(-1, 2)
+        return np.array(self._times, np.int64).reshape(-1, 2)
 
     @property
     def first_seen_ns(self) -> int | None:
-        """Of the first packet that mattered."""
-        return int(self.spans[:, 0].min()) if len(self._spans) else None
+        """Of the first segment."""
+        return int(self.spans[:, 0].min()) if len(self._times) else None
 
     @property
     def last_seen_ns(self) -> int | None:
         """Of the last one."""
-        return int(self.spans[:, 1].max()) if len(self._spans) else None
+        return int(self.spans[:, 1].max()) if len(self._times) else None

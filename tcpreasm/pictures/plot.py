@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..clock import NS, time_of
+from ..numbered import Numbered
 from ..segment import FIN, RST, SYN
 from .observed import Direction, Kind, Observed
 from .overview import Overview
@@ -157,7 +158,7 @@ def conversation_figure(observed: Observed) -> Figure:
     figure, (client, server, throughput, held) = _figure(11.5, 4, [3, 3, 1.6, 1.3])
     times = np.concatenate([rows["seen_ns"] for one in observed.directions for rows in (one.segments, one.acks)])
     # There is the segment that began it, unless it came in fragments. What is given out later, by time, lies beyond the edge.
-    first_ns, last_ns = (int(times.min()), int(times.max())) if len(times) else (observed.pair.first_seen_ns or 0,) * 2
+    first_ns, last_ns = (int(times.min()), int(times.max())) if len(times) else (observed.numbered.span_ns[0] or 0,) * 2
     drawn: dict[str, Any] = {}
     timeline = Timeline(_BINS)
     timeline.add(0, np.array([first_ns, last_ns]), np.array([0, 0]))  # steps of the whole time that is shown
@@ -174,11 +175,18 @@ def conversation_figure(observed: Observed) -> Figure:
     held.set_ylabel("held")
     _units(held.yaxis, "B")
     _time_axis([client, server, throughput, held], first_ns, last_ns)
-    pair = observed.pair
-    figure.suptitle(f"{pair.number}: {pair.key}   {pair.state_text}", fontsize=12, x=0.01, ha="left")
+    figure.suptitle(_heading(observed.numbered), fontsize=12, x=0.01, ha="left")
     words = [words for words in _LEGEND if words in drawn]
     figure.legend([drawn[one] for one in words], words, loc="outside lower left", ncols=6, fontsize=8, frameon=False)
     return figure
+
+
+def _heading(one: Numbered) -> str:
+    from matplotlib.ticker import EngFormatter
+
+    time_ns = one.conversation.handshake_time_ns
+    handshake = "" if time_ns is None else f", handshake {EngFormatter('s')(time_ns / NS)}"
+    return f"{one.number}: {one.key}   {one.state_text}{handshake}"
 
 
 def _title(one: Direction, name: str, last_ns: int) -> str:

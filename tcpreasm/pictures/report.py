@@ -37,6 +37,7 @@ _COLUMNS = (  # name, words, numeric
     ("missing", "missing", True),
     ("first", "first packet", True),
     ("duration", "seconds", True),
+    ("handshake", "handshake, ms", True),
     ("state", "state", False),
     ("", "bytes over time", False),
 )
@@ -111,6 +112,10 @@ def _summary(body: Element, overview: Overview, summary: CaptureSummary, stats: 
         ],
     )
     _whole(body, overview)
+    states = [(state, count) for state, count in overview.states.items() if count]
+    if states:
+        SubElement(body, "h2").text = "Conversations, by how they ended"
+        _facts(body, states)
     SubElement(body, "h2").text = "Packets, by what they were"
     _facts(body, [(str(verdict), count) for verdict, count in summary.verdicts.items()] or [("packets", 0)])
     SubElement(body, "h2").text = "Captured bytes, by what became of them"
@@ -187,6 +192,7 @@ def _conversation(lines: Element, row: Row) -> None:
         (f"{row.missing:,}", row.missing),
         (time_of(row.first_seen_ns), row.first_seen_ns),
         ("-" if duration_ns is None else _seconds(duration_ns), duration_ns),
+        ("-" if row.handshake_ns is None else f"{row.handshake_ns / 1e6:,.3f}", row.handshake_ns),
         (row.state, None),
     ]
     for (_, _, numeric), (text, value) in zip(_COLUMNS, cells):
