@@ -34,7 +34,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": bool(DEBUG),
-    "embedsignature": True,
+    "embedsignature": False,  # methods tell theirs by themselves; a class tells it in the first line of its docstring
     "binding": True,
 }
 

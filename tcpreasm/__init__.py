@@ -1,42 +1,62 @@
 """TCP stream reassembly: packets go in, the bytes that the applications sent come out, in order.
 
-The shortest way from a capture file to its streams:
+This is the tour; `help(tcpreasm.NAME)` tells the rest of each name. (Below, help shows all classes, in the order of the alphabet.)
+
+1. The shortest way, from a capture file to its streams:
 
     import tcpreasm
     for stream in tcpreasm.follow("capture.pcapng"):
         print(stream.key, len(stream.data), "bytes,", len(stream.gaps), "gaps")
 
-The same in parts, each of which you can replace:
+    follow(source)              each direction of each connection by itself, as it ends: a FinishedStream
+    conversations(source)       both directions together: a FinishedConversation, with a FinishedSide for each
+    flow_table(source)          a FlowTable: a Table of the flows, and one of their gaps, for numpy, pyarrow, polars, pandas, duckdb;
+                                FlowCollector is its factory, for sources of your own
+    aio                         the same on asyncio: `aio.follow`, `aio.readers`
+
+A source is a path, "-", a file object, bytes, an mmap, what open_capture(source) or open_live(interface) gave (both give Frame objects),
+what scapy, dpkt or pypcap gave, or a list of these. CaptureError is raised for what is no capture.
+
+2. The same in parts, each of which you can replace:
 
     capture  ->  decode  ->  pool  ->  connection  ->  Reassembly  ->  your stream
 
-    open_capture(source), open_live(interface)     frames from a pcap or pcapng file, or from a network interface
-    Assembler(pool, options)                       the conductor: assemble_capture, assemble_frame or assemble takes packets in;
-                                                   flush_older_than, flush_with_options, flush_all give out what waits for a hole
-    StreamPool(factory)                            the connections; calls factory(net_flow, transport_flow) for each new direction
-    Stream                                         what your factory returns: reassembled(list of Reassembly), reassembly_complete()
-    Reassembly                                     one piece of a stream: bytes, skip, start, end, seen
+    Assembler(pool, options)    the conductor: assemble_capture, assemble_frame, assemble_batch or assemble takes packets in, a TCPSegment
+                                and a Flow at a time; flush_older_than, flush_with_options, flush_all give out what waits for a hole
+    StreamPool(factory)         the connections; calls factory(net_flow, transport_flow), or the `new` of a StreamFactory, for each new one
+    Stream                      what your factory returns: reassembled(list of Reassembly), reassembly_complete()
+    Reassembly                  one piece of a stream: bytes, skip, start, end, seen, packet_number, seq
 
 A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own. A ConversationPool in the
-place of the StreamPool pairs them: a handler for both sides, who is client, the handshake, how it was closed; `conversations` is to it
-what `follow` is to streams.
+place of the StreamPool pairs them: its ConversationFactory makes a ConversationHandler for each Conversation, which tells who is client,
+the handshake and how it was closed; each Side of it what that has sent.
 
-Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
-FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. All but the first are fed in C, without the
-GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once.
+3. Ready-made streams:
 
-Above all this, imported when they are first asked for: flow_table (flows and gaps as tables, for numpy, pyarrow, polars, pandas, duckdb;
-FlowCollector is its factory), and aio (`aio.follow`, `aio.readers`: captures on asyncio).
+    ByteCountStream             counts bytes and gaps
+    BytesStream                 collects the bytes
+    FileStream                  writes them to a file, through a FilePool
+    DigestStream                their digest
+    SpanStream                  where in the capture they lie
+    ReaderStream                an io.RawIOBase, for parsers that want a file: DataLost at gaps; discard_bytes_to_eof and
+                                discard_bytes_to_first_error read the rest
 
-Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions
-and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
+All but the last are fed in C, without the GIL; assemble_capture(path, threads=N) then runs N threads side by side.
 
-Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns.
+4. Values: Flow and ConnectionKey (who talks to whom), Sequence (arithmetic modulo 2**32, with INVALID_SEQUENCE), AssemblerOptions with
+DEFAULT_ASSEMBLER_OPTIONS, and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary (what
+became of a capture).
 
-Two cores do exactly the same: `_compiled` (Cython) and `_pure` (the readable reference). `tcpreasm.implementation` tells which one runs;
+5. Underneath, for the curious and for tests: Connection, Page (of PAGE_BYTES), PageCache, PageList, byte_span.
+
+Times are seconds (float, or aware datetime) under plain names and integer nanoseconds under names that end in _ns. A hole is `skip` bytes
+before a piece; all holes of a stream are its `missing` (of a ready-made stream: `skipped`) bytes, those of all streams `bytes_skipped`.
+
+Two cores do exactly the same: `_compiled` (Cython) and `_pure` (the readable reference). `implementation` tells which one runs;
 TCPREASM_IMPLEMENTATION=auto|compiled|pure in the environment chooses. Logging goes to the loggers "tcpreasm.memory" (growth of the
 page cache and the pool) and "tcpreasm.assembly" (each decision about a segment), both at level DEBUG and asked for once, when a pool or
-an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once where verify_checksums="auto" notices a sender.
+an Assembler is made: off, they cost nothing. "tcpreasm.assembly" warns once where verify_checksums="auto" notices a sender, and of each
+link type that is not decoded.
 
 On the command line: tcpreasm flows, extract, http, follow, stats, plot, report; see `tcpreasm --help`.
 """

@@ -19,8 +19,9 @@ from weakref import WeakSet
 
 from ._select import core
 from .capture import Capture, FileCapture, Frame, open_capture
-from .clock import Timestamp, is_seconds, seconds_to_ns, to_ns
+from .clock import Timestamp, seconds_to_ns, to_ns
 from .options import DEFAULT_ASSEMBLER_OPTIONS, OVERLAP, SYN_DATA, URGENT, AssemblerOptions, FlushOptions, check_bool, tunnel_bits
+from .packets import Told, is_frame, is_live_handle, is_packet, to_frame, told_by
 from .stats import AssemblerStats, build_stats
 from .streams import Stream, StreamFactory
 from .verdict import Verdict
@@ -155,9 +156,11 @@ class Assembler(core.AssemblerBase):
 
         Args:
             source: a path; "-" for standard input; a binary file object; the bytes of a capture file, or an mmap of it; an open capture
-                (`open_capture`, `open_live`); an iterable of `Frame` objects or of `(seconds, frame)` pairs as pypcap and dpkt give
-                them; or a list of any of these, read one after the other with the state kept in between.
-            linktype: LINKTYPE_ number of such pairs, 1 for Ethernet, unless the iterable tells by a method `datalink`.
+                (`open_capture`, `open_live`); an iterable of frames: packets of scapy (a PcapReader, a PacketList, what it sniffed),
+                `(seconds, frame)` pairs as dpkt's readers and pypcap's handles give them, live ones too, or `Frame` objects; or a
+                list of any of these, read one after the other with the state kept in between.
+            linktype: LINKTYPE_ number of such frames. 1, for Ethernet, where neither the iterable tells (`datalink()`, `linktype`)
+                nor what a packet of scapy or dpkt begins with.
             flush: give out and close everything at the end, unless another assembler is open on the pool. False keeps the state for
                 what comes next, and the file open (or the bytes in memory) as long as something in it waits.
             threads: how many take the capture in, each with the connections that a hash of their addresses and ports gives it: the
@@ -223,7 +226,10 @@ class Assembler(core.AssemblerBase):
     ) -> Iterator[None]:
         """`assemble_capture` in small steps: yields between them, so that the caller can use what the streams have got so far.
 
-        What was wrong with a file is appended to problems. Of frames that come one by one, out of an iterable, `step_frames` make a step.
+        Args:
+            source, linktype, flush, coalesce, progress: as for `assemble_capture`.
+            problems: a list, to which is appended what was wrong with a file.
+            step_frames: so many frames make a step where they come one by one, out of an iterable.
         """
         base = 0
         try:
@@ -259,22 +265,23 @@ class Assembler(core.AssemblerBase):
         """`assemble_capture` with several threads: as many assemblers, each with a pool of its own, which end with the call."""
         if not flush:
             raise ValueError(f"threads={threads} keeps nothing for what comes next: flush is True")
-        self.occupy()
+        self._occupy()
         try:
             if len(self.pool):
                 raise ValueError(f"threads={threads} takes a pool without connections, and this one has {len(self.pool)}")
             self._take_in_shards(source, linktype, threads, coalesce, progress, problems)
         finally:
-            self.vacate()
+            self._vacate()
 
     def _take_in_shards(
         self, source: CaptureSource, linktype: int, threads: int, coalesce: bool, progress: Progress | None, problems: list[str]
     ) -> None:
         shards = [Assembler(self.pool._another(), self.options) for _ in range(threads)]
         for shard in shards:
-            shard.share_limit(shards)
-            shard.number_from(self.packets_given)
-        shards[0].stand_in(self)  # which settles what is no matter of one frame alone
+            shard._share_limit(shards)
+            shard._number_from(self.packets_given)
+            shard._take_time_of(self)
+        shards[0]._stand_in(self)  # which settles what is no matter of one frame alone
         errors: list[BaseException] = []
         base = 0
         try:
@@ -304,7 +311,7 @@ class Assembler(core.AssemblerBase):
 
         _in_threads(threads, finish, errors.append)
         for shard in shards:
-            self.absorb(shard)
+            self._absorb(shard)
         if errors:
             raise errors[0]
 
@@ -469,29 +476,30 @@ def _captures(source: CaptureSource, linktype: int) -> Iterator[tuple[Capture, b
         yield source, isinstance(source, FileCapture)
     elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
         yield open_capture(cast("Any", source)), False
-    elif isinstance(source, (list, tuple)) and not (source and _is_frame(source[0])):
+    elif isinstance(source, (list, tuple)) and not (source and is_frame(source[0])):
         for part in source:
             yield from _captures(part, linktype)
+    elif is_packet(source):
+        raise TypeError(f"a single packet goes to assemble_frame, not to assemble_capture: {source!r:.80}")
+    elif is_live_handle(source):
+        from .capture.live import borrow_handle  # which few programs need
+
+        yield borrow_handle(source), False
     elif isinstance(source, Iterable):
-        told = getattr(source, "datalink", None)  # dpkt's readers and pypcap's handles know it
-        yield _FrameSource(source, int(told()) if linktype == 1 and callable(told) else linktype), False
+        yield _FrameSource(source, told_by(source, linktype)), False
     else:
         raise TypeError(
             f"a capture is a path, a binary file, bytes, an mmap or an iterable of frames, not {type(source).__name__}: {source!r}"
         )
 
 
-def _is_frame(item: object) -> bool:
-    return isinstance(item, Frame) or (isinstance(item, tuple) and len(item) == 2 and is_seconds(item[0]))
-
-
 class _FrameSource(Capture):
     """Frames that the caller brings, as a capture."""
 
-    def __init__(self, frames: Iterable[Any], linktype: int) -> None:
+    def __init__(self, frames: Iterable[Any], told: Told) -> None:
         super().__init__("frames", type(frames).__name__, None)
         self._frames = frames
-        self._linktype = linktype
+        self._told = told
         self._bytes = 0
 
     @property
@@ -504,13 +512,7 @@ class _FrameSource(Capture):
 
     def __iter__(self) -> Iterator[Frame]:
         for item in self._frames:
-            if isinstance(item, Frame):
-                frame = item
-            elif _is_frame(item):
-                seconds, data = item
-                frame = Frame(bytes(data), seconds_to_ns(seconds), len(data), self._linktype)
-            else:
-                raise TypeError(f"a frame is a Frame or a (seconds, bytes) pair, not {type(item).__name__}: {item!r:.80}")
+            frame = to_frame(item, self._told)
             self.packets += 1
             self._bytes += len(frame.data)
             yield frame

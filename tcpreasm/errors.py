@@ -8,14 +8,21 @@ __all__ = ["CaptureError", "DataLost", "no_handler", "no_stream"]
 
 
 class CaptureError(ValueError):
-    """A source that is no capture, or one of a kind that is not read here. The text names the source and what was found."""
+    """A source that is no capture, or one of a kind that is not read here.
+
+    Args:
+        text: names the source, and what was found.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
 
 
 class DataLost(OSError):
     """Raised by `ReaderStream` once for each gap, if asked to; reading can go on behind it.
 
-    Attributes:
-        skip: number of missing bytes, -1 where the start of the stream was never seen.
+    Args:
+        skip: number of missing bytes, -1 where the start of the stream was never seen. An attribute, too.
     """
 
     def __init__(self, skip: int) -> None:

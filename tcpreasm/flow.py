@@ -54,8 +54,8 @@ class Flow:
         tunnels: of packets that were found in tunnels, how many lay around their IP header. Labels (MPLS, PPPoE, VLAN) do not count.
 
     Hashable, comparable, immutable. `tunnels` is no part of what is compared and hashed: a flow equals another one of the same endpoints,
-    though the assembler takes what lies in one tunnel more for another connection. Addresses are kept packed and become `ipaddress`
-    objects when asked for.
+    though the assembler takes what lies in one tunnel more for another connection. Addresses are kept packed (`raw_src`, `raw_dst`: bytes,
+    of a port an int) and become `ipaddress` objects when asked for.
 
     >>> Flow("10.0.0.1", "10.0.0.2").src
     IPv4Address('10.0.0.1')

@@ -112,17 +112,32 @@ class TCPSegment:
 
     @classmethod
     def from_dpkt(cls, tcp: Any) -> TCPSegment:
-        """From a `dpkt.tcp.TCP`."""
-        return cls._from_header(tcp.sport, tcp.dport, tcp.seq, tcp.ack, int(tcp.flags), tcp.win, tcp.urp, bytes(tcp.data))
+        """From a `dpkt.tcp.TCP`. TypeError for anything else: a whole packet goes to `Assembler.assemble_frame`.
+
+        Args:
+            tcp: the segment, as it is `ip.data`.
+        """
+        try:
+            header = tcp.sport, tcp.dport, tcp.seq, tcp.ack, int(tcp.flags), tcp.win, tcp.urp, bytes(tcp.data)
+        except AttributeError:
+            raise TypeError(f"tcp is a TCP segment of dpkt, not {type(tcp).__name__}: {tcp!r:.80}") from None
+        return cls._from_header(*header)
 
     @classmethod
     def from_scapy(cls, tcp: Any) -> TCPSegment:
-        """From a `scapy.layers.inet.TCP` layer. Ethernet padding behind it is left out."""
-        payload = bytes(tcp.payload)
-        padding = tcp.getlayer("Padding")
+        """From a packet of scapy that has a TCP layer, or that layer. Ethernet padding behind it is left out. TypeError for anything else.
+
+        Args:
+            tcp: the layer, as `packet[TCP]` gives it, or the whole packet, of which the outermost one counts.
+        """
+        layer = tcp.getlayer("TCP") if callable(getattr(tcp, "getlayer", None)) else None
+        if layer is None:
+            raise TypeError(f"tcp is a packet of scapy with a TCP layer, not {type(tcp).__name__}: {tcp!r:.80}")
+        payload = bytes(layer.payload)
+        padding = layer.getlayer("Padding")
         if padding is not None:
             payload = payload[: len(payload) - len(padding.load)]
-        return cls._from_header(tcp.sport, tcp.dport, tcp.seq, tcp.ack, int(tcp.flags), tcp.window, tcp.urgptr, payload)
+        return cls._from_header(layer.sport, layer.dport, layer.seq, layer.ack, int(layer.flags), layer.window, layer.urgptr, payload)
 
     @classmethod
     def _from_header(cls, sport: int, dport: int, seq: int, ack: int, flags: int, window: int, urgent: int, payload: bytes) -> TCPSegment:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ._log import Log
 from ._select import core
 from .errors import DataLost
-from .flow import Flow
+from .flow import ConnectionKey, Flow
 from .options import check_number
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class ReaderStream(io.RawIOBase):
             finds no room is discarded at once, until the reader takes something; the reader gets what was held, and with `loss_errors`
             a DataLost of as many bytes as were discarded there. A logged warning tells the first time. None waits for ever, 0 never.
         read_timeout: seconds for which a read waits for data before it raises TimeoutError. None: until there is data or the end.
+        key: the ConnectionKey of the stream, for that warning and for whoever asks `key`. None: the warning names nobody.
 
     Threads: reading happens in a thread of its own, or in the assembler's thread when nothing more is to come, or while `ready` is true.
     Where the thread that fed the stream reads, and nothing is there, waiting would never end: RuntimeError. For the same reason the
@@ -124,6 +125,7 @@ class ReaderStream(io.RawIOBase):
         max_buffered_bytes: int = DEFAULT_MAX_BUFFERED_BYTES,
         timeout: float | None = DEFAULT_TIMEOUT,
         read_timeout: float | None = None,
+        key: ConnectionKey | None = None,
     ) -> None:
         super().__init__()
         self._lock = threading.Lock()
@@ -147,6 +149,8 @@ class ReaderStream(io.RawIOBase):
         self.max_buffered_bytes = max_buffered_bytes
         self.timeout = timeout
         self.read_timeout = read_timeout
+        self.key = key
+        """Who sends to whom, where that was given."""
 
     # The assembler's side.
 
@@ -218,7 +222,8 @@ class ReaderStream(io.RawIOBase):
         if not self.closed and not self._stalled:
             self._stalled = True
             if not self.discarded:
-                _log.warning("a ReaderStream is full (%d bytes) and is not read: it discards what comes next", self._buffered)
+                whose = "a ReaderStream" if self.key is None else f"the ReaderStream of {self.key}"
+                _log.warning("%s is full (%d bytes) and is not read: it discards what comes next", whose, self._buffered)
         return False
 
     # The reader's side.

@@ -13,7 +13,7 @@ class Verdict(IntEnum):
 
     Attributes:
         SEGMENT: 0, a TCP segment, used.
-        UNKNOWN_LINKTYPE: 1, the capture's link type is none of those that are decoded.
+        UNKNOWN_LINKTYPE: 1, the capture's link type is none of those that are decoded. Which one it is, a logged warning tells, once.
         NOT_IP: 2, neither IPv4 nor IPv6 (ARP, LLDP, spanning tree, 802.11 control, ...), or something else in labels (MPLS, PPPoE).
         NOT_TCP: 3, IP, but another protocol than TCP (UDP, ICMP, ESP, no next header, ...), also in a tunnel; or a tunnel without IP.
         FRAGMENT: 4, a fragment of an IP datagram (RFC 791 3.2, RFC 8200 4.5) that did not become whole with it, or of an 802.11 frame.

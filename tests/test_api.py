@@ -86,7 +86,7 @@ def test_what_is_no_source(tcpreasm: ModuleType, source: Any) -> None:
 
 
 def test_what_is_no_frame(tcpreasm: ModuleType) -> None:
-    with pytest.raises(TypeError, match="a frame is a Frame or a"):
+    with pytest.raises(TypeError, match=r"a frame is a Frame, a \(seconds, bytes\) pair or a packet of scapy, not bytes: b'no time'"):
         digests(tcpreasm, iter([b"no time"]))
 
 

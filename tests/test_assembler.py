@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from types import ModuleType
 
 import pytest
+from capture_bytes import epb, idb, shb
 from cores import submodule
 from recorder import BACK, ENDS, NS, PSH, SYN, Rig, complete, frame, got, new, number, piece
 
@@ -750,3 +751,41 @@ def test_the_log_is_asked_for_when_an_assembler_is_made(tcpreasm: ModuleType, ca
     with caplog.at_level(logging.DEBUG, "tcpreasm"):
         rig.segment(1000, syn=True)
     assert not caplog.records
+
+
+def of_interfaces(linktypes: list[int], frames: int) -> bytes:
+    """A pcapng capture of as many interfaces, with so many frames from each, in turn."""
+    text = frame(0, b"text")
+    blocks = [epb("<", interface, nth, text) for nth in range(frames) for interface in range(len(linktypes))]
+    return b"".join([shb(), *(idb(linktype=linktype) for linktype in linktypes), *blocks])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_unknown_link_types_are_told_once_each(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture, threads: int) -> None:
+    """Whatever way the frames come, and however many they are; by one assembler, from call to call too."""
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream))
+    with caplog.at_level(logging.WARNING, "tcpreasm.assembly"):
+        for _ in range(2):
+            summary = assembler.assemble_capture(of_interfaces([239, 1, 129, 239], 70), threads=threads)
+    assert summary.verdicts == {tcpreasm.Verdict.SEGMENT: 70, tcpreasm.Verdict.UNKNOWN_LINKTYPE: 210}
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("tcpreasm.assembly", "link type 239 is not decoded: frames of it are left out"),
+        ("tcpreasm.assembly", "link type 129 is not decoded: frames of it are left out"),
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "tcpreasm.assembly"):
+        assembler.assemble_capture([tcpreasm.Frame(bytes(60), 0, 60, 178), tcpreasm.Frame(bytes(60), 0, 60, 129)])
+        assembler.assemble_capture([(0, bytes(60))], linktype=195)
+        assembler.assemble_batch(bytes(60), [0], [60], [0], linktype=147)
+        assembler.assemble_frame(bytes(60), 0, linktype=-7)
+        assembler.assemble_frame(bytes(60), 0, linktype=2**70)
+    told = [int(record.getMessage().split()[2]) for record in caplog.records]
+    assert told == [178, 195, 147, -7, 2**31 - 1]
+
+
+def test_a_capture_of_a_thousand_unknown_link_types_is_no_thousand_warnings(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(tcpreasm.ByteCountStream))
+    with caplog.at_level(logging.WARNING, "tcpreasm.assembly"):
+        summary = assembler.assemble_capture(of_interfaces([*range(1000, 2000)], 3))
+    assert summary.verdicts == {tcpreasm.Verdict.UNKNOWN_LINKTYPE: 3000}
+    assert [int(record.getMessage().split()[2]) for record in caplog.records] == [*range(1000, 1016)]

@@ -352,6 +352,46 @@ def test_ipv4_bits_that_make_no_fragment(decode_frame: Decode, fragment: int) ->
     assert decode_frame(frame, ETHERNET) == expected(frame)
 
 
+def authentication(following: int, words: int = 4) -> bytes:
+    """An authentication header (RFC 4302 2) of 4 * (words + 2) bytes."""
+    return bytes((following, words)).ljust((words + 2) * 4, b"\x77")
+
+
+@pytest.mark.parametrize("words", [0, 1, 4, 255])
+def test_ipv4_authentication_header(decode_frame: Decode, words: int) -> None:
+    for options, heads in ((b"", 1), (bytes(8), 1), (b"", 3)):
+        headers = authentication(51, words) * (heads - 1) + authentication(6, words)
+        for linktype, link in ((RAW, b""), (ETHERNET, MACS + b"\x08\x00")):
+            frame = link + ipv4(headers + tcp(), options=options, protocol=51)
+            assert decode_frame(frame, linktype) == expected(frame)
+            assert decode_frame(frame + b"\0" * 9, linktype) == expected(frame)
+            for length in range(len(frame) - len(PAYLOAD)):
+                assert decode_frame(frame[:length], linktype) == (Verdict.TRUNCATED, None)
+
+
+def test_ipv4_authentication_headers_that_hold_no_tcp(decode_frame: Decode) -> None:
+    for following in (0, 17, 43, 50, 59, 60, 255):
+        assert decode_frame(ipv4(authentication(following) + tcp(), protocol=51), RAW) == (Verdict.NOT_TCP, None)
+    for total, verdict in ((20 + 7, 6), (20 + 23, 6), (20 + 24, 7), (20 + 24 + 19, 7)):  # beyond the packet; too little for TCP behind it
+        assert decode_frame(ipv4(authentication(6) + tcp(), protocol=51, total=total), RAW) == (Verdict(verdict), None)
+    assert decode_frame(ipv4(authentication(51, 0) * 8000, protocol=51, total=0), RAW) == (Verdict.BAD_IP_HEADER, None)
+    assert decode_frame(ipv4(authentication(51, 0) * 8000, protocol=51, total=0), RAW, 1 << 17) == (Verdict.TRUNCATED, None)
+
+
+def test_checksum_behind_an_ipv4_authentication_header(decode_frame: Decode) -> None:
+    """RFC 4302 does not change it: the pseudo-header names TCP."""
+    frame = ipv4(authentication(6) + summed(tcp(), SRC4, DST4), protocol=51)
+    assert decode_frame(frame, RAW, None, True) == expected(frame)
+    assert decode_frame(frame[:-1] + b"\0", RAW, None, True) == BAD_CHECKSUM
+
+
+def test_an_ipv4_packet_within_an_authentication_header(decode_frame: Decode) -> None:
+    frame = ipv4(authentication(4) + ipv4(tcp()), protocol=51)
+    assert decode_frame(frame, RAW) == expected(frame, tunnels=1)
+    frame = ipv4(authentication(41) + ipv6(tcp()), protocol=51)
+    assert decode_frame(frame, RAW) == expected(frame, ip=6, tunnels=1)
+
+
 # IPv6.
 
 HEADERS = {0: "hop-by-hop", 43: "routing", 60: "destination", 135: "mobility", 139: "hip", 140: "shim6"}
@@ -371,7 +411,7 @@ def test_ipv6_extension_headers(decode_frame: Decode, kind: int, words: int) -> 
 
 @pytest.mark.parametrize("words", [0, 1, 4, 255])
 def test_ipv6_authentication_header(decode_frame: Decode, words: int) -> None:
-    frame = ipv6(bytes((6, words)).ljust((words + 2) * 4, b"\x77") + tcp(), next_header=51)
+    frame = ipv6(authentication(6, words) + tcp(), next_header=51)
     assert decode_frame(frame, IPV6) == expected(frame, ip=6)
     for length in range(len(frame) - len(PAYLOAD)):
         assert decode_frame(frame[:length], IPV6) == (Verdict.TRUNCATED, None)
@@ -381,7 +421,7 @@ def test_ipv6_all_headers_in_any_order(decode_frame: Decode) -> None:
     for order in itertools.permutations((0, 43, 44, 51, 60)):
         body = b""
         for kind, following in zip(order, (*order[1:], 6), strict=True):
-            body += bytes((following, 4)).ljust(24, b"\0") if kind == 51 else bytes((following, 0)).ljust(8, b"\0")
+            body += authentication(following) if kind == 51 else bytes((following, 0)).ljust(8, b"\0")
         frame = ipv6(body + tcp(), next_header=order[0])
         assert decode_frame(frame, IPV6) == expected(frame, ip=6)
 
@@ -626,9 +666,15 @@ def test_every_verdict_has_its_number(decode_frame: Decode) -> None:
 
 # Both cores on anything.
 
-INNER_4 = (ipv4(summed(tcp(), SRC4, DST4)), ipv4(tcp(b"xyz", options=b"\1" * 12), options=b"\1" * 8))
-AUTHENTICATION = bytes((6, 1)) + bytes(10)
-INNER_6 = (ipv6(summed(tcp(), SRC6, DST6)), ipv6(extension(44) + bytes((51, 0)) + bytes(6) + AUTHENTICATION + tcp(), next_header=0))
+INNER_4 = (
+    ipv4(summed(tcp(), SRC4, DST4)),
+    ipv4(tcp(b"xyz", options=b"\1" * 12), options=b"\1" * 8),
+    ipv4(authentication(51, 0) + authentication(6, 1) + tcp(), protocol=51),
+)
+INNER_6 = (
+    ipv6(summed(tcp(), SRC6, DST6)),
+    ipv6(extension(44) + bytes((51, 0)) + bytes(6) + authentication(6, 1) + tcp(), next_header=0),
+)
 SEEDS: list[tuple[int, bytes]] = [
     *(
         (link.linktype, head + inner)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
+import enum
 import importlib.machinery
 import importlib.metadata
 import inspect
 import os
 import pkgutil
+import pydoc
 import re
 import shutil
 import subprocess
@@ -71,6 +73,7 @@ LEAVES = {
     "flow",
     "frame",
     "options",
+    "packets",
     "provenance",
     "segment",
     "spans",
@@ -443,6 +446,82 @@ def test_public_names_have_docstrings(tcpreasm: ModuleType) -> None:
                 if inspect.isroutine(function) and not inspect.getdoc(getattr(value, member)):
                     bare.append(f"{name}.{member}")
     assert bare == []
+
+
+def _named(doc: str, *headings: str) -> list[str] | None:
+    """What a section of a docstring names, in its order; None where it has none of them."""
+    found = re.search(rf"^(?:{'|'.join(headings)}):\n((?:[ ]+.*(?:\n|$)|\n)+)", doc, re.MULTILINE)
+    if found is None:
+        return None
+    lines = textwrap.dedent(found[1]).splitlines()
+    entries = [re.match(r"(\w+(?:, \w+)*): ", line) for line in lines]
+    return [name for entry in entries if entry is not None for name in entry[1].split(", ")]
+
+
+def _public(package: ModuleType) -> Iterator[tuple[str, Any, bool]]:
+    """What can be called of all that is public, members too: its name, itself, and whether others give it its arguments."""
+    for name in package.__all__:
+        value = getattr(package, name)
+        if not callable(value):
+            continue
+        is_protocol = getattr(value, "_is_protocol", False)
+        yield name, value, is_protocol or (inspect.isclass(value) and issubclass(value, enum.Enum))
+        if inspect.isclass(value):
+            internal = INTERNAL.get(name, set()) | INTERNAL.get(f"{name}Base", set())
+            for member in sorted(_members(value, package.__name__).keys() - internal):
+                if callable(getattr(value, member, None)):
+                    yield f"{name}.{member}", getattr(value, member), False
+
+
+def test_public_names_tell_their_signature(tcpreasm: ModuleType) -> None:
+    """`help` shows it, on both cores: the one that is not compiled has it anyway."""
+    assert [name for name, function, _ in _public(tcpreasm) if _shape(function) == "none"] == []
+
+
+def test_what_docstrings_say_of_parameters_is_so(tcpreasm: ModuleType) -> None:
+    """They name all of them, in order, where they name any, and where there are more than three."""
+    wrong = []
+    for name, function, is_called_by_others in _public(tcpreasm):
+        doc = inspect.getdoc(function) or ""
+        parameters = [parameter for parameter in inspect.signature(function).parameters if parameter not in ("self", "cls")]
+        told = _named(doc, "Args")
+        if is_called_by_others or (told is None and (len(parameters) < 4 or _named(doc, "Attributes") is not None)):
+            continue
+        if told != parameters:
+            wrong.append(f"{name}{tuple(parameters)} tells of {told}")
+    assert wrong == []
+
+
+def test_public_attributes_are_told_of(tcpreasm: ModuleType) -> None:
+    """By themselves, or in the docstring of a class that has them."""
+    bare = []
+    for name in tcpreasm.__all__:
+        value = getattr(tcpreasm, name)
+        if not inspect.isclass(value):
+            continue
+        told = "\n".join(inspect.getdoc(base) or "" for base in value.__mro__ if base.__module__.startswith(tcpreasm.__name__))
+        for member, found in _members(value, tcpreasm.__name__).items():
+            if member in INTERNAL.get(name, set()) | INTERNAL.get(f"{name}Base", set()):
+                continue
+            if inspect.isdatadescriptor(found) and not inspect.getdoc(found) and not re.search(rf"\b{member}\b", told):
+                bare.append(f"{name}.{member}")
+    assert bare == []
+
+
+def test_no_docstring_repeats_a_signature(tcpreasm: ModuleType) -> None:
+    """The compiled core's methods tell theirs as Python's do."""
+    signature = re.compile(r"[\w.]+\(.*\)( ->.*)?$")
+    again = [name for name, function, _ in _public(tcpreasm) if signature.match((inspect.getdoc(function) or "-").splitlines()[0])]
+    assert again == []
+
+
+def test_help_begins_with_the_tour(tcpreasm: ModuleType) -> None:
+    """It names everything public, and no name that is none; what a class has for the package's own use is not shown."""
+    shown = pydoc.plain(pydoc.render_doc(tcpreasm))
+    tour = shown.partition("\nPACKAGE CONTENTS\n")[0]
+    assert {name for name in tcpreasm.__all__ if not re.search(rf"\b{name}\b", tour)} == set()
+    for internal in ("_setup", "_stand_in", "_absorb", "_occupy"):
+        assert f"{internal}(" not in shown
 
 
 def test_the_examples_in_docstrings_are_right(tcpreasm: ModuleType) -> None:

@@ -94,7 +94,7 @@ class Side:
             options["on_conflict"] = self.tell
         for overlap in options.pop("overlaps", ("first", "first")):
             self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, **options)))
-            self.assemblers[-1].number_from(first_number)
+            self.assemblers[-1]._number_from(first_number)
 
     def tell(self, net_flow: Any, transport_flow: Any, *conflict: Any) -> None:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))

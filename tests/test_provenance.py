@@ -344,7 +344,7 @@ def test_what_an_overlap_leaves_of_a_page_keeps_its_number(tcpreasm: ModuleType,
     pool = tcpreasm.StreamPool(noter)
     one = tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(overlap="first" if shared else "bsd"))
     two = tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(overlap="last")) if shared else one
-    two.number_from(two.packets_given + 100 * shared)
+    two._number_from(two.packets_given + 100 * shared)
     flow = tcpreasm.Flow(ENDS[0], ENDS[2])
     one.assemble(flow, segment(tcpreasm, 999, syn=True), timestamp_ns=0)
     one.assemble(flow, segment(tcpreasm, 1010, b"a" * 40), timestamp_ns=0)
@@ -366,7 +366,7 @@ def test_what_is_split_has_its_number_beyond_32_bits(tcpreasm: ModuleType, size:
     flow = tcpreasm.Flow(ENDS[0], ENDS[2])
     assembler.assemble(flow, segment(tcpreasm, 999, syn=True), timestamp_ns=0)
     assembler.assemble(flow, segment(tcpreasm, 5000, b"x" * size), timestamp_ns=0)
-    assembler.number_from(2**32 - 2)
+    assembler._number_from(2**32 - 2)
     behind = 2901 - size
     for at, text in ((1001, b"a" * 1900), (behind - 10, b"b" * 10), (1000, b"!")):
         assembler.assemble(flow, segment(tcpreasm, at, text), timestamp_ns=0)
@@ -387,7 +387,7 @@ def test_a_byte_that_gives_way_takes_the_number_of_the_other(tcpreasm: ModuleTyp
 @pytest.mark.parametrize("way", ["frames", "capture", "threads"])
 def test_numbers_beyond_32_bits(tcpreasm: ModuleType, before: int, way: str) -> None:
     assembler, noter = noting(tcpreasm)
-    assembler.number_from(before)
+    assembler._number_from(before)
     if way == "frames":
         for i, data in enumerate(FRAMES):
             assembler.assemble_frame(data, timestamp_ns=i)
@@ -402,7 +402,7 @@ def test_a_page_that_another_assembler_gives_out_has_the_number_of_its_own(tcpre
     noter = Noter()
     pool = tcpreasm.StreamPool(noter)
     one, two = tcpreasm.Assembler(pool), tcpreasm.Assembler(pool)
-    one.number_from(70_000_000)
+    one._number_from(70_000_000)
     flow = tcpreasm.Flow(ENDS[0], ENDS[2])
     two.assemble(flow, segment(tcpreasm, 999, syn=True), timestamp_ns=0)
     one.assemble(flow, segment(tcpreasm, 1001, b"b"), timestamp_ns=0)

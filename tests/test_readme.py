@@ -6,6 +6,7 @@ needs an interface. What stands in the column "here" of the tables for those who
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -29,8 +30,8 @@ HERE = [
     code
     for row in re.findall(r"^\| .* \|$", ELSEWHERE, re.MULTILINE)
     for code in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])
-    # Not words, parts of calls, a method's definition and a command.
-    if not re.fullmatch(r"\w+=?|reassembled\(self, reassemblies\)|tcpreasm http", code)
+    # Not words, parts of calls, a method's definition, a command and classes of others.
+    if not re.fullmatch(r"\w+=?|reassembled\(self, reassemblies\)|tcpreasm http|dpkt\.\w+\.\w+", code)
 ]
 
 
@@ -87,6 +88,7 @@ def at_hand(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleT
     import dpkt
     from scapy.layers.inet import IP, TCP
     from scapy.layers.l2 import Ether
+    from scapy.utils import rdpcap
 
     path = DATA / "http.pcap"
     monkeypatch.setattr(tcpreasm, "open_live", lambda *interface, **options: tcpreasm.open_capture(path))
@@ -116,9 +118,12 @@ def at_hand(tcpreasm: ModuleType, submodule: Callable[[ModuleType, str], ModuleT
         "path": path,
         "f": path.open("rb"),
         "p": Ether(frame.data),
+        "packets": rdpcap(str(path)),
+        "handle": dpkt.pcap.Reader(io.BytesIO(path.read_bytes())),  # as pypcap's, of which not every machine has one
         "buf": frame.data,
         "ts": frame.timestamp_ns / 1e9,
         "t": frame.timestamp_ns / 1e9,
+        "eth": dpkt.ethernet.Ethernet(frame.data),
         "ip": dpkt.ethernet.Ethernet(frame.data).data,
         "flow": streams[0].key.net_flow,
         "tcp": tcpreasm.TCPSegment(40000, 80, 1000, syn=True),

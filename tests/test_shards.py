@@ -625,11 +625,16 @@ class Told(Exception):
 @pytest.mark.parametrize("call", ["new", "reassembled", "complete"])
 def test_an_exception_in_one_thread(tcpreasm: ModuleType, tmp_path: Path, call: str, kind: str, coalesce: bool) -> None:
     """It is raised once; all streams are closed, and have the beginning of what they had got without it."""
-    content = capture_of(traffic("lossy", 2, directions=60, size=30_000))
+    frames = traffic("lossy", 2, directions=60, size=30_000)
+    content = capture_of(frames)
     path = tmp_path / "capture"
     path.write_bytes(content)
     source: Any = path if kind == "path" else content
     whole = run(tcpreasm, lambda: content, 1)["streams"]
+    last_ns = frames[-1].seen_ns - frames[0].seen_ns + 2 * NS  # capture time goes on from call to call, in a step that is believed at once
+    later = capture_of([each._replace(seen_ns=each.seen_ns + last_ns) for each in frames])
+    assert last_ns < 60 * NS
+    whole_later = run(tcpreasm, lambda: later, 1)["streams"]
     for threads in THREADS:
         for nth in (1, 59):
             book = Book()
@@ -665,8 +670,10 @@ def test_an_exception_in_one_thread(tcpreasm: ModuleType, tmp_path: Path, call: 
             # and goes on working
             book.streams.clear()
             book.called = lambda stream, name: None  # type: ignore[method-assign]
-            assembler.assemble_capture(source, threads=threads)
-            assert {key: [(s.calls, s.complete) for s in several] for key, several in book.streams.items()} == whole
+            path.write_bytes(later)
+            assembler.assemble_capture(path if kind == "path" else later, threads=threads)
+            assert {key: [(s.calls, s.complete) for s in several] for key, several in book.streams.items()} == whole_later
+            path.write_bytes(content)
 
 
 def test_exceptions_in_all_threads_at_once(tcpreasm: ModuleType) -> None:
@@ -875,3 +882,89 @@ def test_pieces_without_text(tcpreasm: ModuleType) -> None:
     one = same(tcpreasm, lambda: content, 3)
     assert one["summary"]["packets"] == 5000
     assert not one["streams"]
+
+
+# -- from call to call --------------------------------------------------------------------------------------------------------
+
+
+def halves(whole: bytes, *, at: int = 24) -> tuple[bytes, bytes]:
+    """The two fragments of an Ethernet frame's IPv4 datagram."""
+    ip, data = whole[14:34], whole[34:]
+    first = ip[:2] + struct.pack("!HHH", 20 + at, 77, 0x2000) + ip[8:]
+    second = ip[:2] + struct.pack("!HHH", 20 + len(data) - at, 77, at // 8) + ip[8:]
+    return whole[:14] + first + data[:at], whole[:14] + second + data[at:]
+
+
+def called(package: ModuleType, captures: list[bytes], threads: int, **options: Any) -> list[Any]:
+    """What each of several calls of one assembler leads to."""
+    book = Book()
+    assembler = package.Assembler(package.StreamPool(book), package.AssemblerOptions(**options))
+    out = []
+    for content in captures:
+        book.streams.clear()
+        summary = assembler.assemble_capture(content, threads=threads)
+        streams = {key: [(stream.calls, stream.complete) for stream in streams] for key, streams in book.streams.items()}
+        out.append((streams, {field.name: getattr(summary, field.name) for field in fields(summary)}, numbers(assembler)))
+    return out
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_fragment_times_out_by_the_time_of_the_call_before(tcpreasm: ModuleType, threads: int) -> None:
+    """A far step of capture time is believed with its second packet: until then the first fragment is as old as the call before.
+
+    Where the clock began anew, the datagram would become whole.
+    """
+    syn, text = frame(0, b"", SYN), frame(1, b"in two pieces of a datagram")
+    first, second = halves(text)
+    captures = [
+        pcap([(START_NS, syn), (START_NS + NS, frame(1, b"", ACK))]),
+        pcap([(START_NS + 80 * NS, first), (START_NS + 81 * NS, second), (START_NS + 82 * NS, syn)]),
+    ]
+    one = called(tcpreasm, captures, 1)
+    assert called(tcpreasm, captures, threads) == one
+    assert one[1][2]["fragments_dropped"] == {"timeout": 1, "incomplete": 1}
+    alone = called(tcpreasm, captures[1:], threads)
+    assert alone == called(tcpreasm, captures[1:], 1)
+    assert alone[0][2]["datagrams"] == 1
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_holes_and_idle_connections_expire_as_if_the_calls_were_one(tcpreasm: ModuleType, threads: int) -> None:
+    """When it is looked at what waits, and when a far step of time was believed, goes on from call to call too."""
+    rng = random.Random(threads)
+    captures = []
+    start_ns = START_NS
+    for gap_ns in (0, NS // 3, 20 * NS, 100 * NS, 7200 * NS, -5 * NS, -500 * NS, NS // 7):
+        start_ns += gap_ns
+        frames = [(start_ns + ns, data) for ns, data in waiting(rng, 40)]
+        captures.append(pcap(frames))
+        start_ns = frames[-1][0]
+    options = {"hole_timeout": 0.9, "idle_timeout": 1.7, "start_wait": 0.4}
+    one = called(tcpreasm, captures, 1, **options)
+    assert called(tcpreasm, captures, threads, **options) == one
+    assert one[-1][2]["holes_expired"] > 20
+
+
+def waiting(rng: random.Random, connections: int) -> Iterator[tuple[int, bytes]]:
+    """Holes that nothing fills, in a random rhythm."""
+    ns = 0
+    for which in range(connections):
+        for seq, text, flags in ((0, b"", SYN), (1, b"text", ACK), (9, b"behind a hole", ACK)):
+            ns += rng.randrange(NS // 8)
+            yield ns, frame(seq, text, flags, ends=number(which))
+
+
+def test_the_time_after_an_exception_is_that_of_who_got_furthest(tcpreasm: ModuleType) -> None:
+    """A thread that has nothing to do sees all the time there is, and the numbers; another one stops in the midst."""
+    content = pcap((START_NS + which * NS, frame(0, b"text", SYN, ends=number(which))) for which in range(30))
+    book = Book()
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(book))
+
+    def fails(stream: Any, name: str) -> None:
+        raise Told
+
+    book.called = fails  # type: ignore[method-assign]
+    with pytest.raises(Told):
+        assembler.assemble_capture(content, threads=2)
+    assert assembler.packets_given > 0
+    assert assembler.now_ns() == START_NS + (assembler.packets_given - 1) * NS

@@ -1797,3 +1797,15 @@ def test_streams_and_files_of_a_list_of_captures(tcpreasm: ModuleType, data: Pat
         with (tmp_path / "out").open("wb") as out:
             assert stream.write_to(out, sources) == stream.length
         assert (tmp_path / "out").read_bytes() == expected.data()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_warning_of_a_full_stream_names_it(tcpreasm: ModuleType, caplog: pytest.LogCaptureFixture, named: bool) -> None:
+    key = tcpreasm.ConnectionKey(tcpreasm.Flow("10.0.0.1", "10.0.0.2"), tcpreasm.Flow(1234, 80))
+    reader = tcpreasm.ReaderStream(max_buffered_bytes=4, timeout=0, key=key if named else None)
+    assert reader.key is (key if named else None)
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            reader.reassembled([tcpreasm.Reassembly(b"text")])
+    whose = "the ReaderStream of 10.0.0.1:1234->10.0.0.2:80" if named else "a ReaderStream"
+    assert [record.getMessage() for record in caplog.records] == [f"{whose} is full (4 bytes) and is not read: it discards what comes next"]

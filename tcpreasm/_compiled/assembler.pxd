@@ -59,6 +59,9 @@ cdef class AssemblerBase(Flusher):
     cdef bint judges
     cdef Fragments fragments
     cdef Senders senders
+    cdef set unknown_linktypes    # that were warned of
+    cdef bint has_unknown_linktype
+    cdef int unknown_linktype     # the last one seen, among many frames of one kind
     # the call at hand
     cdef int64_t packets          # given so far, those of the group at hand not counted
     cdef bint busy                # a call is under way: no other may begin
@@ -99,6 +102,7 @@ cdef class AssemblerBase(Flusher):
     ) except -1 nogil
     cdef int _frame_and_tick(self, const frame_s *frame, const decoded_s *decoded, int64_t packet, bint ticks) except -1 nogil
     cdef int _decoded(self, const frame_s *frame, const decoded_s *decoded, int64_t packet) except -1 nogil
+    cdef int _tell_linktype(self, int linktype) except -1 nogil
     # What is no plain segment. frame: NULL where it has no place in a capture. Returns the Verdict.
     cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded, int64_t packet) except -1 nogil
     cdef int _next_tick(self, const int64_t *now_ns, int at, int count) noexcept nogil

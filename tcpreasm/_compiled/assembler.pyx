@@ -43,6 +43,7 @@ from .decode cimport (
     SEGMENT,
     SYN,
     TUNNEL_BITS,
+    UNKNOWN_LINKTYPE,
     URG,
     VERIFY_CHECKSUMS,
     decode,
@@ -88,6 +89,7 @@ from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import NS_LIMIT as CLOCK_NS_LIMIT
 from ..clock import to_ns
 from ..flow import Flow
+from ..packets import plain_frame
 from ..segment import TCPSegment
 from ..verdict import Verdict
 
@@ -96,6 +98,9 @@ __all__ = ["AssemblerBase"]
 cdef int64_t LENGTH_LIMIT = 0x7FFFFFFF  # of lengths: more than any frame has
 cdef int64_t NS_LIMIT = CLOCK_NS_LIMIT
 cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFF  # of connections
+
+cdef enum:
+    MAX_LINKTYPES_TOLD = 16       # a capture may have thousands of interfaces
 
 cdef object ETHERNET = 1          # the link type of nearly every frame, as the compiler's and the interpreter's small int
 
@@ -163,6 +168,7 @@ cdef class AssemblerBase(Flusher):
         self.settles = self.defragments or self.judges
         self.fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
         self.senders = Senders()
+        self.unknown_linktypes = set()
         self.start_wait_segments = -1 if start_wait_segments is None else min(start_wait_segments, ALWAYS_NS)
         self.start_wait_ns = start_wait_ns
         self.max_gap = max_gap
@@ -235,20 +241,26 @@ cdef class AssemblerBase(Flusher):
             self._leave()
 
     def assemble_with_timestamp(self, net_flow, tcp, timestamp):
-        """`assemble` with the time as a third argument, as in the model."""
+        """`assemble` with the time as a third argument, as in the model.
+
+        Args:
+            net_flow, tcp, timestamp: as for `assemble`.
+        """
         self.assemble(net_flow, tcp, timestamp)
 
     def assemble_frame(self, frame, timestamp=None, *, timestamp_ns=None, linktype=1, wire_length=None):
         """Decode one captured frame and take in the segment that it carries.
 
         Args:
-            frame: the captured bytes. Payload is delivered from where it lies in a bytes object; a writable buffer is copied first.
-            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
+            frame: the captured bytes. Payload is delivered from where it lies in a bytes object; a writable buffer is copied first. Or a
+                packet of scapy or dpkt: one that begins with a link layer or IP, TypeError else.
+            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: that of a packet of scapy,
+                else now.
             timestamp_ns: the same in integer nanoseconds.
-            linktype: LINKTYPE_ number of the capture, 1 for Ethernet.
-            wire_length: bytes that the frame had on the wire, where the capture cut it. None: as captured.
+            linktype: LINKTYPE_ number of the capture, 1 for Ethernet; with a packet, 1 stands for what that begins with.
+            wire_length: bytes that the frame had on the wire, where the capture cut it. None: as captured, or as a packet of scapy tells.
 
-        Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
+        Returns what the frame was. Nothing in captured bytes raises. Calls of the factory and of streams as with `assemble`.
         """
         cdef decoded_s decoded
         cdef segment_s *segment = &decoded.segment
@@ -256,6 +268,8 @@ cdef class AssemblerBase(Flusher):
         cdef bytes data
         cdef size_t length, on_wire
         cdef int verdict, link
+        if not PyBytes_CheckExact(frame):
+            frame, timestamp, linktype, wire_length = plain_frame(frame, timestamp, timestamp_ns, linktype, wire_length)
         text.seen_ns = as_ns(timestamp, timestamp_ns)
         link = 1 if linktype is ETHERNET else <int>bounded_int("linktype", "an int", linktype)
         on_wire = 0
@@ -263,7 +277,7 @@ cdef class AssemblerBase(Flusher):
             on_wire = <size_t>bounded_int("wire_length", "an int or None", wire_length)
             if wire_length < 0:
                 raise ValueError(f"wire_length is 0 or more, not {wire_length}")
-        data = <bytes>frame if PyBytes_CheckExact(frame) else bytes(memoryview(frame))
+        data = <bytes>frame
         length = <size_t>PyBytes_GET_SIZE(data)
         self._enter()
         try:
@@ -272,6 +286,8 @@ cdef class AssemblerBase(Flusher):
             self.packet = data
             verdict = decode(<const uint8_t *>PyBytes_AS_STRING(data), length, on_wire, link, self.flags, segment)
             if verdict != 0:
+                if verdict == UNKNOWN_LINKTYPE:
+                    self._tell_linktype(link)
                 decoded.verdict = <uint8_t>verdict
                 verdict = self._unusual(NULL, text.seen_ns, &decoded, self.packets)
             else:
@@ -484,7 +500,7 @@ cdef class AssemblerBase(Flusher):
         """Frames and segments that came in so far, between calls: `Reassembly.packet_number` of what the last one brought."""
         return self.packets
 
-    def number_from(self, int64_t packets):
+    def _number_from(self, int64_t packets):
         """What comes next has the number after that many."""
         self._enter()
         self.packets = packets
@@ -497,7 +513,7 @@ cdef class AssemblerBase(Flusher):
         self._observe(seen_ns)
         self._leave()
 
-    def share_limit(self, list assemblers not None):
+    def _share_limit(self, list assemblers not None):
         """The limits of what is held in all are one for these together, of which this is one. Of that of connections each gets its part."""
         cdef int i
         self.limit_with = [(<AssemblerBase>assembler).cache for assembler in assemblers if assembler is not self]
@@ -512,34 +528,40 @@ cdef class AssemblerBase(Flusher):
         if self.limit_connections != NO_LIMIT:
             self.limit_connections = max(<uint64_t>1, self.limit_connections // <uint64_t>len(assemblers))
 
-    def occupy(self):
+    def _occupy(self):
         """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
         where it is at work."""
         self._check_open()
         self.busy = True
 
-    def vacate(self):
+    def _vacate(self):
         """The opposite."""
         self.busy = False
 
-    def stand_in(self, AssemblerBase other not None):
-        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+    def _stand_in(self, AssemblerBase other not None):
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (_occupy). One at a
         time, over a pool of its own that has no connections yet."""
-        self.fragments, self.senders = other.fragments, other.senders
+        self.fragments, self.senders, self.unknown_linktypes = other.fragments, other.senders, other.unknown_linktypes
         # They lie where that one's hash tells.
         self.pool_.table.secret0, self.pool_.table.secret1 = other.pool_.table.secret0, other.pool_.table.secret1
 
-    def absorb(self, AssemblerBase other not None):
-        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
-        on here."""
+    def _take_time_of(self, AssemblerBase other not None):
+        """Capture time goes on here where another one has it: as far as it is believed, and when the next look is due at what waits."""
+        self.clock = other.clock
+        self.has_ticked, self.ticked_ns, self.tick_ns = other.has_ticked, other.ticked_ns, other.tick_ns
+
+    def _absorb(self, AssemblerBase other not None):
+        """What another assembler has counted counts here too, but of fragments and senders. Of several the numbers of packets, and the
+        time, go on here behind the one that was given most of them."""
         cdef int number
         for number in range(COUNTS):
             self.counts[number] += other.counts[number]
         for number in range(VERDICTS):
             self.verdicts[number] += other.verdicts[number]
         self.cache.state.requests += other.cache.count().requests
-        self.clock = other.clock
-        self.packets = max(self.packets, other.packets)
+        if other.packets >= self.packets:
+            self.packets = other.packets
+            self._take_time_of(other)
 
     def counters(self):
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -796,11 +818,23 @@ cdef class AssemblerBase(Flusher):
         cdef const segment_s *segment = &decoded.segment
         cdef text_s text
         if decoded.verdict != 0:
+            if decoded.verdict == UNKNOWN_LINKTYPE:
+                self._tell_linktype(frame.linktype)
             self._unusual(frame, frame.seen_ns, decoded, packet)
             return 0
         text.seen_ns = frame.seen_ns
         text_of(segment, &text, self.base + frame.offset + (segment.payload - frame.data), packet)
         return self._segment(<const key_s *>segment, decoded.hash, segment.flags | self.long_way, &text, True)
+
+    cdef int _tell_linktype(self, int linktype) except -1 nogil:
+        if self.has_unknown_linktype and linktype == self.unknown_linktype:
+            return 0
+        self.has_unknown_linktype, self.unknown_linktype = True, linktype
+        with gil:
+            if linktype not in self.unknown_linktypes and len(self.unknown_linktypes) < MAX_LINKTYPES_TOLD:
+                self.unknown_linktypes.add(linktype)
+                _log.warning("link type %d is not decoded: frames of it are left out", linktype)
+        return 0
 
     cdef int _unusual(self, const frame_s *frame, int64_t seen_ns, const decoded_s *decoded, int64_t packet) except -1 nogil:
         cdef decoded_s settled

@@ -117,7 +117,8 @@ cdef key_s raw_key(object key) except *:
 
 
 cdef class Connection:
-    """One direction of one connection, for tests: the pool keeps its own in slabs."""
+    """Connection()\n--\n\n\
+One direction of one connection, for tests: the pool keeps its own in slabs."""
 
     def __init__(self):
         self.reset((b"\0\0\0\0", b"\0\0\0\0", 0, 0, 0), 0)
@@ -139,6 +140,7 @@ cdef class Connection:
 
     @property
     def next_seq(self):
+        """Sequence number of the next byte to deliver; None before the start."""
         return self.connection.next_seq if self.connection.has & HAS_START else None
 
     @next_seq.setter
@@ -147,6 +149,7 @@ cdef class Connection:
 
     @property
     def end_seq(self):
+        """That of the FIN or RST; None while there is none."""
         return self.connection.end_seq if self.connection.has & HAS_END else None
 
     @end_seq.setter
@@ -156,10 +159,12 @@ cdef class Connection:
 
     @property
     def created_ns(self):
+        """Capture time of the first segment, in nanoseconds since 1970."""
         return self.connection.since.created_ns
 
     @property
     def last_seen_ns(self):
+        """The same of the latest one."""
         return self.connection.last_seen_ns
 
     @last_seen_ns.setter
@@ -168,6 +173,7 @@ cdef class Connection:
 
     @property
     def skip(self):
+        """Missing bytes before what is delivered next; -1: an unknown number."""
         return self.connection.skip
 
     @skip.setter

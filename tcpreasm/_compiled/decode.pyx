@@ -24,6 +24,7 @@ __all__ = ["decode_frame"]
 cdef enum:
     IPV4_IN_IP = 4  # protocol numbers
     TCP = 6
+    AUTHENTICATION = 51
     UDP = 17
     IPV6_IN_IP = 41
     GRE_IN_IP = 47
@@ -225,6 +226,18 @@ cdef int _fragment(
     return FRAGMENT
 
 
+# So many bytes of a header behind IP's are there: 0. Or the packet has none, or the capture; `length` may lie before `offset`.
+cdef inline int _lacking(size_t offset, size_t length, size_t end, size_t header) noexcept nogil:
+    if end - offset < header:
+        return BAD_IP_HEADER
+    return TRUNCATED if length < offset + header else 0
+
+
+# Of an authentication header (RFC 4302 2.2), in IPv4 and in IPv6: it hides nothing.
+cdef inline size_t _authentication_size(const uint8_t *header) noexcept nogil:
+    return (<size_t>header[1] + 2) * 4
+
+
 cdef int _ipv4(const uint8_t *frame, size_t length, size_t offset, size_t wire_length, layers_s *layers, segment_s *out) noexcept nogil:
     cdef const uint8_t *ip = frame + offset
     cdef size_t captured = length - offset
@@ -243,7 +256,7 @@ cdef int _ipv4(const uint8_t *frame, size_t length, size_t offset, size_t wire_l
     field = be16(ip + 6)
     if captured < header:
         if field & 0x3FFF == 0:
-            return TRUNCATED if ip[9] == TCP else NOT_TCP
+            return TRUNCATED if ip[9] == TCP or ip[9] == AUTHENTICATION else NOT_TCP
         captured = header
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
         total = _offloaded(length, offset, wire_length)
@@ -265,6 +278,18 @@ cdef int _ipv4_payload(
     const uint8_t *frame, uint8_t protocol, size_t offset, size_t length, size_t end, size_t room, layers_s *layers, segment_s *out
 ) noexcept nogil:
     # Captured up to `length`, and `end` as the IP header tells; the frame had `room`. The addresses are set already.
+    cdef size_t header
+    cdef int lacking
+    while protocol == AUTHENTICATION:  # one header a turn
+        lacking = _lacking(offset, length, end, 8)
+        if lacking != 0:
+            return lacking
+        header = _authentication_size(frame + offset)
+        lacking = _lacking(offset, length, end, header)
+        if lacking != 0:
+            return lacking
+        protocol = frame[offset]
+        offset += header
     if protocol == TCP:
         return _tcp(frame + offset, length - offset, end - offset, max(room, offset) - offset, layers.flags, out)
     _note_protocol(layers, frame, protocol, False, offset, length, _on_wire(length, end, room))
@@ -298,16 +323,16 @@ cdef int _ipv6_payload(
     # As _ipv4_payload; `length` may lie beyond `end`.
     cdef uint32_t flags = layers.flags, field
     cdef size_t header, begin = offset
+    cdef int lacking
     while protocol != TCP:  # one extension header a turn, 8 bytes at least
-        if not (protocol == 0 or protocol == 43 or protocol == 44 or protocol == 51 or protocol == 60 or protocol == 135
+        if not (protocol == 0 or protocol == 43 or protocol == 44 or protocol == AUTHENTICATION or protocol == 60 or protocol == 135
                 or protocol == 139 or protocol == 140):
             length = min(length, end)
             _note_protocol(layers, frame, protocol, True, offset, length, _on_wire(length, end, room))
             return NOT_TCP
-        if end - offset < 8:
-            return BAD_IP_HEADER
-        if length < offset + 8:
-            return TRUNCATED
+        lacking = _lacking(offset, length, end, 8)
+        if lacking != 0:
+            return lacking
         if protocol == 44:
             field = be16(frame + offset + 2)
             if field & 0xFFF9:  # an offset, or more fragments; neither: atomic, and whole (RFC 6946)
@@ -318,16 +343,15 @@ cdef int _ipv6_payload(
                     be32(frame + offset + 4), field, frame[offset], layers, out
                 )
             header = 8
-        elif protocol == 51:
-            header = (<size_t>frame[offset + 1] + 2) * 4
+        elif protocol == AUTHENTICATION:
+            header = _authentication_size(frame + offset)
         else:
             header = (<size_t>frame[offset + 1] + 1) * 8
             if protocol == 43 and frame[offset + 3] != 0:  # segments left: the checksum is over an address that differs from type to type
                 flags &= ~<uint32_t>(VERIFY_CHECKSUMS | JUDGE_CHECKSUMS)
-        if end - offset < header:
-            return BAD_IP_HEADER
-        if length < offset + header:
-            return TRUNCATED
+        lacking = _lacking(offset, length, end, header)
+        if lacking != 0:
+            return lacking
         protocol = frame[offset]
         offset += header
     return _tcp(frame + offset, min(length, end) - offset, end - offset, max(room, offset) - offset, flags, out)

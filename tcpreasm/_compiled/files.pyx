@@ -6,7 +6,6 @@ the rest about once a file. What is made here for a file exists as long as it ha
 
 import os
 
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
@@ -819,7 +818,6 @@ The open files of many FileStreams: the least recently written one is closed whe
         self.pool.forks = forks
         self.pool.max_open = DEFAULT_MAX_OPEN_FILES    # for a subclass that does not call __init__
 
-    @cython.embedsignature(False)
     def __init__(self, max_open=DEFAULT_MAX_OPEN_FILES, *, write_behind=False):
         check_number("max_open", max_open, "files")
         self.pool.max_open = min(max_open, ENDLESS)
@@ -985,7 +983,6 @@ Names files in a folder as tcpflow does; a later stream of the same flows gets a
         folder: a str. It is not made.
     """
 
-    @cython.embedsignature(False)
     def __init__(self, folder):
         self.prefix = os.path.join(folder, "")
         self.numbers = {}
@@ -1018,7 +1015,6 @@ Writes a stream to a file as it comes. The file is made with the first byte, or 
     def __cinit__(self, *args, **keywords):
         self.calls_out = True     # the path
 
-    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if not isinstance(pool, FilePool):

@@ -58,7 +58,8 @@ cdef extern from *:
 
 
 cdef class PageCache:
-    """All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
+    """PageCache(initial=1024)\n--\n\n\
+All pages of one assembler, used and free. Pages are taken and given back without allocating; when none is free, as many are
     added as there were twice at the last time, beginning with 1024.
     """
 
@@ -727,7 +728,8 @@ cdef Page handle(page_s *page):
 
 
 cdef class Page:
-    """Up to `room` bytes of one segment that arrived early; made by `PageCache.take`."""
+    """Page()\n--\n\n\
+Up to `room` bytes of one segment that arrived early; made by `PageCache.take`."""
 
     def __init__(self):
         raise TypeError("a Page comes from PageCache.take")
@@ -752,10 +754,12 @@ cdef class Page:
 
     @property
     def bytes(self):
+        """What it holds."""
         return PyBytes_FromStringAndSize(<const char *>self.page.bytes, self.page.length)
 
     @property
     def seq(self):
+        """Sequence number of the first byte."""
         return self.page.seq
 
     @seq.setter
@@ -765,6 +769,7 @@ cdef class Page:
 
     @property
     def missing(self):
+        """Bytes right behind these that the capture cut off: no use waiting for them."""
         return self.page.missing
 
     @missing.setter
@@ -774,6 +779,7 @@ cdef class Page:
 
     @property
     def offset(self):
+        """Where the first byte stands in the capture file; -1 where that is not known."""
         return self.page.offset
 
     @offset.setter
@@ -783,6 +789,7 @@ cdef class Page:
 
     @property
     def seen_ns(self):
+        """Capture time of the packet that brought it, in nanoseconds since 1970."""
         return self.page.seen_ns
 
     @property
@@ -792,6 +799,7 @@ cdef class Page:
 
     @property
     def prev(self):
+        """The page before it in its list, or None."""
         return None if self.page.prev == self.page else handle(self.page.prev)
 
     @prev.setter
@@ -801,6 +809,7 @@ cdef class Page:
 
     @property
     def next(self):
+        """The page behind it, or None."""
         return None if self.page.prev == self.page else handle(self.page.next)
 
     @next.setter
@@ -823,7 +832,8 @@ cdef class Page:
 
 @cython.no_gc_clear  # the owners must be there still when the pages go back
 cdef class PageList:
-    """The early pages of one connection, ordered by sequence number, no two overlapping.
+    """PageList()\n--\n\n\
+The early pages of one connection, ordered by sequence number, no two overlapping.
 
     All of them lie within 2**31 bytes, so that comparing any two is exact.
     """
@@ -837,14 +847,17 @@ cdef class PageList:
 
     @property
     def first(self):
+        """The page with the lowest sequence number, or None."""
         return handle(self.pages.first)
 
     @property
     def last(self):
+        """The one with the highest, or None."""
         return handle(self.pages.last)
 
     @property
     def count(self):
+        """Pages."""
         return self.pages.count
 
     @property
@@ -875,7 +888,12 @@ cdef class PageList:
         return handle(prev), handle(self.pages.first if prev == NULL else prev.next)
 
     def push_between(self, Page prev, Page next_, Page first not None, Page last not None):
-        """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
+        """Link a chain of pages in between two neighbours.
+
+        Args:
+            prev, next_: the neighbours; None stands for the end on that side.
+            first, last: the ends of the chain.
+        """
         first.check_used()
         last.check_used()
         cdef page_s *page = first.page

@@ -48,7 +48,8 @@ cdef class LentPage:
 @cython.no_gc
 @cython.freelist(1024)
 cdef class Reassembly:
-    """A contiguous piece of a stream, possibly empty.
+    """Reassembly(data=b"", skip=0, start=False, end=False, seen_ns=0, offset=-1, packet_number=0, seq=0)\n--\n\n\
+A contiguous piece of a stream, possibly empty.
 
     Its bytes stay what they are for as long as anybody holds the piece or a view of it. `len(r)` is their number,
     `memoryview(r)` a read-only view without a copy.

@@ -10,7 +10,8 @@ cdef object MASK = 0xFFFFFFFF
 
 
 cdef class Sequence:
-    """A TCP sequence number.
+    """Sequence(value)\n--\n\n\
+A TCP sequence number.
 
     Args:
         value: 0 to 2**32 - 1, or -1 for INVALID_SEQUENCE. ValueError for others.

@@ -408,14 +408,16 @@ cdef class Shards:
             with gil:
                 (<AssemblerBase>assembler).packet = <object>entry.block
         (<AssemblerBase>assembler).packets = entry.packets
-        if entry.plain and not (<AssemblerBase>assembler).long_way:
-            first = entry.first[shard]
-            (<AssemblerBase>assembler)._walk_plain(
-                entry.frames, entry.decoded, entry.now_ns, entry.count, entry.order + first, entry.first[shard + 1] - first, True, &done
-            )
-        else:
-            (<AssemblerBase>assembler)._walk_anyhow(entry.frames, entry.decoded, entry.count, shard, True, &done)
-        (<AssemblerBase>assembler).packets = entry.packets + entry.count
+        try:
+            if entry.plain and not (<AssemblerBase>assembler).long_way:
+                first = entry.first[shard]
+                (<AssemblerBase>assembler)._walk_plain(
+                    entry.frames, entry.decoded, entry.now_ns, entry.count, entry.order + first, entry.first[shard + 1] - first, True, &done
+                )
+            else:
+                (<AssemblerBase>assembler)._walk_anyhow(entry.frames, entry.decoded, entry.count, shard, True, &done)
+        finally:
+            (<AssemblerBase>assembler).packets = entry.packets + done
         if has_objects:
             with gil:
                 give_out(<AssemblerBase>assembler)

@@ -220,7 +220,6 @@ Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCou
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = True
 
-    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None):
         self.net_flow = net_flow
         self.transport_flow = transport_flow
@@ -351,7 +350,6 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
         provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
     """
 
-    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error", provenance=False):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         if max_bytes is not None:
@@ -497,7 +495,6 @@ Computes a digest of a stream's bytes and keeps none; gaps are left out, and cou
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = False
 
-    @cython.embedsignature(False)
     def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256"):
         ByteCountStream.__init__(self, net_flow, transport_flow)
         import hashlib            # a while to load, and most programs do without

@@ -16,6 +16,7 @@ from ..batch import batch_arrays, batch_buffer, check_linktype
 from ..clock import Timestamp, to_ns
 from ..decoded import Segment
 from ..flow import Flow
+from ..packets import plain_frame
 from ..segment import ACK, FIN, RST, SYN, URG, TCPSegment
 from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 from ..verdict import Verdict
@@ -32,6 +33,9 @@ from .senders import Senders
 from .sequence import add
 
 __all__ = ["AssemblerBase"]
+
+LENGTH_LIMIT = 0x7FFFFFFF  # of numbers that C holds in 32 bits
+MAX_LINKTYPES_TOLD = 16  # a capture may have thousands of interfaces
 
 _log = Log("tcpreasm.assembly")
 
@@ -93,6 +97,7 @@ class AssemblerBase(Flusher):
         self._defragments = defragment
         self._fragments = Fragments(fragment_timeout_ns, max_fragmented_datagrams, max_fragment_bytes)
         self._senders = Senders()
+        self._unknown_linktypes: set[int] = set()  # that were warned of
         self._start_wait_segments = start_wait_segments
         self._start_wait_ns = start_wait_ns
         self._max_gap = max_gap
@@ -154,12 +159,16 @@ class AssemblerBase(Flusher):
             self._busy.release()
 
     def assemble_with_timestamp(self, net_flow: Flow, tcp: TCPSegment, timestamp: Timestamp) -> None:
-        """`assemble` with the time as a third argument, as in the model."""
+        """`assemble` with the time as a third argument, as in the model.
+
+        Args:
+            net_flow, tcp, timestamp: as for `assemble`.
+        """
         self.assemble(net_flow, tcp, timestamp)
 
     def assemble_frame(
         self,
-        frame: bytes | bytearray | memoryview,
+        frame: Any,
         timestamp: Timestamp | None = None,
         *,
         timestamp_ns: SupportsIndex | None = None,
@@ -169,14 +178,18 @@ class AssemblerBase(Flusher):
         """Decode one captured frame and take in the segment that it carries.
 
         Args:
-            frame: the captured bytes. Payload is delivered from where it lies in a bytes object; a writable buffer is copied first.
-            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: now.
+            frame: the captured bytes. Payload is delivered from where it lies in a bytes object; a writable buffer is copied first. Or a
+                packet of scapy or dpkt: one that begins with a link layer or IP, TypeError else.
+            timestamp: capture time, seconds since 1970 or an aware datetime. Neither this nor timestamp_ns: that of a packet of scapy,
+                else now.
             timestamp_ns: the same in integer nanoseconds.
-            linktype: LINKTYPE_ number of the capture, 1 for Ethernet.
-            wire_length: bytes that the frame had on the wire, where the capture cut it. None: as captured.
+            linktype: LINKTYPE_ number of the capture, 1 for Ethernet; with a packet, 1 stands for what that begins with.
+            wire_length: bytes that the frame had on the wire, where the capture cut it. None: as captured, or as a packet of scapy tells.
 
-        Returns what the frame was. Nothing in a frame raises. Calls of the factory and of streams as with `assemble`.
+        Returns what the frame was. Nothing in captured bytes raises. Calls of the factory and of streams as with `assemble`.
         """
+        if type(frame) is not bytes:
+            frame, timestamp, linktype, wire_length = plain_frame(frame, timestamp, timestamp_ns, linktype, wire_length)
         seen_ns = to_ns(timestamp, timestamp_ns)
         check_linktype(linktype)
         if wire_length is not None:
@@ -184,10 +197,9 @@ class AssemblerBase(Flusher):
                 raise TypeError(f"wire_length is an int or None, not {type(wire_length).__name__}: {wire_length!r}")
             if wire_length < 0:
                 raise ValueError(f"wire_length is 0 or more, not {wire_length}")
-        data = frame if type(frame) is bytes else bytes(memoryview(frame))
         self._enter()
         try:
-            return self._frame(data, seen_ns, linktype, wire_length, -1)
+            return self._frame(frame, seen_ns, linktype, wire_length, -1)
         finally:
             self._busy.release()
 
@@ -321,7 +333,7 @@ class AssemblerBase(Flusher):
         """Frames and segments that came in so far, between calls: `Reassembly.packet_number` of what the last one brought."""
         return self._packet
 
-    def number_from(self, packets: int) -> None:
+    def _number_from(self, packets: int) -> None:
         """What comes next has the number after that many."""
         self._enter()
         self._packet = packets
@@ -336,36 +348,41 @@ class AssemblerBase(Flusher):
         finally:
             self._busy.release()
 
-    def share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
+    def _share_limit(self, assemblers: Sequence[AssemblerBase]) -> None:
         """The limits of what is held in all are one for these together, of which this is one. Of that of connections each gets its part."""
         self._limit_with = [assembler._cache for assembler in assemblers if assembler is not self]
         if self._limit_connections:
             self._limit_connections = max(1, self._limit_connections // len(assemblers))
 
-    def occupy(self) -> None:
+    def _occupy(self) -> None:
         """Others work for it from now on: every call is refused, as in a call of its own. ValueError where it is closed, RuntimeError
         where it is at work."""
         self._enter()
 
-    def vacate(self) -> None:
+    def _vacate(self) -> None:
         """The opposite."""
         self._busy.release()
 
-    def stand_in(self, other: AssemblerBase) -> None:
-        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (occupy). One at a
+    def _stand_in(self, other: AssemblerBase) -> None:
+        """Settle fragments and senders by what another one holds and knows of them, which does nothing itself meanwhile (_occupy). One at a
         time, over a pool of its own that has no connections yet."""
-        self._fragments, self._senders = other._fragments, other._senders
+        self._fragments, self._senders, self._unknown_linktypes = other._fragments, other._senders, other._unknown_linktypes
 
-    def absorb(self, other: AssemblerBase) -> None:
-        """What another assembler has counted counts here too, but of fragments and senders, and its clock and the numbers of its packets go
-        on here."""
+    def _take_time_of(self, other: AssemblerBase) -> None:
+        """Capture time goes on here where another one has it: as far as it is believed, and when the next look is due at what waits."""
+        self._clock, self._ticked_ns = other._clock, other._ticked_ns
+
+    def _absorb(self, other: AssemblerBase) -> None:
+        """What another assembler has counted counts here too, but of fragments and senders. Of several the numbers of packets, and the
+        time, go on here behind the one that was given most of them."""
         for name, count in other._counts.items():
             self._counts[name] += count
         for verdict, count in enumerate(other._verdicts):
             self._verdicts[verdict] += count
         self._cache.requests += other._cache.requests
-        self._clock = other._clock
-        self._packet = max(self._packet, other._packet)
+        if other._packet >= self._packet:
+            self._packet = other._packet
+            self._take_time_of(other)
 
     def counters(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, int]]:
         """For AssemblerStats: COUNTERS, DROP_REASONS and EVICTION_REASONS, frames by verdict, FRAGMENT_COUNTERS and
@@ -436,6 +453,8 @@ class AssemblerBase(Flusher):
         verdict, result = decode(data, linktype, wire_length, self._checksums, self._tunnels)
         if verdict is Verdict.SEGMENT and isinstance(result, Segment):  # what nearly every frame is
             return Verdict.SEGMENT, result, data
+        if verdict == Verdict.UNKNOWN_LINKTYPE:
+            self._tell_linktype(linktype)
         if isinstance(result, Fragment):
             if not self._defragments:
                 return Verdict.FRAGMENT, None, data
@@ -446,6 +465,12 @@ class AssemblerBase(Flusher):
             if self._senders.offloading > noticed == 0:
                 _log.warning("checksums of %s are left to its network card: not verified", Flow(result.src, result.dst).src)
         return Verdict(verdict), result if verdict == Verdict.SEGMENT else None, data
+
+    def _tell_linktype(self, linktype: int) -> None:
+        told = self._unknown_linktypes
+        if linktype not in told and len(told) < MAX_LINKTYPES_TOLD:
+            told.add(linktype)
+            _log.warning("link type %d is not decoded: frames of it are left out", max(-LENGTH_LIMIT, min(LENGTH_LIMIT, linktype)))
 
     def _decoded(self, verdict: Verdict, segment: Segment | None, data: bytes, seen_ns: int, offset: int) -> Verdict:
         """What `_decode` says of one frame, whose data stands at that offset in the file."""

@@ -41,6 +41,13 @@ class Connection:
     """One direction of one connection. Made in advance, reset for each use.
 
     The lock is held by whoever serves the stream, so that a stream is always served serially.
+
+    Attributes:
+        next_seq: sequence number of the next byte to deliver; None before the start.
+        end_seq: that of the FIN or RST; None while there is none.
+        created_ns: capture time of the first segment, in nanoseconds since 1970.
+        last_seen_ns: the same of the latest one.
+        skip: missing bytes before what is delivered next; -1: an unknown number.
     """
 
     __slots__ = (

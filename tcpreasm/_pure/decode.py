@@ -201,6 +201,18 @@ def _note_protocol(layers: Layers, frame: bytes, protocol: int, in_ipv6: bool, o
     layers.note(tunnel, offset, length, wire)
 
 
+def _lacking(offset: int, length: int, end: int, header: int) -> Result | None:
+    """So many bytes of a header behind IP's are there: None. Or the packet has none, or the capture."""
+    if end - offset < header:
+        return _BAD_IP_HEADER
+    return _TRUNCATED if length - offset < header else None
+
+
+def _authentication_size(frame: bytes, offset: int) -> int:
+    """Of an authentication header (RFC 4302 2.2), in IPv4 and in IPv6: it hides nothing."""
+    return (frame[offset + 1] + 2) * 4
+
+
 def _ipv4(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> Result:
     """RFC 791 3.1."""
     captured = length - offset
@@ -217,7 +229,7 @@ def _ipv4(frame: bytes, offset: int, length: int, wire: int, layers: Layers) -> 
     is_fragment = field & 0x3FFF  # more fragments, or an offset
     if captured < header:
         if not is_fragment:
-            return _TRUNCATED if protocol == _TCP else _NOT_TCP
+            return _TRUNCATED if protocol in (_TCP, _AUTHENTICATION) else _NOT_TCP
         captured = header
     if total == 0:  # the network card was to cut it into segments: the frame tells the length
         total = max(_offloaded(length, offset, wire), header)
@@ -235,6 +247,11 @@ def _ipv4_payload(
     frame: bytes, protocol: int, offset: int, length: int, end: int, room: int, src: bytes, dst: bytes, layers: Layers
 ) -> Result:
     """Captured up to `length`, and `end` as the IP header tells; the frame had `room`."""
+    while protocol == _AUTHENTICATION:  # one header a turn
+        lacking = _lacking(offset, length, end, 8) or _lacking(offset, length, end, _authentication_size(frame, offset))
+        if lacking is not None:
+            return lacking
+        protocol, offset = frame[offset], offset + _authentication_size(frame, offset)
     if protocol == _TCP:
         return _tcp(frame, offset, length - offset, end - offset, room - offset, src, dst, layers.checksums, layers.level)
     _note_protocol(layers, frame, protocol, False, offset, length, _on_wire(length, end, room))
@@ -268,10 +285,9 @@ def _ipv6_payload(
             length = min(length, end)
             _note_protocol(layers, frame, protocol, True, offset, length, _on_wire(length, end, room))
             return _NOT_TCP
-        if end - offset < 8:
-            return _BAD_IP_HEADER
-        if length - offset < 8:
-            return _TRUNCATED
+        lacking = _lacking(offset, length, end, 8)
+        if lacking is not None:
+            return lacking
         if protocol == _FRAGMENT_HEADER:
             field = _be16(frame, offset + 2)[0]
             if field & 0xFFF9:  # an offset, or more fragments; neither: atomic, and whole (RFC 6946)
@@ -282,15 +298,14 @@ def _ipv6_payload(
                 )  # fmt: skip
             header = 8
         elif protocol == _AUTHENTICATION:
-            header = (frame[offset + 1] + 2) * 4
+            header = _authentication_size(frame, offset)
         else:
             header = (frame[offset + 1] + 1) * 8
             if protocol == _ROUTING and frame[offset + 3]:
                 checksums = IGNORE  # segments left: the checksum is over an address that differs from type to type
-        if end - offset < header:
-            return _BAD_IP_HEADER
-        if length - offset < header:
-            return _TRUNCATED
+        lacking = _lacking(offset, length, end, header)
+        if lacking is not None:
+            return lacking
         protocol = frame[offset]
         offset += header
     return _tcp(frame, offset, min(length, end) - offset, end - offset, room - offset, src, dst, checksums, layers.level)

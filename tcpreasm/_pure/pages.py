@@ -31,6 +31,14 @@ class Page:
     """Up to `room` bytes of one segment that arrived early.
 
     A node of the list (prev, next) and of the search tree beside it (parent, left, right, priority).
+
+    Attributes:
+        bytes: what it holds.
+        seq: sequence number of the first byte.
+        missing: bytes right behind these that the capture cut off: no use waiting for them.
+        offset: where the first byte stands in the capture file; -1 where that is not known.
+        seen_ns: capture time of the packet that brought it, in nanoseconds since 1970.
+        prev, next: the pages before and behind it in its list, or None.
     """
 
     __slots__ = (
@@ -227,6 +235,11 @@ class PageList:
     """The early pages of one connection, ordered by sequence number, no two overlapping.
 
     All of them lie within 2**31 bytes, so that comparing any two is exact.
+
+    Attributes:
+        first, last: the pages with the lowest and the highest sequence number, or None.
+        count: pages.
+        buffered_bytes: memory of the pages: headers, payload and unused room.
     """
 
     __slots__ = ("_root", "buffered_bytes", "count", "first", "last")
@@ -272,7 +285,12 @@ class PageList:
         return prev, self.first if prev is None else prev.next
 
     def push_between(self, prev: Page | None, next_: Page | None, first: Page, last: Page) -> None:
-        """Link the chain first ... last in between two neighbours; None stands for the end on that side."""
+        """Link a chain of pages in between two neighbours.
+
+        Args:
+            prev, next_: the neighbours; None stands for the end on that side.
+            first, last: the ends of the chain.
+        """
         if prev is None:
             self.first = first
         else:

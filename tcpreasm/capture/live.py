@@ -21,12 +21,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+from ..clock import seconds_to_ns
+from ..packets import MAX_IP_BYTES
 from .base import Capture, Frame
 
-__all__ = ["Drops", "LiveCapture", "open_live"]
+__all__ = ["Drops", "LiveCapture", "borrow_handle", "open_live"]
 
 _BATCH = 256
 _DLT_RAW = {12: 101, 14: 101}  # raw IP: its DLT_ number differs between systems, its LINKTYPE_ number does not
+_BORROWED_TIMEOUT = 0.5  # seconds that packets may wait in a handle whose timeout nobody tells: pypcap's default
 _NAP = 0.01  # seconds between two looks where the system has nothing to wait on
 
 
@@ -74,9 +77,6 @@ def _filter_error(expression: str, error: object) -> ValueError:
     return ValueError(f"the filter {expression!r} is not understood: {text}")
 
 
-_MAX_IP_BYTES = 65_535
-
-
 class _Pypcap:
     """Over pypcap 1.3 (module `pcap`).
 
@@ -118,6 +118,7 @@ class _Pypcap:
             raise _open_error(interface, text[2:-1] if text.startswith("b'") else text) from None
         self._handle = handle
         self._snaplen = snaplen
+        self._in_ns = True
         try:
             if expression:
                 try:
@@ -125,20 +126,24 @@ class _Pypcap:
                 except OSError as error:
                     raise _filter_error(expression, error.args[0] if error.args else "") from None
             handle.setnonblock(True)
-            descriptor = int(handle.fileno())
-            self.fd = descriptor if descriptor >= 0 else None
-            self.linktype = _linktype(int(handle.datalink()))
-            self.wait_limit: float | None = None
+            self._begin()
         except BaseException:
             self.close()
             raise
 
-    def read(self, queue: deque[Frame]) -> int:
-        linktype, snaplen = self.linktype, self._snaplen
+    def _begin(self) -> None:
+        descriptor = int(self._handle.fileno())
+        self.fd = descriptor if descriptor >= 0 else None
+        self.linktype = _linktype(int(self._handle.datalink()))
+        self.wait_limit: float | None = None
 
-        def collect(timestamp_ns: int, data: bytes) -> None:
+    def read(self, queue: deque[Frame]) -> int:
+        linktype, snaplen, in_ns = self.linktype, self._snaplen, self._in_ns
+
+        def collect(seen: Any, data: bytes) -> None:
             size = len(data)
-            queue.append(Frame(data, timestamp_ns, size if size < snaplen else size + _MAX_IP_BYTES, linktype))
+            timestamp_ns = seen if in_ns else seconds_to_ns(seen)
+            queue.append(Frame(data, timestamp_ns, size if size < snaplen else size + MAX_IP_BYTES, linktype))
 
         count = int(self._handle.dispatch(_BATCH, collect))
         if count < 0:
@@ -151,6 +156,22 @@ class _Pypcap:
 
     def close(self) -> None:
         self._handle.close()
+
+
+class _Borrowed(_Pypcap):
+    """Over a handle of pypcap that the caller has opened, and goes on using afterwards: it must not be closed here."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._snaplen = int(handle.snaplen)
+        self._in_ns = handle.timestamp_in_ns
+        self._waited = not handle.getnonblock()
+        handle.setnonblock(True)
+        self._begin()
+
+    def close(self) -> None:
+        if self._waited:
+            self._handle.setnonblock(False)
 
 
 class _Cypcap:
@@ -429,6 +450,12 @@ def _check_number(what: str, value: object, limit: int) -> None:
         raise TypeError(f"{what} is an int, not {type(value).__name__}: {value!r}")
     if not 1 <= value <= limit:
         raise ValueError(f"{what} is from 1 to {limit}, not {value}")
+
+
+def borrow_handle(handle: Any) -> LiveCapture:
+    """A handle of pypcap over an interface, as a capture. Closing that leaves the handle open, and as it was."""
+    library = _Borrowed(handle)
+    return LiveCapture(handle.name, library, "pypcap", int(handle.snaplen), _BORROWED_TIMEOUT)
 
 
 def open_live(
