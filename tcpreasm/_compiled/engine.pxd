@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .clock cimport clock_s
 from .connection cimport connection_s, key_s, successor_s
-from .conversation cimport ConversationState, conversation_s
+from .conversation cimport conversation_s
 from .origin cimport origin_s
 from .pages cimport PageCache, cache_s, page_list_s, page_s
 from .pool cimport ConversationPoolBase
@@ -236,4 +236,3 @@ cdef class Engine(Server):
     cdef int _settle_with_gil(self) except -1
     cdef int _serve_sides(self, conversation_s *conversation, bint closes) except -1
     cdef int _tell_complete(self, conversation_s *conversation) except -1
-    cdef ConversationState _state_of(self, conversation_s *conversation)

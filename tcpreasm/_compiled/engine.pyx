@@ -9,7 +9,7 @@ The way of a segment, top to bottom: _find, _take_in, _text, then _deliver (in o
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp
 
@@ -57,7 +57,7 @@ from .conversation cimport (
     TAKEN,
     TOLD,
     WAS_RESET,
-    ConversationState,
+    Conversation,
     beside,
     beside_s,
     conversation_s,
@@ -69,7 +69,6 @@ from .conversation cimport (
     peer_of,
     side_of,
     side_s,
-    state_of,
 )
 from .decode cimport timestamp_value
 from .origin cimport origin_s
@@ -365,7 +364,7 @@ cdef class Engine(Server):
         try:
             try:
                 if self.pairs:
-                    stream = self.pairing._stream_for(self._state_of(side_of(connection).conversation), side_of(connection).index)
+                    stream = self.pairing.stream_for(side_of(connection))
                 else:
                     stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 made = True
@@ -1326,7 +1325,7 @@ cdef class Engine(Server):
                 self._serve_sides(conversation, False)
             if conversation.is_what & (WAS_RESET | REFUSED) and not conversation.is_what & COMPLETE_NOW:
                 self._serve_sides(conversation, True)
-            if (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.has_object:
+            if (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.object != NULL:
                 self._tell_complete(conversation)
             let_go_of_conversation(conversation)
             conversation = self.pairing.next_pending()
@@ -1361,26 +1360,17 @@ cdef class Engine(Server):
         return 0
 
     cdef int _tell_complete(self, conversation_s *conversation) except -1:
-        cdef ConversationState state = self.pairing.objects.pop(<uintptr_t>conversation)
+        cdef Conversation told = self.pairing.take_object(conversation)
         conversation.is_what |= TOLD
         self.pool_.unlock()
         try:
-            if state.conversation is not None:
-                self.pairing._tell_complete(state)
+            self.pairing.tell_complete(told)
         except BaseException as raised:
             self._keep_error(raised)
         finally:
-            state = None          # without the lock: what dies with it may be user code
+            told = None           # without the lock: what dies with it may be user code
             self.pool_.lock()
         return 0
-
-    # The object that names a conversation.
-    cdef ConversationState _state_of(self, conversation_s *conversation):
-        state = self.pairing.objects.get(<uintptr_t>conversation)
-        if state is None:
-            state = self.pairing.objects.setdefault(<uintptr_t>conversation, state_of(conversation))
-            conversation.has_object = True
-        return state
 
 
 cdef void start_at(connection_s *connection, uint32_t isn) noexcept nogil:

@@ -968,8 +968,7 @@ class Engine(Server):
             if conversation.complete and not conversation.told:
                 conversation.told = True
                 try:
-                    if conversation.conversation is not None:
-                        self._pairing._tell_complete(conversation)
+                    self._pairing.tell_complete(conversation)
                 except BaseException as raised:
                     error = error or raised
         return error
