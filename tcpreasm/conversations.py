@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from ._select import core
 from .api import Assembler, CaptureSource
-from .follow import one_by_one, steps_of
+from .follow import one_by_one, steps_of, unfrozen
 from .options import AssemblerOptions, check_bool
 from .streams import ByteCountStream, BytesStream, DigestStream, SpanStream, Stream
 
@@ -209,41 +209,45 @@ def conversations(
     return one_by_one(steps_of(Assembler(_Followed(done, provenance), options), source, partial(_finished, done)))
 
 
+_UnfrozenConversation = unfrozen(FinishedConversation)
+_UnfrozenSide = unfrozen(FinishedSide)
+
+
 def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
     while done:
         conversation = done.popleft()
-        yield FinishedConversation(
-            client=_finished_side(conversation.client),
-            server=_finished_side(conversation.server),
-            guessed=conversation.guessed,
-            handshake=conversation.handshake,
-            syn_ns=conversation.syn_ns,
-            syn_ack_ns=conversation.syn_ack_ns,
-            handshake_ack_ns=conversation.handshake_ack_ns,
-            handshake_time=conversation.handshake_time,
-            handshake_time_ns=conversation.handshake_time_ns,
-            closed_by=conversation.closed_by,
-            closed_how=conversation.closed_how,
-            state=conversation.state,
-            first_seen_ns=conversation.first_seen_ns,
-            last_seen_ns=conversation.last_seen_ns,
-        )
+        finished = _UnfrozenConversation()
+        finished.client = _finished_side(conversation.client)
+        finished.server = _finished_side(conversation.server)
+        finished.guessed = conversation.guessed
+        finished.handshake = conversation.handshake
+        finished.syn_ns = conversation.syn_ns
+        finished.syn_ack_ns = conversation.syn_ack_ns
+        finished.handshake_ack_ns = conversation.handshake_ack_ns
+        finished.handshake_time = conversation.handshake_time
+        finished.handshake_time_ns = conversation.handshake_time_ns
+        finished.closed_by = conversation.closed_by
+        finished.closed_how = conversation.closed_how
+        finished.state = conversation.state
+        finished.first_seen_ns = conversation.first_seen_ns
+        finished.last_seen_ns = conversation.last_seen_ns
+        finished.__class__ = FinishedConversation
+        yield finished
 
 
-def _finished_side(side: Side) -> FinishedSide:
+def _finished_side(side: Side) -> Any:
     stream = side.stream
-    return FinishedSide(
-        key=side.key,
-        data=b"" if stream is None else stream.data,
-        gaps=() if stream is None else stream.gaps,
-        started=side.started,
-        ended=side.ended,
-        packets=side.packets,
-        bytes=side.bytes,
-        delivered=side.delivered,
-        skipped=side.skipped,
-        acked=side.acked,
-        first_seen_ns=side.first_seen_ns,
-        last_seen_ns=side.last_seen_ns,
-        provenance=None if stream is None else stream.provenance,
-    )
+    finished = _UnfrozenSide()
+    finished.key = side.key
+    finished.data, finished.gaps, finished.provenance = (b"", (), None) if stream is None else (stream.data, stream.gaps, stream.provenance)
+    finished.started = side.started
+    finished.ended = side.ended
+    finished.packets = side.packets
+    finished.bytes = side.bytes
+    finished.delivered = side.delivered
+    finished.skipped = side.skipped
+    finished.acked = side.acked
+    finished.first_seen_ns = side.first_seen_ns
+    finished.last_seen_ns = side.last_seen_ns
+    finished.__class__ = FinishedSide
+    return finished

@@ -5,6 +5,8 @@ What both cores do in lock-step with random traffic is in test_parity; real capt
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import hashlib
 import json
@@ -1314,6 +1316,24 @@ def test_what_conversations_yields(tcpreasm: ModuleType) -> None:
     assert (finished.server.missing, finished.server.skipped, finished.server.packets) == (2, 2, 2)
     assert (finished.handshake_time_ns, finished.handshake_time, finished.syn_ns) == (2 * NS, 2.0, 0)
     assert (finished.first_seen_ns, finished.last_seen_ns, finished.guessed, finished.closed_by) == (0, 3 * NS, False, None)
+
+
+def test_what_is_yielded_is_what_the_constructors_make(tcpreasm: ModuleType) -> None:
+    """Field for field, frozen, and equal to what the constructor makes of the same."""
+    (stream, *_), (finished, *_) = tcpreasm.follow(traffic(7)), tcpreasm.conversations(traffic(7))
+    for made in (stream, finished, finished.client, finished.server):
+        values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+        assert type(made)(**values) == made == dataclasses.replace(made) == copy.copy(made)
+        assert hash(type(made)(**values)) == hash(made)
+        assert repr(type(made)(**values)) == repr(made)
+        for name in values:
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(made, name, None)
+        with pytest.raises((AttributeError, TypeError)):
+            made.another = 1
+    assert type(finished) is tcpreasm.FinishedConversation
+    assert type(finished.client) is tcpreasm.FinishedSide
+    assert type(stream) is tcpreasm.FinishedStream
 
 
 # -- real captures ------------------------------------------------------------------------------------------------------
