@@ -241,7 +241,10 @@ class Way(NamedTuple):
 
 
 WAYS: dict[str, Way] = {}
-TOGETHER = ("count-made", "conversations-count", "collect-memory", "conversations-collect", "python-memory", "conversations-python")
+TOGETHER = (
+    *("count-made", "conversations-count", "collect-memory", "conversations-collect", "python-memory", "conversations-python"),
+    *("follow", "conversations"),
+)
 """Both directions together, each behind what it is to be compared with: the same done to each direction by itself."""
 
 
@@ -438,6 +441,19 @@ def follow(job: Job) -> Totals:
         delivered += len(stream.data)
         skipped += stream.missing
         streams += 1
+    return Totals(perf_counter_ns() - begin, None, delivered, skipped, streams)
+
+
+@way("finished conversations, one after the other (conversations)")
+def conversations(job: Job) -> Totals:
+    make = job.need("conversations")
+    begin = perf_counter_ns()
+    delivered = skipped = streams = 0
+    for conversation in make(str(job.path), job.options):
+        for side in (conversation.client, conversation.server):
+            delivered += len(side.data)
+            skipped += side.missing
+            streams += 1
     return Totals(perf_counter_ns() - begin, None, delivered, skipped, streams)
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ._log import Log
 from .api import STEP_FRAMES, Assembler, CaptureSource, StreamPool
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
     from .provenance import ProvenanceArray
 
-__all__ = ["FinishedStream", "finished_steps", "follow", "one_by_one", "steps_of"]
+__all__ = ["FinishedStream", "finished_steps", "follow", "one_by_one", "steps_of", "unfrozen"]
 
 T = TypeVar("T")
 
 _log = Log(__name__)
 
 _Steps: TypeAlias = "Generator[Iterator[FinishedStream], None, None]"
+
+
+def unfrozen(cls: Any) -> Any:
+    """A class of the same slots. Its objects are filled by assignment, then become that frozen dataclass's by `__class__`: its constructor
+    takes several times as long, as it asks object.__setattr__ for each field."""
+    return type(cls.__name__, (), {"__slots__": cls.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +91,9 @@ class FinishedStream:
         if not self.started:
             text += ", start not captured"
         return text if self.ended else f"{text}, end not captured"
+
+
+_Unfrozen = unfrozen(FinishedStream)
 
 
 class _Followed(BytesStream):
@@ -156,13 +165,14 @@ def _finished(done: deque[_Followed]) -> Iterator[FinishedStream]:
         stream = done.popleft()
         if stream.first_seen_ns is None or stream.last_seen_ns is None:
             continue  # nothing ever came
-        yield FinishedStream(
-            key=stream.key,
-            data=stream.data,
-            gaps=stream.gaps,
-            started=stream.started,
-            ended=stream.ended,
-            first_seen_ns=stream.first_seen_ns,
-            last_seen_ns=stream.last_seen_ns,
-            provenance=stream.provenance,
-        )
+        finished = _Unfrozen()
+        finished.key = stream.key
+        finished.data = stream.data
+        finished.gaps = stream.gaps
+        finished.started = stream.started
+        finished.ended = stream.ended
+        finished.first_seen_ns = stream.first_seen_ns
+        finished.last_seen_ns = stream.last_seen_ns
+        finished.provenance = stream.provenance
+        finished.__class__ = FinishedStream
+        yield finished

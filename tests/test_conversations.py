@@ -5,6 +5,8 @@ What both cores do in lock-step with random traffic is in test_parity; real capt
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import hashlib
 import json
@@ -738,6 +740,90 @@ def test_python_streams_for_sides(tcpreasm: ModuleType) -> None:
     assert log == [(CLIENT, b""), (SERVER, b""), (SERVER, b"y"), (CLIENT, True, True), (SERVER, True, True)]
 
 
+@pytest.mark.parametrize("name", ["ByteCountStream", "BytesStream", "DigestStream", "SpanStream"])
+def test_a_class_of_streams_by_itself(tcpreasm: ModuleType, name: str) -> None:
+    """Made with the flows of each side. (A plain pool makes no objects for ByteCountStream: a side needs one.)"""
+    capture = traffic(3)
+    ended: list[Any] = []
+
+    class Ends(Handler):
+        def conversation_complete(self) -> None:
+            ended.extend((str(side.key), side.delivered, side.skipped) for side in self.conversation.sides)
+
+    tcpreasm.Assembler(tcpreasm.ConversationPool(lambda conversation: Ends([], conversation))).assemble_capture(capture)
+    assert sum(skipped for _, _, skipped in ended) > 0
+    summary = tcpreasm.Assembler(tcpreasm.ConversationPool(streams=getattr(tcpreasm, name))).assemble_capture(capture)
+    expected = len(ended), sum(delivered for _, delivered, _ in ended), sum(skipped for _, _, skipped in ended)
+    assert (summary.streams, summary.bytes_delivered, summary.bytes_skipped) == expected
+
+
+def test_a_subclass_of_streams_is_called_with_the_side(tcpreasm: ModuleType) -> None:
+    made: list[Any] = []
+
+    class OfSide(tcpreasm.BytesStream):  # type: ignore[misc, name-defined]
+        def __init__(self, side: Any) -> None:
+            super().__init__(side.net_flow, side.transport_flow)
+            made.append(self)
+
+        def new(self) -> None:
+            """What a factory of handlers has."""
+
+    with tcpreasm.Assembler(tcpreasm.ConversationPool(streams=OfSide)) as assembler:
+        talk = Talk(tcpreasm, assembler)
+        talk.shake()
+        talk.say(CLIENT, b"question")
+    assert [(str(stream.key), stream.data) for stream in made] == [
+        *(("10.0.0.1:1234->10.0.0.2:80", b"question"), ("10.0.0.2:80->10.0.0.1:1234", b"")),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["factory", "streams"])
+def test_a_side_is_the_same_object_as_long_as_it_is_open(tcpreasm: ModuleType, mode: str) -> None:
+    """Whether anybody keeps it or not; from then on nothing keeps it but its user."""
+    sides: list[Any] = []
+    conversations: list[Any] = []
+
+    class Keeps(Least):
+        def __init__(self, conversation: Any) -> None:
+            super().__init__(conversation)
+            conversations.append(conversation)
+
+        def reassembled(self, side: Any, pieces: list[Any]) -> None:
+            sides.append(weakref.ref(side))
+
+    def streams(side: Any) -> Any:
+        sides.append(weakref.ref(side))
+        conversations.append(side.conversation)
+        return tcpreasm.ByteCountStream()
+
+    pool = tcpreasm.ConversationPool(Keeps) if mode == "factory" else tcpreasm.ConversationPool(streams=streams)
+    assembler = tcpreasm.Assembler(pool)
+    gc.collect()
+    gc.disable()
+    try:
+        talk = Talk(tcpreasm, assembler)
+        talk.shake()
+        talk.say(CLIENT, b"x", fin=True)
+        conversation = conversations[0]
+        assert [(side() is conversation.client, side() is conversation.server) for side in sides[:2]] == [(True, False), (False, True)]
+        assert all(side() is conversation.client for side in sides[2:])
+        talk.say(SERVER, fin=True)
+        assert [side() for side in sides] == [None] * len(sides)
+        assert conversation.client.delivered == 1
+    finally:
+        gc.enable()
+
+
+def test_nobody_else_makes_them(tcpreasm: ModuleType) -> None:
+    for cls in (tcpreasm.Conversation, tcpreasm.Side):
+        with pytest.raises(TypeError):
+            cls()
+        for name in ("key", "state", "client", "first_seen_ns", "stream", "peer", "role", "net_flow", "packets"):
+            if hasattr(cls, name):
+                with pytest.raises((ValueError, AttributeError)):
+                    getattr(cls.__new__(cls), name)
+
+
 def test_no_object_for_what_is_not_opened(tcpreasm: ModuleType) -> None:
     """A flood of SYNs under open_on="data": no call of the factory, and nothing left of it."""
     talks = Talks(tcpreasm, open_on="data", max_connections=100)
@@ -1112,6 +1198,49 @@ def test_two_threads_one_direction_each(tcpreasm: ModuleType) -> None:
     assert all((one.client.delivered, one.server.delivered, one.state) == (8, 6, "closed") for one in pairs.values())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_threads_one_handler(tcpreasm: ModuleType, fails: bool) -> None:
+    """While one makes it, the other one waits; and makes it itself where that fails."""
+    inside, outside = threading.Event(), threading.Event()
+    made: list[Any] = []
+    log: list[Any] = []
+    raised: list[BaseException] = []
+
+    def new(conversation: Any) -> Handler:
+        made.append(threading.current_thread().name)
+        if len(made) == 1:
+            inside.set()
+            outside.wait(60)
+            if fails:
+                raise LookupError
+        return Handler(log, conversation)
+
+    pool = tcpreasm.ConversationPool(new)
+    assemblers = [tcpreasm.Assembler(pool) for _ in range(2)]
+
+    def run(who: str, number: int) -> None:
+        try:
+            talk = Talk(tcpreasm, assemblers[number])
+            if who == CLIENT:
+                talk.send(CLIENT, 1000, syn=True)
+            else:
+                inside.wait(60)
+                threading.Timer(0.1, outside.set).start()  # while this waits, most likely; what comes out is the same
+                talk.send(SERVER, 5000, syn=True, ack=1001)
+        except LookupError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(who, number), name=who) for number, who in enumerate((CLIENT, SERVER))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == ([CLIENT, SERVER] if fails else [CLIENT])
+    assert len(raised) == fails
+    expected = [("new", CLIENT, "10.0.0.1:1234->10.0.0.2:80"), (SERVER, b"", 0), *([] if fails else [(CLIENT, b"", 0)])]
+    assert sorted(log, key=str) == sorted(expected, key=str)
+
+
 def traffic(seed: int, conversations: int = 40) -> bytes:
     """A capture of whole conversations side by side, some packets lost, some in another order."""
     rng = random.Random(seed)
@@ -1212,6 +1341,24 @@ def test_what_conversations_yields(tcpreasm: ModuleType) -> None:
     assert (finished.server.missing, finished.server.skipped, finished.server.packets) == (2, 2, 2)
     assert (finished.handshake_time_ns, finished.handshake_time, finished.syn_ns) == (2 * NS, 2.0, 0)
     assert (finished.first_seen_ns, finished.last_seen_ns, finished.guessed, finished.closed_by) == (0, 3 * NS, False, None)
+
+
+def test_what_is_yielded_is_what_the_constructors_make(tcpreasm: ModuleType) -> None:
+    """Field for field, frozen, and equal to what the constructor makes of the same."""
+    (stream, *_), (finished, *_) = tcpreasm.follow(traffic(7)), tcpreasm.conversations(traffic(7))
+    for made in (stream, finished, finished.client, finished.server):
+        values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+        assert type(made)(**values) == made == dataclasses.replace(made) == copy.copy(made)
+        assert hash(type(made)(**values)) == hash(made)
+        assert repr(type(made)(**values)) == repr(made)
+        for name in values:
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(made, name, None)
+        with pytest.raises((AttributeError, TypeError)):
+            made.another = 1
+    assert type(finished) is tcpreasm.FinishedConversation
+    assert type(finished.client) is tcpreasm.FinishedSide
+    assert type(stream) is tcpreasm.FinishedStream
 
 
 # -- real captures ------------------------------------------------------------------------------------------------------

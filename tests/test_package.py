@@ -337,11 +337,7 @@ INTERNAL = {
             "half_open",
         ),
     },
-    "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside"},
-    "ConversationState": {
-        *("awaited_ack", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
-        *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
-    },
+    "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside", "tell_complete"},
     "Page": {"brought_by", "came", "left", "packet", "parent", "priority", "right", "urgent"},
     "PageList": {"remove"},
     "StreamPoolBase": POOL,

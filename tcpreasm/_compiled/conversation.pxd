@@ -1,10 +1,11 @@
 """What is known of both directions of one TCP connection together: the C contract. Touched by every packet, in pools that pair.
 
 Holds state only; the engine alone changes it, under the pool's lock. A connection has a side of a conversation from its first segment on,
-until it begins anew or is forgotten; the conversation lives on with the other one, and with the Python object that names it. What such an
-object reads, without the lock, are numbers that may be one segment old.
+until it begins anew or is forgotten; the conversation lives on with the other one, and with the Conversation that opens it to callers. What
+such an object reads, without the lock, are numbers that may be one segment old.
 """
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
@@ -71,13 +72,13 @@ cdef struct conversation_s:
     int64_t handshake_ack_ns
     conversation_s *next          # that something is to be done for
     void *memory                  # what this lies in
-    int64_t references            # connections, a Python object: touched by atomic operations alone
+    int64_t references            # connections, a Conversation: touched by atomic operations alone
+    PyObject *object              # the Conversation that there is, borrowed, or NULL; set with the GIL
     uint32_t awaited_ack          # what acknowledges the SYN of the SYN-ACK
     uint8_t is_what               # GUESSED ... CLOSED_BY_RST
     uint8_t client                # number of the client's side
     uint8_t opener                # whose SYN the first SYN-ACK answers: the client's, unless both open at the same time; NOBODY: none yet
     uint8_t closed_by             # whose FIN or RST came first; NOBODY
-    bint has_object               # a Python object names it
     key_s key                     # that of side 0
 
 
@@ -122,10 +123,36 @@ cdef void keep_conversation(conversation_s *conversation) noexcept nogil
 cdef void let_go_of_conversation(conversation_s *conversation) noexcept nogil
 
 
-cdef class ConversationState:
+# The key of what side `index` sends.
+cdef key_s key_of(const conversation_s *conversation, int index) noexcept nogil
+
+
+# What callers see. Made when the first stream is due; the pool keeps it until it is complete, and it keeps its sides so long. From then on
+# nothing refers to itself: a side keeps its conversation, and that knows the sides that there are.
+cdef class Conversation:
     cdef conversation_s *conversation_
-    cdef public object conversation   # what the pool's owner keeps with it
+    cdef PyObject *sides_[2]      # borrowed, or NULL
+    cdef Side kept_0              # the same, as long as it is open
+    cdef Side kept_1
+    cdef object stream_0          # what `streams` made for them
+    cdef object stream_1
+    cdef size_t place             # in the pool's list
+    cdef bint is_handled          # the pool has handlers,
+    cdef bint has_handler         # and there is one
+    cdef unsigned long maker      # identity of the thread in which the factory makes it now; 0: none
+    cdef public object handler
+    cdef public object context
 
     cdef conversation_s *_of(self) except NULL
+    cdef Side side_at(self, int index)
 
-cdef ConversationState state_of(conversation_s *conversation)
+cdef Conversation open_to_callers(conversation_s *conversation, bint is_handled)
+
+
+cdef class Side:
+    cdef object __weakref__
+    cdef readonly Conversation conversation
+    cdef int index
+    cdef object key_              # once it was asked for
+
+    cdef side_s *_of(self) except NULL

@@ -101,7 +101,7 @@ cdef class Deliverer(Pairer):
         try:
             try:
                 if self.pairs:
-                    stream = self.pairing._stream_for(self._state_of(side_of(connection).conversation), side_of(connection).index)
+                    stream = self.pairing.stream_for(side_of(connection))
                 else:
                     stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 made = True

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from .connection cimport connection_s, key_s
-from .conversation cimport ConversationState, conversation_s
+from .conversation cimport conversation_s
 from .holding cimport Holder, text_s
 from .pool cimport ConversationPoolBase
 
@@ -32,4 +32,3 @@ cdef class Pairer(Holder):
     cdef bint _note_beside(self, const key_s *key, uint32_t hash) noexcept nogil
     cdef bint _is_acked(self, const connection_s *connection, uint32_t ack) noexcept nogil
     cdef void _mark_acked(self, connection_s *connection) noexcept nogil
-    cdef ConversationState _state_of(self, conversation_s *conversation)

@@ -4,7 +4,7 @@ Lives here: the side that a connection has, what each of its segments tells abou
 Not here: what that leads to (settling.pyx). Called once for each segment that is not simply the next one; in other pools never.
 """
 
-from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdint cimport uint32_t
 
 from .connection cimport CLOSED, HAS_ISN, HAS_START, OPEN, SYN_TEXT_HELD, connection_s, first_held, key_s, waits
 from .conversation cimport (
@@ -13,7 +13,6 @@ from .conversation cimport (
     HAS_ACKED,
     PEER_WAITS,
     REFUSED,
-    ConversationState,
     beside,
     beside_s,
     conversation_s,
@@ -24,7 +23,6 @@ from .conversation cimport (
     peer_of,
     side_of,
     side_s,
-    state_of,
 )
 from .decode cimport ACK, FIN, RST, SYN
 from .holding cimport FACTORY_ERROR, Holder, text_s
@@ -132,11 +130,3 @@ cdef class Pairer(Holder):
             if self.acked_timeout_ns == 0:
                 side.conversation.is_what |= GIVES_UP
                 self.pairing.look_after(side.conversation)
-
-    # The object that names a conversation.
-    cdef ConversationState _state_of(self, conversation_s *conversation):
-        state = self.pairing.objects.get(<uintptr_t>conversation)
-        if state is None:
-            state = self.pairing.objects.setdefault(<uintptr_t>conversation, state_of(conversation))
-            conversation.has_object = True
-        return state

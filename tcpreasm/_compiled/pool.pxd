@@ -12,7 +12,7 @@ meanwhile the connection that it is called for has an owner, and others wait unt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .connection cimport connection_s, key_s
-from .conversation cimport conversation_s, side_s
+from .conversation cimport Conversation, conversation_s, side_s
 from .decode cimport LEVEL_IPV6
 
 
@@ -280,7 +280,9 @@ cdef class StreamPoolBase:
 
 
 cdef class ConversationPoolBase(StreamPoolBase):
-    cdef dict objects             # the ConversationState of each conversation that has had a stream and is not complete, by its address
+    cdef list objects             # the Conversation of each one that has had a stream and is not complete, in no order
+    cdef str called_with          # what the factory is called with
+    cdef object done              # what is called with each Conversation that is complete, where there are streams; or None
     cdef conversation_s *first_pending  # something is to be done for these
     cdef conversation_s *last_pending
     cdef int64_t acked_bound      # no side's acked_ns lies before this, as far as is known without looking
@@ -291,10 +293,18 @@ cdef class ConversationPoolBase(StreamPoolBase):
     cdef void leave(self, connection_s *connection) noexcept nogil
     # The side of a conversation that a segment without a connection comes from, or NULL.
     cdef side_s *side_beside(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil
+    # What takes the pieces of a side. Without the lock: user code runs.
+    cdef object stream_for(self, side_s *side)
     # Its stream has had its last call.
     cdef void end_side(self, side_s *side) noexcept nogil
     # Note what is to be done for it, if anything. The next one of those, or NULL.
     cdef void look_after(self, conversation_s *conversation) noexcept nogil
     cdef conversation_s *next_pending(self) noexcept nogil
 
+    # It is complete, and nobody is told of it any more: out of `objects`. Then, without the lock: who is to know of that is called.
+    cdef Conversation take_object(self, conversation_s *conversation)
+    cdef int tell_complete(self, Conversation conversation) except -1
+
+    cdef Conversation _object_of(self, conversation_s *conversation)
+    cdef int _make_handler(self, Conversation conversation) except -1
     cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil

@@ -24,11 +24,13 @@ from .connection cimport (
     connection_s,
     key_object,
     key_s,
+    net_flow_of,
     owner_of,
     raw_key,
     reset,
     reverse_key,
     served_s,
+    transport_flow_of,
     waits,
 )
 from .conversation cimport (
@@ -42,10 +44,14 @@ from .conversation cimport (
     WAS_RESET,
     beside,
     is_over,
+    Conversation,
+    conversation_s,
     keep_conversation,
+    key_of,
     let_go_of_conversation,
     may_be_taken,
     new_conversation,
+    open_to_callers,
     peer_of,
     side_of,
 )
@@ -54,6 +60,7 @@ from .sequence cimport difference
 from .streams cimport NativeStream, serves_natively
 
 from .._log import Log
+from ..errors import no_handler
 from .streams import ByteCountStream
 
 __all__ = ["ConversationPoolBase", "StreamPoolBase"]
@@ -735,16 +742,106 @@ cdef class StreamPoolBase:
 
 
 cdef class ConversationPoolBase(StreamPoolBase):
-    """The same, with the two directions of each connection paired. A subclass has two methods:
+    """The same, with the two directions of each connection paired.
 
-    _stream_for: makes a stream; called with a ConversationState and the number of the side, 0 or 1.
-    _tell_complete: called with each ConversationState that is complete and has had a stream, as the last thing.
+    Args:
+        factory: makes the handler of each conversation, or the stream of each side.
+        called_with: which of the two, and of what: "conversation"; or "side", or "flows", the two of that side.
+        done: called with each Conversation that is complete, where there are streams; or None.
     """
 
     def __cinit__(self, *args, **keywords):
         self.pairs = True
-        self.objects = {}
+        self.objects = []
         self.acked_bound = UNKNOWN_BOUND
+
+    def __init__(self, factory, called_with="conversation", done=None):
+        StreamPoolBase.__init__(self, factory)
+        if called_with != "conversation":
+            self.new = factory
+            self.counts = False   # a tally has no room for what tells its side
+        self.called_with = called_with
+        self.done = done
+
+    # -- who is called ----------------------------------------------------------------------------------------------
+
+    cdef object stream_for(self, side_s *side):
+        cdef Conversation conversation = self._object_of(side.conversation)
+        cdef key_s key
+        if self.called_with == "conversation":
+            if not conversation.has_handler:
+                self._make_handler(conversation)
+            return conversation.side_at(side.index)
+        if self.called_with == "flows":
+            key = key_of(side.conversation, side.index)
+            made = self.new(net_flow_of(&key), transport_flow_of(&key))
+        else:
+            made = self.new(conversation.side_at(side.index))
+        if side.index:
+            conversation.stream_1 = made
+        else:
+            conversation.stream_0 = made
+        return made
+
+    cdef Conversation _object_of(self, conversation_s *conversation):
+        cdef Conversation made
+        if conversation.object == NULL:
+            made = open_to_callers(conversation, self.called_with == "conversation")
+            if conversation.object == NULL:  # the garbage collector may have let others in
+                made.place = len(self.objects)
+                self.objects.append(made)
+                conversation.object = <PyObject *>made
+        return <Conversation>conversation.object
+
+    # The two sides may begin in two threads: one makes the handler, the other waits.
+    cdef int _make_handler(self, Conversation conversation) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        while conversation.maker != 0:
+            if conversation.maker == me:
+                raise RuntimeError("a conversation's factory called back into its own conversation")
+            self.waiters += 1
+            try:
+                with self.condition:
+                    if conversation.maker != 0:
+                        self.condition.wait(1)  # as in wait_for
+            finally:
+                self.waiters -= 1
+        if conversation.has_handler:
+            return 0
+        conversation.maker = me
+        try:
+            handler = self.new(conversation)
+            if not (callable(getattr(handler, "reassembled", None)) and callable(getattr(handler, "conversation_complete", None))):
+                raise no_handler(handler, conversation.key)
+            conversation.handler, conversation.has_handler = handler, True
+        finally:
+            conversation.maker = 0
+            if self.waiters:
+                with self.condition:
+                    self.condition.notify_all()
+        return 0
+
+    cdef Conversation take_object(self, conversation_s *conversation):
+        cdef Conversation taken = <Conversation>conversation.object
+        cdef Conversation last = self.objects.pop()
+        if last is not taken:
+            self.objects[taken.place] = last
+            last.place = taken.place
+        conversation.object = NULL
+        return taken
+
+    cdef int tell_complete(self, Conversation conversation) except -1:
+        try:
+            if self.called_with != "conversation":
+                if self.done is not None:
+                    self.done(conversation)
+            elif conversation.handler is not None:
+                conversation.handler.conversation_complete()
+        finally:
+            conversation.kept_0 = conversation.kept_1 = None  # else all would wait for the garbage collector
+        return 0
+
+    # -- pairs ------------------------------------------------------------------------------------------------------
 
     cdef connection_s *_peer(self, const key_s *key, uint32_t hash, int64_t forget_ns) noexcept nogil:
         cdef connection_s *peer
@@ -795,7 +892,7 @@ cdef class ConversationPoolBase(StreamPoolBase):
         if not conversation.is_what & COMPLETE_NOW and is_over(conversation):
             conversation.is_what |= COMPLETE_NOW
         ends_other = conversation.is_what & (WAS_RESET | REFUSED) and not conversation.is_what & COMPLETE_NOW
-        tells = (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.has_object
+        tells = (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.object != NULL
         if (ends_other or tells or conversation.is_what & GIVES_UP) and not conversation.is_what & PENDING:
             conversation.is_what |= PENDING
             keep_conversation(conversation)

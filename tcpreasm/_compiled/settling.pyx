@@ -3,7 +3,7 @@
 Called after each segment, and in walks over connections, where something is pending; in pools that do not pair never.
 """
 
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t
 
 from .clock cimport ALWAYS_NS
 from .connection cimport connection_s
@@ -15,7 +15,7 @@ from .conversation cimport (
     REFUSED,
     TOLD,
     WAS_RESET,
-    ConversationState,
+    Conversation,
     beside,
     conversation_s,
     let_go_of_conversation,
@@ -63,7 +63,7 @@ cdef class Settler(Engine):
                 self._serve_sides(conversation, False)
             if conversation.is_what & (WAS_RESET | REFUSED) and not conversation.is_what & COMPLETE_NOW:
                 self._serve_sides(conversation, True)
-            if (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.has_object:
+            if (conversation.is_what & (COMPLETE_NOW | TOLD)) == COMPLETE_NOW and conversation.object != NULL:
                 self._tell_complete(conversation)
             let_go_of_conversation(conversation)
             conversation = self.pairing.next_pending()
@@ -98,15 +98,14 @@ cdef class Settler(Engine):
         return 0
 
     cdef int _tell_complete(self, conversation_s *conversation) except -1:
-        cdef ConversationState state = self.pairing.objects.pop(<uintptr_t>conversation)
+        cdef Conversation told = self.pairing.take_object(conversation)
         conversation.is_what |= TOLD
         self.pool_.unlock()
         try:
-            if state.conversation is not None:
-                self.pairing._tell_complete(state)
+            self.pairing.tell_complete(told)
         except BaseException as raised:
             self._keep_error(raised)
         finally:
-            state = None          # without the lock: what dies with it may be user code
+            told = None           # without the lock: what dies with it may be user code
             self.pool_.lock()
         return 0

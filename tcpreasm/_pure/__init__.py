@@ -2,7 +2,7 @@
 
 from .assembler import AssemblerBase
 from .connection import Connection
-from .conversation import ConversationState
+from .conversation import Conversation, Side
 from .decode import decode_frame
 from .files import FilePool, FileStream, FlowPaths, flow_name
 from .pages import PAGE_BYTES, Page, PageCache, PageList
@@ -21,8 +21,8 @@ __all__ = [
     "ByteCountStream",
     "BytesStream",
     "Connection",
+    "Conversation",
     "ConversationPoolBase",
-    "ConversationState",
     "DigestStream",
     "FilePool",
     "FileStream",
@@ -35,6 +35,7 @@ __all__ = [
     "Reassembly",
     "Sequence",
     "Shards",
+    "Side",
     "SpanStream",
     "StreamPoolBase",
     "byte_span",

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from .._log import Log
+from ..errors import no_handler
 from ..flow import ConnectionKey
 from .clock import ALWAYS_NS
 from .connection import Connection, RawKey, key_object
-from .conversation import ConversationState, SideState
+from .conversation import Conversation, ConversationState, SideState
 
 __all__ = ["ConversationPoolBase", "StreamPoolBase"]
 
@@ -234,26 +237,68 @@ class StreamPoolBase:
 
 
 class ConversationPoolBase(StreamPoolBase):
-    """The same, with the two directions of each connection paired. A subclass has two methods:
+    """The same, with the two directions of each connection paired.
 
-    _stream_for: makes a stream; called with a ConversationState and the number of the side, 0 or 1.
-    _tell_complete: called with each ConversationState that is complete and has had a stream, as the last thing.
+    Args:
+        factory: makes the handler of each conversation, or the stream of each side.
+        called_with: which of the two, and of what: "conversation"; or "side", or "flows", the two of that side.
+        done: called with each Conversation that is complete, where there are streams; or None.
     """
 
-    def __init__(self, factory: Any) -> None:
+    def __init__(self, factory: Any, called_with: str = "conversation", done: Callable[[Conversation], None] | None = None) -> None:
         super().__init__(factory)
+        if called_with != "conversation":
+            self._new = factory
+        self._called_with = called_with
+        self._done = done
+        self._objects = threading.Lock()
         self._pending: deque[ConversationState] = deque()  # something is to be done for these
 
     def _make(self, connection: Connection) -> Any:
-        side = connection.side
-        assert side is not None
-        return self._stream_for(side.conversation, side.index)
+        assert connection.side is not None
+        state, index = connection.side.conversation, connection.side.index
+        conversation = state.conversation
+        if conversation is None:
+            with self._objects:  # the two sides may begin in two threads
+                conversation = state.conversation
+                if conversation is None:
+                    conversation = state.conversation = Conversation(state, self._called_with == "conversation")
+        if self._called_with == "conversation":
+            if conversation._lock is not None:
+                self._make_handler(conversation, conversation._lock)
+            return conversation._side(index)
+        made = self._new(*connection.key) if self._called_with == "flows" else self._new(conversation._side(index))
+        conversation._streams[index] = made
+        return made
 
-    def _stream_for(self, state: ConversationState, index: int) -> Any:
-        raise NotImplementedError
+    def _make_handler(self, conversation: Conversation, lock: threading.RLock) -> None:
+        with lock:
+            if conversation._makes:
+                raise RuntimeError("a conversation's factory called back into its own conversation")
+            if conversation._lock is None:
+                return
+            conversation._makes = True
+            try:
+                handler = self._new(conversation)
+                if not (callable(getattr(handler, "reassembled", None)) and callable(getattr(handler, "conversation_complete", None))):
+                    raise no_handler(handler, conversation.key)
+            finally:
+                conversation._makes = False
+            conversation.handler, conversation._lock = handler, None
 
-    def _tell_complete(self, state: ConversationState) -> None:
-        raise NotImplementedError
+    def tell_complete(self, state: ConversationState) -> None:
+        """To the handler, or `done`, of a conversation that is complete: the last thing that is told of it."""
+        conversation, state.conversation = state.conversation, None
+        if conversation is None:
+            return
+        try:
+            if self._called_with != "conversation":
+                if self._done is not None:
+                    self._done(conversation)
+            elif conversation.handler is not None:
+                conversation.handler.conversation_complete()
+        finally:
+            conversation._sides = [ref(conversation._side(index)) for index in (0, 1)]  # else all would wait for the garbage collector
 
     def _peer(self, key: RawKey, forget_ns: int) -> Connection | None:
         src, dst, src_port, dst_port, tunnels = key

@@ -36,8 +36,7 @@ class Settler(Engine):
             if conversation.complete and not conversation.told:
                 conversation.told = True
                 try:
-                    if conversation.conversation is not None:
-                        self._pairing._tell_complete(conversation)
+                    self._pairing.tell_complete(conversation)
                 except BaseException as raised:
                     self._keep_error(raised)
 
