@@ -26,7 +26,7 @@ FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCo
 GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once.
 
 Above all this, imported when they are first asked for: flow_table (flows and gaps as tables, for numpy, pyarrow, polars, pandas, duckdb;
-FlowCollector is its factory), and aio (`aio.follow`, `aio.readers`: captures on asyncio).
+FlowCollector makes its streams), and aio (`aio.follow`, `aio.readers`: captures on asyncio).
 
 Values: Flow and ConnectionKey (who talks to whom), TCPSegment (for `assemble`), Sequence (arithmetic modulo 2**32), AssemblerOptions
 and FlushOptions (limits and rules), AssemblerStats (counters), Verdict (what a frame was), CaptureSummary.
