@@ -11,7 +11,7 @@ This is the tour; `help(tcpreasm.NAME)` tells the rest of each name. (Below, hel
     follow(source)              each direction of each connection by itself, as it ends: a FinishedStream
     conversations(source)       both directions together: a FinishedConversation, with a FinishedSide for each
     flow_table(source)          a FlowTable: a Table of the flows, and one of their gaps, for numpy, pyarrow, polars, pandas, duckdb;
-                                FlowCollector is its factory, for sources of your own
+                                FlowCollector makes its streams, for sources of your own
     aio                         the same on asyncio: `aio.follow`, `aio.readers`
 
 A source is a path, "-", a file object, bytes, an mmap, what open_capture(source) or open_live(interface) gave (both give Frame objects),
@@ -29,7 +29,7 @@ what scapy, dpkt or pypcap gave, or a list of these. CaptureError is raised for 
 
 A connection is one direction of a TCP connection; the other direction is another one, with a stream of its own. A ConversationPool in the
 place of the StreamPool pairs them: its ConversationFactory makes a ConversationHandler for each Conversation, which tells who is client,
-the handshake and how it was closed; each Side of it what that has sent.
+the handshake and how it was closed; each Side of it what that has sent. Or SideStreams make a stream for each Side, and no handler.
 
 3. Ready-made streams:
 

@@ -198,19 +198,20 @@ class FlowTable:
     gaps: Table
 
 
-def _flow_row(side: Side, number: int) -> bytes:
+def _flow_row(
+    side: Side, from_client: bool, number: int, conversation: int, state: bytes, guessed: bool, handshake_ns: int | None
+) -> bytes:
     """As FLOW_DTYPE."""
     net, transport = side.key
-    conversation, stream = side.conversation, side.stream
-    handshake_ns = conversation.handshake_time_ns
+    stream = side.stream
     return _FLOW_ROW.pack(
         number,
-        conversation.context,
+        conversation,
         _text(net.raw_src),
         transport.raw_src,
         _text(net.raw_dst),
         transport.raw_dst,
-        side.role == "client",
+        from_client,
         stream.length,
         stream.skipped,
         stream.gap_count,
@@ -219,8 +220,8 @@ def _flow_row(side: Side, number: int) -> bytes:
         stream.started,
         stream.ended,
         net.tunnels,
-        conversation.state.encode(),
-        conversation.guessed,
+        state,
+        guessed,
         _NO_TIME if handshake_ns is None else handshake_ns,
     )
 
@@ -274,7 +275,7 @@ class FlowCollector:
                 conversation.context = self._conversations
                 self._open[self._conversations] = conversation
                 self._conversations += 1
-        return SpanStream(side.net_flow, side.transport_flow)
+        return SpanStream()
 
     def conversation_complete(self, conversation: Conversation) -> None:
         """Called by the pool."""
@@ -316,9 +317,10 @@ class _Rows:
         self.gaps = bytearray()
 
     def add(self, conversation: Conversation) -> None:
-        for side in conversation.sides:
+        shared = conversation.context, conversation.state.encode(), conversation.guessed, conversation.handshake_time_ns
+        for side, from_client in zip(conversation.sides, (True, False)):
             if side.stream is not None:
-                self.flows += _flow_row(side, self.count)
+                self.flows += _flow_row(side, from_client, self.count, *shared)
                 self.gaps += _gap_rows(side.stream, self.count)
                 self.count += 1
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from command import LIMIT, Run
 from conftest import DATA
-from traffic import Talk, pcap, sha256
+from traffic import ACK, RST, SYN, Talk, pcap, sha256
 
 Capture = Callable[..., Path]
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -50,6 +50,19 @@ def test_a_start_that_was_not_captured(run: Run, capture: Capture) -> None:
         "< [start not captured]",
         "< late",
     ]
+
+
+def test_a_connection_that_says_nothing(run: Run, capture: Capture) -> None:
+    """How it ended tells why."""
+    refused = Talk().send(0, b"", SYN)
+    refused.seqs = [refused.seqs[0] + 1, 0]
+    path = capture(refused.send(1, b"", RST | ACK))
+    head = "connection 1: > 10.0.0.1:40000  < 10.0.0.2:80"
+    assert run("follow", path, "1").lines == [head, "[no bytes: refused]"]
+    assert run("follow", path, "1", "--format", "hex").lines == [head, "[no bytes: refused]"]
+    talk = capture(Talk().open().say(0, b"anybody?").close())
+    assert run("follow", talk, "1", "--client").lines == [head, "> anybody?"]
+    assert run("follow", talk, "1", "--server").lines == [head, "[no bytes: closed]"]
 
 
 def test_the_number_is_that_of_flows(run: Run, capture: Capture) -> None:
@@ -103,6 +116,7 @@ def test_raw_is_what_was_sent(start: Start, run: Run, file: str, side: int) -> N
 def test_raw_of_both(start: Start, capture: Capture) -> None:
     talk = Talk().open().say(0, b"\x1b[1m").say(1, b"\xff\n").say(0, b"\0").close()
     assert start("follow", capture(talk), "1", "--format", "raw").communicate(timeout=LIMIT) == (b"\x1b[1m\xff\n\0", b"")
+    assert start("follow", capture(Talk().open()), "1", "--format", "raw").communicate(timeout=LIMIT) == (b"", b"")
 
 
 HOSTILE = b"\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08 \xe2\x80\xae\x7f\x00\r\nnext"

@@ -265,12 +265,13 @@ def test_a_connection_that_is_refused_where_one_was_before(observe: Callable[...
     assert [flags for *_, flags in relative(two.server.segments)] == [RST | ACK]
 
 
-def test_a_hole_that_the_other_side_has_acknowledged(observe: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("timeout", "then"), [(1.0, 1100), (0, 5)])
+def test_a_hole_that_the_other_side_has_acknowledged(observe: Callable[..., Any], timeout: float, then: int) -> None:
     """Its acknowledgement gives out what waited: that stands in the picture of whom it was held for."""
     packets = [*DISORDER[:5], Packet(5, SERVER, 0, 300), Packet(1100, SERVER, 0, 300, b"yes"), Packet(1101, SERVER, 3, 300, b"no")]
-    found = observe(capture(packets))
-    assert relative(found.client.gaps) == [(1100, 100, 100)]
-    assert relative(found.client.held) == [(4, 100), (1100, 0)]
+    found = observe(capture(packets), acked_hole_timeout=timeout)
+    assert relative(found.client.gaps) == [(then, 100, 100)]
+    assert relative(found.client.held) == [(4, 100), (then, 0)]
     assert relative(found.server.segments)[1:] == [(1100, 0, 3, IN_ORDER, ACK), (1101, 3, 5, IN_ORDER, ACK)]
     assert relative(found.server.held) == []
 

@@ -1,6 +1,6 @@
 """The command `tcpreasm`: the main program, and what becomes of its errors.
 
-    common    what the subcommands share: options, texts, pairs of directions
+    common    what the subcommands share: options, texts
     flows     a table of connections
     extract   one file per stream
     http      requests and responses, also live

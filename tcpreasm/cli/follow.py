@@ -43,8 +43,9 @@ hex     offset in the side's stream, bytes, and the same as ascii
 raw     the bytes alone, for a file or another program; what is missing is left out, and told on
         standard error
 
-In ascii and hex a line tells where bytes are missing. Two colours on a terminal, unless NO_COLOR is
-set. Reading ends with the connection. `client guessed`: see `tcpreasm flows --help`."""
+In ascii and hex a line tells where bytes are missing, or that there are none, and how it ended. Two
+colours on a terminal, unless NO_COLOR is set. Reading ends with the connection. `client guessed`: see
+`tcpreasm flows --help`."""
 
 
 def add_parser(commands: Any) -> None:
@@ -79,6 +80,10 @@ class _Writer(ABC):
         """Which connection it is."""
         words = "  (client guessed)" if guessed else ""
         sys.stdout.write(f"connection {number}: {_SIGNS[0]}{client.src}  {_SIGNS[1]}{client.dst}{words}\n")
+
+    def nothing(self, state: str) -> None:
+        """Nobody who is wanted has sent a byte."""
+        sys.stdout.write(f"[no bytes: {state}]\n")
 
     def write(self, side: int, skip: int, data: bytes) -> None:
         """Bytes, after so many that are missing; -1 where nobody knows how many."""
@@ -160,6 +165,9 @@ class _RawWriter(_Writer):
     def begin(self, number: int, client: ConnectionKey, guessed: bool) -> None:
         """Nothing: there are bytes only."""
 
+    def nothing(self, state: str) -> None:
+        """Nothing either."""
+
     def _bytes(self, side: int, data: bytes) -> None:
         sys.stdout.buffer.write(data)
 
@@ -191,6 +199,7 @@ class _Order:
         self._waiting: list[tuple[int, int, int, int, bytes]] = []
         self._waiting_bytes = 0
         self._last_ns = [0, 0]
+        self._is_silent = True  # nothing was written yet
         self.is_over = False
         """Nothing more comes."""
 
@@ -225,6 +234,7 @@ class _Order:
         for _, _, at, skip, data in sorted(self._waiting):
             side = int(at != self._client)
             if self._only in (None, ROLES[side]):
+                self._is_silent = False
                 self._writer.write(side, skip, data)
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -234,6 +244,8 @@ class _Order:
         self._begin()
         self.write()
         self._writer.end()
+        if self._sides and self._is_silent:
+            self._writer.nothing(self._sides[0].conversation.state)
         return bool(self._sides)
 
     def _begin(self) -> None:
