@@ -339,7 +339,7 @@ INTERNAL = {
         *("awaited_ack", "closed_by", "closed_by_rst", "complete", "gives_up", "guessed", "handshake_ack_ns", "is_over", "key"),
         *("opener", "pending", "refused", "reset", "sides", "syn_ack_ns", "told"),
     },
-    "Page": {"brought_by", "came", "left", "packet", "parent", "priority", "right", "urgent"},
+    "Page": {"brought_by", "came", "left", "packet", "parent", "peer_ack", "priority", "right", "urgent"},
     "PageList": {"remove"},
     "StreamPoolBase": POOL,
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
