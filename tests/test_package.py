@@ -338,7 +338,7 @@ INTERNAL = {
         ),
     },
     "ConversationPoolBase": {*POOL, "end_side", "give_back_side", "join", "look_after", "next_pending", "side_beside", "tell_complete"},
-    "Page": {"brought_by", "came", "left", "packet", "parent", "priority", "right", "urgent"},
+    "Page": {"brought_by", "came", "left", "packet", "parent", "peer_ack", "priority", "right", "urgent"},
     "PageList": {"remove"},
     "StreamPoolBase": POOL,
     # The pure one is a bytes object underneath, which is how it offers a buffer; its documentation promises nothing of that.
