@@ -15,6 +15,7 @@ from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import load
@@ -114,13 +115,16 @@ EXPLAINED: dict[tuple[str, str], tuple[list[tuple[int, int]], tuple[str, ...]]] 
     (f"{NDPI}/reasm_segv_anon.pcapng", "63.190.145.43 80 > 172.17.36.21 57619"): ([(40496, 0)], (FIRST_STARTS,)),
 }
 
+# Of its connection the segments without text lie in AH, and those with text in IPComp within that.
+IN_IPCOMP = f"{LIBPCAP}/filter/AH-IPcomp-IPv4.pcap"
+
 # What no stream can be made of: the directions that tshark has and we have not, and what became of all frames of the capture.
 LATER: dict[str, tuple[str, int, dict[str, int]]] = {
     f"{SURICATA}/bug-5437-01/input.pcap": ("ERSPAN in GRE", 2, {"NOT_TCP": 2}),
     f"{ARKIME}/nflog.pcap": ("link type 239 (NFLOG)", 2, {"UNKNOWN_LINKTYPE": 10}),
     "kbandla+dpkt/examples/data/nb6-http.pcap": ("L2TP in PPPoE", 2, {"SEGMENT": 20, "NOT_IP": 6, "NOT_TCP": 36}),
     f"{SNORT}/codecs/teredo/teredo.pcap": ("Teredo", 1, {"NOT_TCP": 8}),
-    f"{LIBPCAP}/filter/AH-IPcomp-IPv4.pcap": ("IPv4 in AH in IPv4, and IPComp", 2, {"NOT_TCP": 10}),
+    IN_IPCOMP: ("IPComp in AH", 2, {"SEGMENT": 6, "NOT_TCP": 4}),
     f"{LIBPCAP}/filter/arcnet-rfc1051-arp-icmp-http.pcap": ("link type 129 (ARCNET)", 1, {"UNKNOWN_LINKTYPE": 15}),
     f"{TCPDUMP}/bgp-aigp.pcap": ("link type 178 (Juniper)", 1, {"UNKNOWN_LINKTYPE": 1}),
     f"{TCPDUMP}/wccp_redirect_gre.pcap": ("WCCP in GRE", 1, {"NOT_TCP": 1}),
@@ -271,6 +275,11 @@ def test_nothing_else_is_published(corpus: Path) -> None:
 # tshark's streams.
 
 
+def ends_of(key: Any) -> Any:
+    (src, dst), (src_port, dst_port) = key
+    return (str(src), src_port), (str(dst), dst_port)
+
+
 def test_every_stream_is_tsharks_or_differs_by_a_known_cause(tcpreasm: ModuleType, corpus: Path) -> None:
     same = 0
     explained = set()
@@ -291,7 +300,12 @@ def test_every_stream_is_tsharks_or_differs_by_a_known_cause(tcpreasm: ModuleTyp
                 # Nothing but a missing layer is left to be the cause: no segment of this direction was found.
                 assert path in LATER, where
                 assert ends not in told, where
-                assert not any(segment.ends == ends for segment in captured(corpus, path)), where
+                if path == IN_IPCOMP:
+                    found = tcpreasm.follow(corpus / "real" / path)
+                    holes = [(len(stream.data), stream.missing) for stream in found if ends_of(stream.key) == ends]
+                    assert holes == [(0, size) for size, _ in theirs[ends]], where
+                else:
+                    assert not any(segment.ends == ends for segment in captured(corpus, path)), where
                 later[path] += 1
                 continue
             amounts, habits = EXPLAINED[where]
