@@ -99,7 +99,7 @@ cdef object transport_flow_of(const key_s *key):
 
 
 cdef object key_object(const key_s *key):
-    return ConnectionKey(net_flow_of(key), transport_flow_of(key))
+    return tuple.__new__(ConnectionKey, (net_flow_of(key), transport_flow_of(key)))  # its own constructor is Python code
 
 
 cdef key_s raw_key(object key) except *:
