@@ -21,6 +21,8 @@ A connection is one direction of a TCP connection; the other direction is anothe
 place of the StreamPool pairs them: a handler for both sides, who is client, the handshake, how it was closed; `conversations` is to it
 what `follow` is to streams.
 
+A stream that has enough returns STOP, and gets no more; AssemblerOptions.depth does that for all, behind so many bytes.
+
 Ready-made streams: ReaderStream (an io.RawIOBase, for parsers that want a file; DataLost at gaps), BytesStream, FileStream (with a
 FilePool), DigestStream, SpanStream (where in the capture the bytes lie), ByteCountStream. All but the first are fed in C, without the
 GIL; assemble_capture(path, threads=N) then runs N threads side by side. assemble_batch takes many frames at once.
@@ -63,6 +65,7 @@ from .follow import FinishedStream, follow
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .segment import TCPSegment
 from .stats import AssemblerStats
+from .stop import STOP
 from .streams import (
     ByteCountStream,
     BytesStream,
@@ -99,6 +102,7 @@ __all__ = [
     "DEFAULT_ASSEMBLER_OPTIONS",
     "INVALID_SEQUENCE",
     "PAGE_BYTES",
+    "STOP",
     "Assembler",
     "AssemblerOptions",
     "AssemblerStats",

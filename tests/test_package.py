@@ -75,6 +75,7 @@ LEAVES = {
     "segment",
     "spans",
     "stats",
+    "stop",
     "verdict",
 }
 
@@ -304,7 +305,7 @@ POOL = {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "
 INTERNAL = {
     "Connection": {
         *("CLOSED", "FREE", "OPEN", "REMOVED", "cut_end", "early_end", "early_segments", "end_seen_ns", "far_next", "first_held"),
-        *("first_seq", "gathered", "gatherer", "is_ahead", "isn", "note_past_start", "past_start"),
+        *("first_seq", "gathered", "gatherer", "go_on_to", "is_ahead", "isn", "note_past_start", "past_start"),
         *(
             "lock",
             "owner",
@@ -313,6 +314,7 @@ INTERNAL = {
             "reassembly_complete",
             "side",
             "state",
+            "stopped",
             "stream",
             "successor",
             "syn_data",

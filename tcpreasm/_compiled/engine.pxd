@@ -42,10 +42,16 @@ cdef enum:
     FACTORY_ERROR
     OUT_OF_BAND
     PAWS
+    STOPPED
     EVICTED_CLOSED
     EVICTED_HALF_OPEN
     EVICTED_IDLE
     COUNTS
+
+# Why missing bytes are given up: stats.GAP_REASONS, in their order, from HOLES_LIMITED on; two of them are no holes, and not counted.
+cdef enum:
+    GAP_CUT = HOLES_ENDED + 1
+    GAP_START = HOLES_ENDED + 2
 
 cdef enum:
     FIN = 1                       # RFC 9293 3.1
@@ -97,6 +103,12 @@ cdef struct at_hand_s:
     uint32_t size
     int64_t seen_ns
 
+cdef struct given_up_s:           # missing bytes that are no longer waited for
+    key_s key                     # of their connection
+    uint32_t seq                  # of the first one
+    int why                       # HOLES_LIMITED ... GAP_START
+    int64_t missing               # -1: nobody knows
+
 cdef struct conflict_s:           # a run of bytes in which the segment at hand and what is held differ
     uint32_t seq
     uint32_t size
@@ -134,6 +146,10 @@ cdef class Engine(Server):
     cdef memory_s conflicts       # found in the segment at hand, for on_conflict: conflict_s,
     cdef memory_s conflict_held   # and of all of them, one behind the other, the bytes that were held,
     cdef memory_s conflict_new    # and those that came
+    cdef bint tells_gaps
+    cdef object on_gap
+    cdef memory_s gaps            # of given_up_s, since the last call of _settle, for on_gap
+    cdef int64_t depth            # bytes of each stream that it gets; 0: all
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef clock_s clock_before     # of the packet at hand
@@ -176,6 +192,8 @@ cdef class Engine(Server):
 
     # Text and FIN.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil
+    cdef void _cut_text(self, text_s *text, int64_t room, int reason) noexcept nogil
+    cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil
     cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil
     cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil
     cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil
@@ -183,7 +201,7 @@ cdef class Engine(Server):
     # In order: pieces go to `out`, next_seq goes on.
     cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1 nogil
     cdef int _advance(self, connection_s *connection) except -1 nogil
-    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil
+    cdef int _jump(self, connection_s *connection, int64_t missing, int why) except -1 nogil
     cdef int _emit(
         self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
         uint32_t seq
@@ -221,6 +239,15 @@ cdef class Engine(Server):
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil
+
+    # A stream that gets no more.
+    cdef int _stop(self, connection_s *connection) except -1 nogil
+    cdef void _let_go(self, connection_s *connection) noexcept nogil
+    cdef int64_t _left(self, const connection_s *connection) noexcept nogil
+    cdef void _keep_depth(self, connection_s *connection) noexcept nogil
+    cdef int _note_gap(self, const connection_s *connection, uint32_t seq, int64_t missing, int why) except -1 nogil
+    # What that raises is kept as the late error.
+    cdef int _tell_gaps(self) except -1
 
     # Both directions together, in pools that pair.
     cdef void _hold_at_hand(self, uint32_t flags, const text_s *text) noexcept nogil

@@ -24,6 +24,7 @@ from .connection cimport (
     HAS_START,
     HAS_TSVAL,
     NATIVE,
+    NO_MORE,
     OPEN,
     PAST_START,
     PYTHON,
@@ -34,6 +35,8 @@ from .connection cimport (
     connection_s,
     ended,
     first_held,
+    go_on_to,
+    is_stopped,
     key_object,
     key_s,
     net_flow_of,
@@ -111,7 +114,7 @@ from .streams cimport NativeStream, append, reserve
 
 from .._log import Log
 from ..errors import no_stream
-from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
+from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS, GAP_REASONS
 
 cdef extern from *:
     const int64_t SPAN_LIMIT "INT64_C(0x7FFFFFFF)"  # what is held lies within so many bytes of next_seq, so that comparing is exact
@@ -164,6 +167,7 @@ cdef class Engine(Server):
 
     def __dealloc__(self):
         PyMem_RawFree(self.sharers)
+        free(self.gaps.data)
         free(self.conflicts.data)
         free(self.conflict_held.data)
         free(self.conflict_new.data)
@@ -576,7 +580,7 @@ cdef class Engine(Server):
     # Text and FIN of one segment.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil:
         cdef int64_t ahead, room
-        cdef uint32_t keep
+        cdef uint32_t behind
         if flags & FIN:
             self._note_end(connection, text.seq + text.wire, text.seen_ns)
         if connection.has & HAS_END:
@@ -584,29 +588,28 @@ cdef class Engine(Server):
                 room = <int64_t>difference(text.seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
             else:
                 room = difference(text.seq, connection.end_seq)
-            if text.wire > room:
-                keep = <uint32_t>max(0, min(room, <int64_t>text.size))
-                self.counts[AFTER_END] += text.size - keep
-                text.size = keep
-                text.wire = <uint32_t>max(0, room)
+            self._cut_text(text, room, AFTER_END)
         if not connection.has & HAS_START:
             return self._wait_for_start(connection, text)
         ahead = difference(connection.next_seq, text.seq)
-        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+        if self._is_out_of_window(connection, ahead, text):
             self.counts[OUT_OF_WINDOW] += text.size
             return 0
+        behind = text.seq + text.wire
+        if is_stopped(connection):
+            self.counts[STOPPED] += text.size
+            go_on_to(connection, behind if text.wire else connection.next_seq)
+            return 0
+        if self.depth:
+            self._cut_text(text, self._left(connection) - ahead, STOPPED)
         if connection.key.more & SYN_TEXT_HELD:
             if text.wire:
                 self.pool_.note_held(text.seen_ns)
                 self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
                 self._keep_limits(connection)
-            return 0
-        if ahead <= 0:
-            return self._deliver(connection, text, start)
-        if text.wire:
-            if ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text)):
-                self.counts[OUT_OF_WINDOW] += text.size
-                return 0
+        elif ahead <= 0:
+            self._deliver(connection, text, start)
+        elif text.wire:
             self.pool_.note_held(text.seen_ns)
             if (
                 text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size
@@ -619,7 +622,25 @@ cdef class Engine(Server):
                 with gil:
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
             self._keep_limits(connection)
+        if is_stopped(connection):  # by its depth, now
+            go_on_to(connection, behind)
         return 0
+
+    # What of a text, and of what it had on the wire, has room.
+    cdef void _cut_text(self, text_s *text, int64_t room, int reason) noexcept nogil:
+        cdef uint32_t keep
+        if text.wire > room:
+            keep = <uint32_t>max(0, min(room, <int64_t>text.size))
+            self.counts[reason] += text.size - keep
+            text.size = keep
+            text.wire = <uint32_t>max(0, room)
+
+    cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil:
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            return True
+        if ahead <= 0 or text.wire == 0 or connection.key.more & SYN_TEXT_HELD:
+            return False
+        return ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text))
 
     # Further ahead than max_gap, and the last one that was so lay somewhere else.
     cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil:
@@ -725,6 +746,8 @@ cdef class Engine(Server):
             if not connection.has & SERVED:
                 self._open_late(connection, 0, 0)
             connection.key.more &= ~SYN_TEXT_HELD
+        if self.depth:
+            self._keep_depth(connection)
         while True:
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
@@ -735,18 +758,25 @@ cdef class Engine(Server):
                 break
             if page != NULL:
                 cut = min(cut, <int64_t>difference(connection.next_seq, page.seq))
-            self._jump(connection, cut)
+            self._jump(connection, cut, GAP_CUT)
         connection.cut_end = connection.next_seq
+        if self.depth and not self._left(connection) and not ended(connection):
+            if connection.skip:
+                self._emit_empty(connection, connection.last_seen_ns, False, 0)
+            self._let_go(connection)
         return 0
 
     # next_seq goes on over bytes that are missing.
-    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil:
+    cdef int _jump(self, connection_s *connection, int64_t missing, int why) except -1 nogil:
+        if self.tells_gaps and missing and connection.skip >= 0:
+            self._note_gap(connection, connection.next_seq, missing, why)
         connection.next_seq += <uint32_t>missing
         if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
             self.counts[BYTES_SKIPPED] += missing
             if self.pairs:
                 side_of(connection).skipped += missing
+        return 0
 
     # The bytes of the text from position to end, without what is out of band.
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
@@ -1111,11 +1141,17 @@ cdef class Engine(Server):
     # Stop waiting for the lowest hole: over it, and on with what is contiguous then. It counts as a hole of that kind.
     cdef int _skip(self, connection_s *connection, int why) except -1 nogil:
         cdef uint32_t target = first_held(connection)
+        cdef int64_t missing
         if connection.has & HAS_START:
-            self.counts[why] += target != connection.next_seq
-            self._jump(connection, difference(connection.next_seq, target))
+            missing = difference(connection.next_seq, target)
+            if self.depth:
+                missing = min(missing, self._left(connection))
+            self._jump(connection, missing, why)
+            self.counts[why] += missing != 0
             connection.cut_end = connection.next_seq
         else:
+            if self.tells_gaps:
+                self._note_gap(connection, target, -1, GAP_START)
             begin_at(connection, target)
             connection.skip = -1
         self._advance(connection)
@@ -1141,10 +1177,11 @@ cdef class Engine(Server):
     cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil:
         if not ended(connection):
             return self._hand_over(connection) if self.out_count else 0
-        if connection.skip or not self.out_count:
-            self._emit_empty(connection, connection.end_ns, False, packet)
-        if self.out_count:
-            self.out[self.out_count - 1].flags |= PIECE_END
+        if not is_stopped(connection):
+            if connection.skip or not self.out_count:
+                self._emit_empty(connection, connection.end_ns, False, packet)
+            if self.out_count:
+                self.out[self.out_count - 1].flags |= PIECE_END
         self._drop(&connection.pages, AFTER_END)
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
@@ -1167,10 +1204,11 @@ cdef class Engine(Server):
         while waits(connection):
             self._skip(connection, HOLES_ENDED)
         at_end = ended(connection)
-        if connection.skip or (at_end and not self.out_count):
-            self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
-        if at_end and self.out_count:
-            self.out[self.out_count - 1].flags |= PIECE_END
+        if not is_stopped(connection):
+            if connection.skip or (at_end and not self.out_count):
+                self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
+            if at_end and self.out_count:
+                self.out[self.out_count - 1].flags |= PIECE_END
         if at_end and self.pairs:
             side_of(connection).is_what |= SIDE_ENDED
         self._drop_successor(connection)
@@ -1193,6 +1231,74 @@ cdef class Engine(Server):
                 self.pairing.end_side(side_of(connection))
             if after == FORGOTTEN:
                 self.pool_.free_removed(connection)
+        return 0
+
+    # -- a stream that gets no more ---------------------------------------------------------------------------------
+
+    # Where only a hole was before the FIN, that is the end.
+    cdef int _stop(self, connection_s *connection) except -1 nogil:
+        if is_stopped(connection):
+            return 0
+        self._let_go(connection)
+        return self._serve(connection, 0) if ended(connection) else 0
+
+    # From now on its segments are followed, and that is all. What is missing, and no piece has told, counts as if it had not been looked
+    # for.
+    cdef void _let_go(self, connection_s *connection) noexcept nogil:
+        cdef page_s *last = connection.pages.last
+        if connection.skip > 0:
+            self.counts[BYTES_SKIPPED] -= connection.skip
+            if self.pairs:
+                side_of(connection).skipped -= connection.skip
+        connection.skip = NO_MORE
+        connection.key.more &= ~SYN_TEXT_HELD
+        go_on_to(connection, connection.next_seq if last == NULL else page_end(last) + last.missing)
+        self._drop(&connection.pages, STOPPED)
+
+    # Bytes from next_seq on that its depth leaves it.
+    cdef int64_t _left(self, const connection_s *connection) noexcept nogil:
+        if connection.has & PAST_START:
+            return 0
+        return max(0, self.depth - difference(connection.first_seq, connection.next_seq))
+
+    # What came before the start was known, or through another assembler, may reach too far.
+    cdef void _keep_depth(self, connection_s *connection) noexcept nogil:
+        cdef page_s *last = connection.pages.last
+        cdef uint32_t end_seq
+        if last != NULL:
+            end_seq = connection.next_seq + <uint32_t>self._left(connection)
+            if <int64_t>difference(end_seq, page_end(last)) + last.missing > 0:
+                cut_pages(&connection.pages, end_seq, &self.counts[STOPPED])
+
+    cdef int _note_gap(self, const connection_s *connection, uint32_t seq, int64_t missing, int why) except -1 nogil:
+        cdef given_up_s gap
+        if not reserve(&self.gaps, sizeof(gap), ENDLESS_BYTES):
+            with gil:
+                raise MemoryError()
+        gap.key, gap.seq, gap.missing, gap.why = connection.key, seq, missing, why
+        append(&self.gaps, &gap, sizeof(gap))
+        return 0
+
+    # To whoever asked for them, without the lock. An exception leaves the others untold.
+    cdef int _tell_gaps(self) except -1:
+        cdef given_up_s *gap = <given_up_s *>self.gaps.data
+        cdef given_up_s *behind = <given_up_s *>(self.gaps.data + self.gaps.used)
+        cdef list gaps = []
+        try:
+            while gap != behind:
+                why = GAP_REASONS[gap.why - HOLES_LIMITED]
+                gaps.append((net_flow_of(&gap.key), transport_flow_of(&gap.key), gap.seq, gap.missing, why))
+                gap += 1
+        finally:
+            self.gaps.used = 0
+        self.pool_.unlock()
+        try:
+            for each in gaps:
+                self.on_gap(*each)
+        except BaseException as raised:
+            self._keep_error(raised)
+        finally:
+            self.pool_.lock()
         return 0
 
     # -- both directions together -----------------------------------------------------------------------------------
@@ -1306,9 +1412,9 @@ cdef class Engine(Server):
         side.is_what &= ~HAS_ACKED
         return gives_up
 
-    # What the last segments led to for conversations.
+    # What the last segments led to for conversations, and what of them was given up.
     cdef int _settle(self) except -1 nogil:
-        if self.pairing.first_pending != NULL:
+        if self.gaps.used or (self.pairs and self.pairing.first_pending != NULL):
             self._take_gil()
             with gil:
                 self._settle_with_gil()
@@ -1316,7 +1422,7 @@ cdef class Engine(Server):
 
     cdef int _settle_with_gil(self) except -1:
         cdef bint kept = self.keeps_gil
-        cdef conversation_s *conversation = self.pairing.next_pending()
+        cdef conversation_s *conversation = self.pairing.next_pending() if self.pairs else NULL
         cdef bint gives_up
         self.keeps_gil = True
         while conversation != NULL:
@@ -1330,6 +1436,8 @@ cdef class Engine(Server):
                 self._tell_complete(conversation)
             let_go_of_conversation(conversation)
             conversation = self.pairing.next_pending()
+        if self.gaps.used:
+            self._tell_gaps()
         self.keeps_gil = kept
         return 0
 

@@ -73,10 +73,13 @@ class Engine(Server):
     _paws: bool
     _syn_data_waits: bool
     _on_conflict: Any
+    _on_gap: Any
+    _depth: int  # bytes of each stream that it gets; 0: all
     _pairing: ConversationPoolBase | None  # the pool, where it pairs
     _at_hand: AtHand | None
     _is_noted: bool  # it counts for its side of a conversation already
     _conflicts: list[tuple[int, bytearray, bytearray, str]]  # found in the segment at hand, for on_conflict
+    _gaps: list[tuple[RawKey, int, int, str]]  # given up since the last call of _settle, for on_gap
     _counts: dict[str, int]
     _clock: Clock
     _clock_before: Clock  # of the packet at hand
@@ -376,32 +379,50 @@ class Engine(Server):
                 room = difference(seq, connection.end_seq)
             else:  # each of the two is exact; their sum may be too far for one
                 room = difference(seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
-            if wire > room:
-                keep = max(0, min(room, len(payload)))
-                self._counts["after_end"] += len(payload) - keep
-                payload = payload[:keep]
-                wire = max(0, room)
-        missing = wire - len(payload)
+            payload, wire = self._cut_text(payload, wire, room, "after_end")
         if connection.next_seq is None:
-            self._wait_for_start(connection, seq, payload, missing, seen_ns)
+            self._wait_for_start(connection, seq, payload, wire - len(payload), seen_ns)
             return
         ahead = difference(connection.next_seq, seq)
-        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+        if self._is_out_of_window(connection, ahead, seq, wire):
             self._counts["out_of_window"] += len(payload)
-        elif connection.syn_data:
+            return
+        behind = add(seq, wire)
+        if connection.stopped:
+            self._counts["stopped"] += len(payload)
+            connection.go_on_to(behind if wire else connection.next_seq)
+            return
+        if self._depth:
+            payload, wire = self._cut_text(payload, wire, self._left(connection) - ahead, "stopped")
+        missing = wire - len(payload)
+        if connection.syn_data:
             if wire:
                 self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
                 self._keep_limits(connection)
         elif ahead <= 0:
             self._deliver(connection, seq, payload, missing, seen_ns, start)
         elif wire:
-            if ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire)):
-                self._counts["out_of_window"] += len(payload)
-                return
             self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
             if self._debug:
                 _log.debug("%s: %d bytes ahead, held", connection.key, ahead)
             self._keep_limits(connection)
+        if connection.stopped:  # by its depth, now
+            connection.go_on_to(behind)
+
+    def _cut_text(self, payload: bytes | memoryview, wire: int, room: int, reason: str) -> tuple[bytes | memoryview, int]:
+        """What of a text, and of what it had on the wire, has room."""
+        if wire <= room:
+            return payload, wire
+        keep = max(0, min(room, len(payload)))
+        self._counts[reason] += len(payload) - keep
+        return payload[:keep], max(0, room)
+
+    def _is_out_of_window(self, connection: Connection, ahead: int, seq: int, wire: int) -> bool:
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            return True
+        if ahead <= 0 or not wire or connection.syn_data:
+            return False
+        return ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire))
 
     def _is_wild(self, connection: Connection, seq: int, wire: int) -> bool:
         """Further ahead than max_gap, and the last one that was so lay somewhere else."""
@@ -522,6 +543,8 @@ class Engine(Server):
             if connection.stream is None:
                 self._open_late(connection, 0, 0)
             connection.syn_data = False
+        if self._depth:
+            self._keep_depth(connection)
         while True:
             page = connection.pages.first
             if page is not None and difference(connection.next_seq, page.seq) <= 0:
@@ -532,14 +555,21 @@ class Engine(Server):
                 break
             if page is not None:
                 cut = min(cut, difference(connection.next_seq, page.seq))
-            self._jump(connection, cut)
+            self._jump(connection, cut, "cut")
         connection.cut_end = connection.next_seq
+        if self._depth and not self._left(connection) and not connection.ended():
+            if connection.skip:
+                self._emit_empty(connection, connection.last_seen_ns, 0, False)
+            self._let_go(connection)
 
-    def _jump(self, connection: Connection, missing: int) -> None:
+    def _jump(self, connection: Connection, missing: int, why: str) -> None:
         """next_seq goes on over bytes that are missing."""
         assert connection.next_seq is not None
-        connection.next_seq = add(connection.next_seq, missing)
+        before = connection.next_seq
+        connection.next_seq = add(before, missing)
         if connection.skip >= 0:  # else they belong to an unknown number anyway
+            if missing and self._on_gap is not None:
+                self._gaps.append((connection._key, before, missing, why))
             connection.skip += missing
             self._counts["bytes_skipped"] += missing
             if connection.side is not None:
@@ -792,9 +822,14 @@ class Engine(Server):
         if connection.next_seq is None:
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
+            if self._on_gap is not None:
+                self._gaps.append((connection._key, target, -1, "start"))
         else:
-            self._counts[why] += target != connection.next_seq
-            self._jump(connection, difference(connection.next_seq, target))
+            missing = difference(connection.next_seq, target)
+            if self._depth:
+                missing = min(missing, self._left(connection))
+            self._counts[why] += missing != 0
+            self._jump(connection, missing, why.removeprefix("holes_"))
             connection.cut_end = connection.next_seq
         self._advance(connection)
         connection.note_past_start()
@@ -817,10 +852,11 @@ class Engine(Server):
         reassembled, complete = connection.reassembled, None
         if connection.ended():
             complete = connection.reassembly_complete
-            if connection.skip or not self._out:
-                self._emit_empty(connection, connection.end_seen_ns, packet, False)
-            if self._out:
-                self._out[-1].end = True
+            if not connection.stopped:
+                if connection.skip or not self._out:
+                    self._emit_empty(connection, connection.end_seen_ns, packet, False)
+                if self._out:
+                    self._out[-1].end = True
             self._drop(connection.pages, "after_end")
             if connection.successor is not None:
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
@@ -860,14 +896,65 @@ class Engine(Server):
         while connection.waits():
             self._skip(connection, "holes_ended")
         ended = connection.ended()
-        if connection.skip or (ended and not self._out):
-            self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)
-        if ended and self._out:
-            self._out[-1].end = True
+        if not connection.stopped:
+            if connection.skip or (ended and not self._out):
+                self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)
+            if ended and self._out:
+                self._out[-1].end = True
         if ended and connection.side is not None:
             connection.side.ended = True
         self._drop_successor(connection)
         self._counts["streams_closed"] += connection.stream is not None
+
+    # -- a stream that gets no more ---------------------------------------------------------------------------------
+
+    def _stop(self, connection: Connection) -> None:
+        """Its stream has returned STOP. Where only a hole was before the FIN, that is the end."""
+        self._out = []
+        if not connection.stopped:
+            self._let_go(connection)
+            if connection.ended():
+                self._serve(connection, 0)
+
+    def _let_go(self, connection: Connection) -> None:
+        """From now on its segments are followed, and that is all. What is missing, and no piece has told, counts as if it had not been
+        looked for."""
+        last = connection.pages.last
+        if connection.skip > 0:
+            self._counts["bytes_skipped"] -= connection.skip
+            if connection.side is not None:
+                connection.side.skipped -= connection.skip
+        connection.skip = 0
+        connection.stopped = True
+        connection.syn_data = False
+        assert connection.next_seq is not None
+        connection.go_on_to(connection.next_seq if last is None else add(last.end, last.missing))
+        self._drop(connection.pages, "stopped")
+
+    def _left(self, connection: Connection) -> int:
+        """Bytes from next_seq on that its depth leaves it."""
+        if connection.past_start or connection.next_seq is None:
+            return 0
+        return max(0, self._depth - difference(connection.first_seq, connection.next_seq))
+
+    def _keep_depth(self, connection: Connection) -> None:
+        """What came before the start was known, or through another assembler, may reach too far."""
+        last = connection.pages.last
+        assert connection.next_seq is not None
+        if last is not None:
+            end_seq = add(connection.next_seq, self._left(connection))
+            if difference(end_seq, last.end) + last.missing > 0:
+                self._cut_pages(connection, end_seq, "stopped")
+
+    def _tell_gaps(self, error: BaseException | None) -> BaseException | None:
+        """To whoever asked for them. An exception leaves the others untold. Returns the first one: `error`, or one from here."""
+        gaps, self._gaps = self._gaps, []
+        try:
+            for key, seq, missing, why in gaps:
+                self._on_gap(*key_object(key), seq, missing, why)
+        except BaseException as raised:
+            error = error or raised
+        return error
 
     # -- both directions together -----------------------------------------------------------------------------------
 
@@ -958,7 +1045,8 @@ class Engine(Server):
         return gives_up
 
     def _settle(self, error: BaseException | None) -> BaseException | None:
-        """What the last segments led to for conversations. Returns the first exception of user code: `error`, or one from here."""
+        """What the last segments led to for conversations, and what of them was given up. Returns the first exception of user code:
+        `error`, or one from here."""
         while self._pairing is not None and (conversation := self._pairing.next_pending()) is not None:
             gives_up, conversation.gives_up = conversation.gives_up, False
             if gives_up:
@@ -972,7 +1060,7 @@ class Engine(Server):
                         self._pairing._tell_complete(conversation)
                 except BaseException as raised:
                     error = error or raised
-        return error
+        return self._tell_gaps(error) if self._gaps else error
 
     def _serve_sides(self, conversation: ConversationState, closes: bool, error: BaseException | None) -> BaseException | None:
         """Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..stop import STOP
 from .connection import Connection, RawKey
 from .pool import StreamPoolBase
 from .reassembly import Reassembly
@@ -20,6 +21,10 @@ class Server:
     _gathers: bool  # the call at hand gives each stream its pieces at its end
     _gathered: list[tuple[Connection, RawKey, list[Reassembly]]]  # what it has put aside, in the order of the first pieces
 
+    def _stop(self, connection: Connection) -> None:
+        """Its stream has returned STOP. The engine knows what that means."""
+        raise NotImplementedError
+
     def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
         """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""
         if complete is None:
@@ -31,12 +36,15 @@ class Server:
         if connection.gathered is not None:
             pieces = connection.gathered + pieces
             connection.gathered = connection.gatherer = None
+        returned = None
         try:
             if pieces:
-                reassembled(pieces)
+                returned = reassembled(pieces)
         finally:
             if complete is not None:
                 complete()
+        if returned is STOP and complete is None:
+            self._stop(connection)
 
     def _gather(self, connection: Connection, pieces: list[Reassembly]) -> None:
         """Put aside with the connection, where everybody who serves the stream finds them, and noted to be given out by this one."""
@@ -48,10 +56,10 @@ class Server:
             connection.gatherer = self
             self._gathered.append((connection, connection._key, connection.gathered))
 
-    def _give_gathered(self, error: BaseException | None) -> None:
+    def _give_gathered(self, error: BaseException | None) -> BaseException | None:
         """What was put aside goes out, but where somebody else has given it out meanwhile.
 
-        An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
+        An exception of user code does not keep the other streams from being served. Returns the first one: `error`, or one from here.
         """
         gathered, self._gathered = self._gathered, []
         for connection, key, pieces in gathered:
@@ -60,10 +68,10 @@ class Server:
             try:
                 if connection.gathered is pieces:
                     connection.gathered = connection.gatherer = None
-                    connection.reassembled(pieces)
+                    if connection.reassembled(pieces) is STOP:
+                        self._stop(connection)
             except BaseException as raised:
                 error = error or raised
             finally:
                 self._pool.release(connection)
-        if error is not None:
-            raise error
+        return error
