@@ -172,7 +172,8 @@ class AssemblerOptions:
             its first byte's. Called after the stream was, in the thread that takes the segment in or flushes. What it raises comes as
             what a stream raises, and leaves the other gaps of that segment untold. None (default): not called.
         depth: bytes of each stream that are delivered, 1 to 2**30: its first ones, the missing ones among them counted, and a byte out
-            of band too. The last piece is cut there; then the stream gets no more, as if it had returned `STOP`. None (default): all.
+            of band too. The last piece is cut there; then the stream gets no more, as if it had returned `STOP`. What lies behind is
+            not held either. None (default): all.
     """
 
     max_buffered_pages_total: int = 131_072

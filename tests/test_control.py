@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from recorder import ACK, BACK, ENDS, FIN, NS, SYN, Call, Recorder, Rig, complete, frame, got, new, number, pcap, piece, segment
+from test_batch import KINDS, traffic
 from test_conversations import CLIENT, SERVER, Handler, Talk
 from test_promises import opened
 
@@ -198,7 +199,8 @@ def test_stop_before_the_text_of_a_syn_is_confirmed(tcpreasm: ModuleType) -> Non
     rig.recorder.plan["reassembled"] = lambda: tcpreasm.STOP
     assert rig.segment(999, b"text", syn=True) == [new(), got(piece(start=True))]
     nothing_waits(rig)
-    assert rig.dropped == {"stopped": 4}
+    assert rig.segment(990, b"old") == []
+    assert rig.dropped == {"stopped": 7}
     assert rig.segment(1004, b"more") == []
     assert rig.segment(1008, fin=True) == [complete()]
 
@@ -338,18 +340,25 @@ def test_a_gathered_stream_that_stops_may_be_at_its_end(tcpreasm: ModuleType) ->
 # -- conversations --------------------------------------------------------------------------------------------------------
 
 
-def test_one_side_of_a_conversation_stops_by_itself(tcpreasm: ModuleType) -> None:
-    log: list[Any] = []
+def one_sided(package: ModuleType, log: list[Any], **options: Any) -> tuple[Any, Talk]:
+    """A conversation, with its handshake, whose client side stops at the first text. log: as Handler writes it."""
 
     class OnlyTheAnswer(Handler):
         def reassembled(self, side: Any, pieces: list[Any]) -> object:
             super().reassembled(side, pieces)
-            return tcpreasm.STOP if side.role == CLIENT and pieces[-1].bytes else None
+            return package.STOP if side.role == CLIENT and pieces[-1].bytes else None
 
-    pool = tcpreasm.ConversationPool(lambda conversation: OnlyTheAnswer(log, conversation))
-    assembler = tcpreasm.Assembler(pool)
-    talk = Talk(tcpreasm, assembler)
+    pool = package.ConversationPool(lambda conversation: OnlyTheAnswer(log, conversation))
+    assembler = package.Assembler(pool, package.AssemblerOptions(**options))
+    talk = Talk(package, assembler)
     talk.shake()
+    log.clear()
+    return assembler, talk
+
+
+def test_one_side_of_a_conversation_stops_by_itself(tcpreasm: ModuleType) -> None:
+    log: list[Any] = []
+    assembler, talk = one_sided(tcpreasm, log)
     talk.say(CLIENT, b"GET /")
     talk.say(CLIENT, b" HTTP/1.1")
     talk.miss(CLIENT, 100)
@@ -357,7 +366,7 @@ def test_one_side_of_a_conversation_stops_by_itself(tcpreasm: ModuleType) -> Non
     talk.say(CLIENT, b"more")
     talk.say(SERVER, b" OK", fin=True)
     talk.say(CLIENT, fin=True)
-    assert log[3:] == [
+    assert log == [
         (CLIENT, b"GET /", 0),
         (SERVER, b"200", 0),
         (SERVER, b" OK", 0),
@@ -371,23 +380,13 @@ def test_one_side_of_a_conversation_stops_by_itself(tcpreasm: ModuleType) -> Non
 
 def test_a_stopped_side_waits_for_nothing_that_was_acknowledged(tcpreasm: ModuleType) -> None:
     log: list[Any] = []
-
-    class Stops(Handler):
-        def reassembled(self, side: Any, pieces: list[Any]) -> object:
-            super().reassembled(side, pieces)
-            return tcpreasm.STOP if side.role == CLIENT and pieces[-1].bytes else None
-
-    assembler = tcpreasm.Assembler(
-        tcpreasm.ConversationPool(lambda conversation: Stops(log, conversation)), tcpreasm.AssemblerOptions(acked_hole_timeout=0)
-    )
-    talk = Talk(tcpreasm, assembler)
-    talk.shake()
+    assembler, talk = one_sided(tcpreasm, log, acked_hole_timeout=0)
     talk.send(CLIENT, 1020, b"held", ack=5001)
     talk.say(CLIENT, b"abc")
     talk.send(SERVER, 5001, ack=1024)
     stats = assembler.stats
     assert (stats.holes_acked, stats.bytes_skipped, stats.pages_used) == (0, 0, 0)
-    assert log[-1] == (CLIENT, b"abc", 0)
+    assert log == [(CLIENT, b"abc", 0)]
 
 
 # -- native streams -------------------------------------------------------------------------------------------------------
@@ -542,6 +541,18 @@ def test_a_hole_is_missing_up_to_the_depth_only(tcpreasm: ModuleType, fin: bool)
     assert rig.assembler.stats.bytes_skipped == rig.skipped == 7
 
 
+@pytest.mark.parametrize("beyond", [{"payload": b"xyz"}, {"payload": b"", "fin": True}])
+def test_a_hole_up_to_the_depth_from_before_the_start(tcpreasm: ModuleType, beyond: dict[str, Any]) -> None:
+    """What shows that there is one came when nobody knew where the depth ends."""
+    rig = Rig(tcpreasm, depth=10, start_wait_segments=3)
+    rig.segment(1000, b"abc")
+    rig.segment(1500, **beyond)
+    assert rig.segment(1003, b"d") == [got(piece(b"abc", skip=-1), piece(b"d"))]
+    over = [complete()] if "fin" in beyond else []
+    assert rig.flush() == ((1, len(over)), [got(piece(skip=6)), *over])
+    assert rig.segment(1500 + len(beyond["payload"]), rst=True) == ([] if over else [complete()])
+
+
 def test_depth_around_pages_that_are_held(tcpreasm: ModuleType) -> None:
     rig = opened(tcpreasm, depth=4000)
     rig.segment(1000 + 2000, b"b" * 3000)
@@ -592,12 +603,18 @@ def test_depth_where_another_assembler_of_the_pool_has_none(tcpreasm: ModuleType
     recorder.take()
     flat.send(segment(tcpreasm, 1000, b"abc"))
     assert recorder.take() == [got(piece(b"abc"), piece(b"dd"))]
-    deep.send(segment(tcpreasm, 999, syn=True, ends=BACK))
-    deep.send(segment(tcpreasm, 1000, b"longer than the depth", ends=BACK))
+    deep.send(segment(tcpreasm, 999, syn=True, ends=BACK), ends=BACK)
+    deep.send(segment(tcpreasm, 1000, b"longer than the depth", ends=BACK), ends=BACK)
     recorder.take()
-    flat.send(segment(tcpreasm, 1021, b"!", ends=BACK))
-    deep.send(segment(tcpreasm, 1022, b"!", ends=BACK))
+    flat.send(segment(tcpreasm, 1021, b"!", ends=BACK), ends=BACK)
+    deep.send(segment(tcpreasm, 1022, b"!", ends=BACK), ends=BACK)
     assert recorder.take() == []
+    deep.send(segment(tcpreasm, 999, syn=True, ends=number(1)), ends=number(1))
+    deep.send(segment(tcpreasm, 1000, b"longer", ends=number(1), wire=10), ends=number(1))
+    recorder.take()
+    flat.send(segment(tcpreasm, 1010, b"!", ends=number(1)), ends=number(1))
+    assert recorder.take() == [got(piece(skip=4), ends=number(1))]
+    assert (deep.assembler.stats.bytes_skipped, flat.assembler.stats.bytes_skipped) == (4, 0)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2**30 + 1, True, 1.5, "9"])
@@ -634,6 +651,49 @@ def test_depth_of_whole_captures(tcpreasm: ModuleType, kind: str, depth: int) ->
         assert stats.bytes_delivered == 8 * len(whole[:depth])
     assert stats.bytes_delivered + stats.dropped.get("stopped", 0) == stats.bytes_captured
     assert stats.streams_closed == 8
+
+
+def tape(pieces: list[tuple[bytes, int]]) -> list[int]:
+    """Its bytes, -1 for each missing one, -2 for a start that is missing."""
+    out: list[int] = []
+    for data, skip in pieces:
+        out += [-2] if skip < 0 else [-1] * skip
+        out += data
+    return out
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"overlap": "last"}, {"overlap": "linux", "start_wait_segments": 1}, {"syn_data": "acked"}], ids=str
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_depth_is_the_beginning_of_what_comes_without(tcpreasm: ModuleType, kind: str, options: dict[str, Any]) -> None:
+    """Of random traffic, in order or not, with bytes lost and copies that differ, at any depth: the first stream of each key, since
+    where the next one begins is up to when the first ends."""
+    frames = traffic(kind, 5, directions=12, size=4000)
+
+    def tapes(depth: int | None) -> dict[str, list[int]]:
+        out: dict[str, list[tuple[bytes, int]]] = {}
+        over = set()
+        rig = Rig(tcpreasm, depth=depth, **options)
+        for seen_ns, data, wire in frames:
+            rig.assembler.assemble_frame(data, timestamp_ns=seen_ns, wire_length=wire)
+        rig.assembler.flush_all()
+        for call in rig.taken():
+            if call[0] == "complete":
+                over.add(call[1])
+            elif call[0] == "reassembled" and call[1] not in over:
+                out.setdefault(call[1], []).extend((data, skip) for data, skip, *_ in call[2])
+        return {key: tape(pieces) for key, pieces in out.items()}
+
+    whole = tapes(None)
+    lengths = set()
+    for depth in (1, 2, 100, 333, 1000, 2999):
+        for key, cut in tapes(depth).items():
+            full = whole[key]
+            start = full[:1] == [-2]
+            assert cut == full[: depth + start], (key, depth)
+            lengths.add(len(cut))
+    assert len(lengths) > 6
 
 
 def test_depth_of_one_bytes_stream_counts_its_gaps(tcpreasm: ModuleType) -> None:

@@ -192,7 +192,6 @@ cdef class Engine(Server):
 
     # Text and FIN.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil
-    cdef void _cut_text(self, text_s *text, int64_t room, int reason) noexcept nogil
     cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil
     cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil
     cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil
@@ -243,8 +242,9 @@ cdef class Engine(Server):
     # A stream that gets no more.
     cdef int _stop(self, connection_s *connection) except -1 nogil
     cdef void _let_go(self, connection_s *connection) noexcept nogil
+    cdef int _end_at_depth(self, connection_s *connection) except -1 nogil
     cdef int64_t _left(self, const connection_s *connection) noexcept nogil
-    cdef void _keep_depth(self, connection_s *connection) noexcept nogil
+    cdef int _keep_depth(self, connection_s *connection) except -1 nogil
     cdef int _note_gap(self, const connection_s *connection, uint32_t seq, int64_t missing, int why) except -1 nogil
     # What that raises is kept as the late error.
     cdef int _tell_gaps(self) except -1

@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 
 from .clock cimport ALWAYS_NS, NEVER_NS, clock_s
 from .connection cimport (
@@ -580,7 +580,7 @@ cdef class Engine(Server):
     # Text and FIN of one segment.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil:
         cdef int64_t ahead, room
-        cdef uint32_t behind
+        cdef uint32_t keep
         if flags & FIN:
             self._note_end(connection, text.seq + text.wire, text.seen_ns)
         if connection.has & HAS_END:
@@ -588,20 +588,32 @@ cdef class Engine(Server):
                 room = <int64_t>difference(text.seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
             else:
                 room = difference(text.seq, connection.end_seq)
-            self._cut_text(text, room, AFTER_END)
+            if text.wire > room:
+                keep = <uint32_t>max(0, min(room, <int64_t>text.size))
+                self.counts[AFTER_END] += text.size - keep
+                text.size = keep
+                text.wire = <uint32_t>max(0, room)
         if not connection.has & HAS_START:
             return self._wait_for_start(connection, text)
         ahead = difference(connection.next_seq, text.seq)
         if self._is_out_of_window(connection, ahead, text):
             self.counts[OUT_OF_WINDOW] += text.size
             return 0
-        behind = text.seq + text.wire
+        if self.depth and not is_stopped(connection) and not self._left(connection):
+            self._end_at_depth(connection)  # another assembler went on so far
         if is_stopped(connection):
             self.counts[STOPPED] += text.size
-            go_on_to(connection, behind if text.wire else connection.next_seq)
+            go_on_to(connection, text.seq + text.wire if text.wire else connection.next_seq)
             return 0
         if self.depth:
-            self._cut_text(text, self._left(connection) - ahead, STOPPED)
+            room = self._left(connection) - ahead
+            if text.wire > room:
+                # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.
+                keep = <uint32_t>max(0, min(room, <int64_t>text.size))
+                self.counts[STOPPED] += text.size - keep
+                text.size = keep
+                text.seq += <uint32_t>min(0, room)
+                text.wire -= <uint32_t>min(0, room)
         if connection.key.more & SYN_TEXT_HELD:
             if text.wire:
                 self.pool_.note_held(text.seen_ns)
@@ -622,18 +634,7 @@ cdef class Engine(Server):
                 with gil:
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
             self._keep_limits(connection)
-        if is_stopped(connection):  # by its depth, now
-            go_on_to(connection, behind)
         return 0
-
-    # What of a text, and of what it had on the wire, has room.
-    cdef void _cut_text(self, text_s *text, int64_t room, int reason) noexcept nogil:
-        cdef uint32_t keep
-        if text.wire > room:
-            keep = <uint32_t>max(0, min(room, <int64_t>text.size))
-            self.counts[reason] += text.size - keep
-            text.size = keep
-            text.wire = <uint32_t>max(0, room)
 
     cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil:
         if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
@@ -748,7 +749,7 @@ cdef class Engine(Server):
             connection.key.more &= ~SYN_TEXT_HELD
         if self.depth:
             self._keep_depth(connection)
-        while True:
+        while not self.depth or self._left(connection):
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
                 self._emit_page(connection)
@@ -758,12 +759,12 @@ cdef class Engine(Server):
                 break
             if page != NULL:
                 cut = min(cut, <int64_t>difference(connection.next_seq, page.seq))
+            if self.depth:
+                cut = min(cut, self._left(connection))
             self._jump(connection, cut, GAP_CUT)
-        connection.cut_end = connection.next_seq
         if self.depth and not self._left(connection) and not ended(connection):
-            if connection.skip:
-                self._emit_empty(connection, connection.last_seen_ns, False, 0)
-            self._let_go(connection)
+            self._end_at_depth(connection)
+        connection.cut_end = connection.next_seq
         return 0
 
     # next_seq goes on over bytes that are missing.
@@ -1252,8 +1253,17 @@ cdef class Engine(Server):
                 side_of(connection).skipped -= connection.skip
         connection.skip = NO_MORE
         connection.key.more &= ~SYN_TEXT_HELD
-        go_on_to(connection, connection.next_seq if last == NULL else page_end(last) + last.missing)
+        go_on_to(connection, connection.cut_end)
+        if last != NULL:
+            go_on_to(connection, page_end(last) + last.missing)
         self._drop(&connection.pages, STOPPED)
+
+    # It has had all, but for being told of what is missing last.
+    cdef int _end_at_depth(self, connection_s *connection) except -1 nogil:
+        if connection.skip:
+            self._emit_empty(connection, connection.last_seen_ns, False, 0)
+        self._let_go(connection)
+        return 0
 
     # Bytes from next_seq on that its depth leaves it.
     cdef int64_t _left(self, const connection_s *connection) noexcept nogil:
@@ -1261,14 +1271,20 @@ cdef class Engine(Server):
             return 0
         return max(0, self.depth - difference(connection.first_seq, connection.next_seq))
 
-    # What came before the start was known, or through another assembler, may reach too far.
-    cdef void _keep_depth(self, connection_s *connection) noexcept nogil:
+    # What came before the start was known, or through another assembler, may reach too far. As `_text` has it with later text.
+    cdef int _keep_depth(self, connection_s *connection) except -1 nogil:
         cdef page_s *last = connection.pages.last
-        cdef uint32_t end_seq
-        if last != NULL:
-            end_seq = connection.next_seq + <uint32_t>self._left(connection)
-            if <int64_t>difference(end_seq, page_end(last)) + last.missing > 0:
-                cut_pages(&connection.pages, end_seq, &self.counts[STOPPED])
+        cdef text_s behind
+        if last == NULL:
+            return 0
+        memset(&behind, 0, sizeof(behind))
+        behind.data, behind.offset = NOTHING, -1
+        behind.seq = connection.next_seq + <uint32_t>self._left(connection)
+        if difference(behind.seq, page_end(last)) > 0:
+            behind.wire, behind.seen_ns = difference(behind.seq, page_end(last)) + last.missing, last.seen_ns
+            cut_pages(&connection.pages, behind.seq, &self.counts[STOPPED])
+            self._hold_in(&connection.pages, &behind, False, NULL)
+        return 0
 
     cdef int _note_gap(self, const connection_s *connection, uint32_t seq, int64_t missing, int why) except -1 nogil:
         cdef given_up_s gap

@@ -379,7 +379,11 @@ class Engine(Server):
                 room = difference(seq, connection.end_seq)
             else:  # each of the two is exact; their sum may be too far for one
                 room = difference(seq, connection.next_seq) + difference(connection.next_seq, connection.end_seq)
-            payload, wire = self._cut_text(payload, wire, room, "after_end")
+            if wire > room:
+                keep = max(0, min(room, len(payload)))
+                self._counts["after_end"] += len(payload) - keep
+                payload = payload[:keep]
+                wire = max(0, room)
         if connection.next_seq is None:
             self._wait_for_start(connection, seq, payload, wire - len(payload), seen_ns)
             return
@@ -387,13 +391,18 @@ class Engine(Server):
         if self._is_out_of_window(connection, ahead, seq, wire):
             self._counts["out_of_window"] += len(payload)
             return
-        behind = add(seq, wire)
+        if self._depth and not connection.stopped and not self._left(connection):
+            self._end_at_depth(connection)  # another assembler went on so far
         if connection.stopped:
             self._counts["stopped"] += len(payload)
-            connection.go_on_to(behind if wire else connection.next_seq)
+            connection.go_on_to(add(seq, wire) if wire else connection.next_seq)
             return
-        if self._depth:
-            payload, wire = self._cut_text(payload, wire, self._left(connection) - ahead, "stopped")
+        if self._depth and wire > (room := self._left(connection) - ahead):
+            # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.
+            keep = max(0, min(room, len(payload)))
+            self._counts["stopped"] += len(payload) - keep
+            payload = payload[:keep]
+            seq, wire = add(seq, min(0, room)), wire - min(0, room)
         missing = wire - len(payload)
         if connection.syn_data:
             if wire:
@@ -406,16 +415,6 @@ class Engine(Server):
             if self._debug:
                 _log.debug("%s: %d bytes ahead, held", connection.key, ahead)
             self._keep_limits(connection)
-        if connection.stopped:  # by its depth, now
-            connection.go_on_to(behind)
-
-    def _cut_text(self, payload: bytes | memoryview, wire: int, room: int, reason: str) -> tuple[bytes | memoryview, int]:
-        """What of a text, and of what it had on the wire, has room."""
-        if wire <= room:
-            return payload, wire
-        keep = max(0, min(room, len(payload)))
-        self._counts[reason] += len(payload) - keep
-        return payload[:keep], max(0, room)
 
     def _is_out_of_window(self, connection: Connection, ahead: int, seq: int, wire: int) -> bool:
         if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
@@ -545,7 +544,7 @@ class Engine(Server):
             connection.syn_data = False
         if self._depth:
             self._keep_depth(connection)
-        while True:
+        while not self._depth or self._left(connection):
             page = connection.pages.first
             if page is not None and difference(connection.next_seq, page.seq) <= 0:
                 self._emit_page(connection)
@@ -555,12 +554,12 @@ class Engine(Server):
                 break
             if page is not None:
                 cut = min(cut, difference(connection.next_seq, page.seq))
+            if self._depth:
+                cut = min(cut, self._left(connection))
             self._jump(connection, cut, "cut")
-        connection.cut_end = connection.next_seq
         if self._depth and not self._left(connection) and not connection.ended():
-            if connection.skip:
-                self._emit_empty(connection, connection.last_seen_ns, 0, False)
-            self._let_go(connection)
+            self._end_at_depth(connection)
+        connection.cut_end = connection.next_seq
 
     def _jump(self, connection: Connection, missing: int, why: str) -> None:
         """next_seq goes on over bytes that are missing."""
@@ -927,9 +926,16 @@ class Engine(Server):
         connection.skip = 0
         connection.stopped = True
         connection.syn_data = False
-        assert connection.next_seq is not None
-        connection.go_on_to(connection.next_seq if last is None else add(last.end, last.missing))
+        connection.go_on_to(connection.cut_end)
+        if last is not None:
+            connection.go_on_to(add(last.end, last.missing))
         self._drop(connection.pages, "stopped")
+
+    def _end_at_depth(self, connection: Connection) -> None:
+        """It has had all, but for being told of what is missing last."""
+        if connection.skip:
+            self._emit_empty(connection, connection.last_seen_ns, 0, False)
+        self._let_go(connection)
 
     def _left(self, connection: Connection) -> int:
         """Bytes from next_seq on that its depth leaves it."""
@@ -938,13 +944,15 @@ class Engine(Server):
         return max(0, self._depth - difference(connection.first_seq, connection.next_seq))
 
     def _keep_depth(self, connection: Connection) -> None:
-        """What came before the start was known, or through another assembler, may reach too far."""
-        last = connection.pages.last
+        """What came before the start was known, or through another assembler, may reach too far. As `_text` has it with later text."""
+        pages, last = connection.pages, connection.pages.last
         assert connection.next_seq is not None
         if last is not None:
             end_seq = add(connection.next_seq, self._left(connection))
-            if difference(end_seq, last.end) + last.missing > 0:
+            if difference(end_seq, last.end) > 0:
+                missing, seen_ns = difference(end_seq, last.end) + last.missing, last.seen_ns
                 self._cut_pages(connection, end_seq, "stopped")
+                self._hold_in(pages, end_seq, b"", missing, seen_ns, False)
 
     def _tell_gaps(self, error: BaseException | None) -> BaseException | None:
         """To whoever asked for them. An exception leaves the others untold. Returns the first one: `error`, or one from here."""
