@@ -31,6 +31,8 @@ A connection is one direction of a TCP connection; the other direction is anothe
 place of the StreamPool pairs them: its ConversationFactory makes a ConversationHandler for each Conversation, which tells who is client,
 the handshake and how it was closed; each Side of it what that has sent. Or SideStreams make a stream for each Side, and no handler.
 
+A stream that has enough returns STOP, and gets no more; AssemblerOptions.depth does that for all, behind so many bytes.
+
 3. Ready-made streams:
 
     ByteCountStream             counts bytes and gaps
@@ -84,6 +86,7 @@ from .follow import FinishedStream, follow
 from .options import DEFAULT_ASSEMBLER_OPTIONS, AssemblerOptions, FlushOptions
 from .segment import TCPSegment
 from .stats import AssemblerStats
+from .stop import STOP
 from .streams import (
     ByteCountStream,
     BytesStream,
@@ -120,6 +123,7 @@ __all__ = [
     "DEFAULT_ASSEMBLER_OPTIONS",
     "INVALID_SEQUENCE",
     "PAGE_BYTES",
+    "STOP",
     "Assembler",
     "AssemblerOptions",
     "AssemblerStats",

@@ -140,6 +140,8 @@ class Assembler(core.AssemblerBase):
             max_connections=options.max_connections,
             opens_on_data=options.open_on == "data",
             on_evict=options.on_evict,
+            on_gap=options.on_gap,
+            depth=options.depth or 0,
         )
 
     def assemble_capture(

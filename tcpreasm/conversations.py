@@ -51,9 +51,10 @@ class ConversationHandler(Protocol):
     A method `side_complete(side)` is called too, where there is one: the stream of that side is over.
     """
 
-    def reassembled(self, side: Side, reassemblies: list[core.Reassembly]) -> None:
+    def reassembled(self, side: Side, reassemblies: list[core.Reassembly]) -> object:
         """The next pieces of what that side has sent, in order; those of both sides come in the order of the capture. (With `coalesce`,
-        each side gets what a block brings in one call.)"""
+        each side gets what a block brings in one call.) Returns `STOP` where no more of that side is needed: as with `Stream`, and the
+        other side goes on."""
 
     def conversation_complete(self) -> None:
         """Nothing more will come. Called exactly once, last."""

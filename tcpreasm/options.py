@@ -165,6 +165,15 @@ class AssemblerOptions:
         on_evict: called with the net flow, the transport flow and the reason ("closed", "half_open" or "idle") when a connection has
             made room for a new one, after its stream's reassembly_complete. What it raises comes as what a stream raises. None
             (default): not called.
+        on_gap: called where missing bytes are given up: on_gap(net_flow, transport_flow, seq, missing, why). seq is the sequence number
+            of the first missing byte, missing their number; the piece behind them tells the same as `skip`, or the sum of several that
+            lie side by side. why: "limited", "expired", "acked" or "ended", for a hole that counts as `holes_limited` and so on;
+            "cut" for what the capture cut off of packets; "start", with missing -1, where a stream starts without its SYN, and seq is
+            its first byte's. Called after the stream was, in the thread that takes the segment in or flushes. What it raises comes as
+            what a stream raises, and leaves the other gaps of that segment untold. None (default): not called.
+        depth: bytes of each stream that are delivered, 1 to 2**30: its first ones, the missing ones among them counted, and a byte out
+            of band too. The last piece is cut there; then the stream gets no more, as if it had returned `STOP`. What lies behind is
+            not held either. None (default): all.
     """
 
     max_buffered_pages_total: int = 131_072
@@ -192,9 +201,11 @@ class AssemblerOptions:
     max_connections: int = 1 << 21
     open_on: str = "syn"
     on_evict: Callable[[Flow, Flow, str], object] | None = None
+    on_gap: Callable[[Flow, Flow, int, int, str], object] | None = None
+    depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (*_NUMBERS, *_BYTES, *_FRAGMENT_LIMITS, "start_wait_segments", "max_gap"):
+        for name in (*_NUMBERS, *_BYTES, *_FRAGMENT_LIMITS, "start_wait_segments", "max_gap", "depth"):
             value = getattr(self, name)
             optional = name not in _NUMBERS and name not in _FRAGMENT_LIMITS
             if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -214,6 +225,8 @@ class AssemblerOptions:
             raise ValueError(f"start_wait_segments is 1 or more, or None, not {self.start_wait_segments}")
         if self.max_gap is not None and not 0 < self.max_gap < 2**31:
             raise ValueError(f"max_gap is from 1 to 2**31 - 1, or None, not {self.max_gap}")
+        if self.depth is not None and not 1 <= self.depth <= 2**30:
+            raise ValueError(f"depth is from 1 to 2**30, or None, not {self.depth}")
         for name in _SECONDS:
             value = getattr(self, name)
             if value is None and name != "closed_timeout":
@@ -233,8 +246,10 @@ class AssemblerOptions:
         check_bool("paws", self.paws)
         if self.open_on not in ("syn", "data"):
             raise ValueError(f"open_on is 'syn' or 'data', not {self.open_on!r}")
-        if self.on_evict is not None and not callable(self.on_evict):
-            raise TypeError(f"on_evict is a callable or None, not {type(self.on_evict).__name__}: {self.on_evict!r:.80}")
+        for name in ("on_evict", "on_gap"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} is a callable or None, not {type(value).__name__}: {value!r:.80}")
         if self.verify_checksums != "auto":
             if isinstance(self.verify_checksums, str):
                 raise ValueError(f"verify_checksums is a bool or 'auto', not {self.verify_checksums!r:.80}")

@@ -1,7 +1,7 @@
 """`AssemblerStats`: what an Assembler has done so far, as numbers.
 
-Lives here: the names. The cores count; `Assembler.stats` takes the picture. COUNTERS, DROP_REASONS and EVICTION_REASONS are the
-cores' contract.
+Lives here: the names. The cores count; `Assembler.stats` takes the picture. COUNTERS, DROP_REASONS, EVICTION_REASONS and
+GAP_REASONS are the cores' contract.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from .verdict import Verdict
 
-__all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "FRAGMENT_COUNTERS", "FRAGMENT_DROP_REASONS", "AssemblerStats"]
+__all__ = ["COUNTERS", "DROP_REASONS", "EVICTION_REASONS", "FRAGMENT_COUNTERS", "FRAGMENT_DROP_REASONS", "GAP_REASONS", "AssemblerStats"]
 
 DROP_REASONS = (
     "retransmitted",  # delivered before, or given up as missing
@@ -27,6 +27,7 @@ DROP_REASONS = (
     "factory_error",  # the stream factory raised, or made no stream
     "urgent",  # taken out of the stream by the option `urgent`
     "paws",  # with a timestamp older than one that came before, where the option `paws` asks for that
+    "stopped",  # its stream gets no more: it has returned STOP, or has had as much as the option `depth` leaves it
 )
 """Why captured payload was not delivered."""
 
@@ -36,6 +37,16 @@ EVICTION_REASONS = (
     "idle",  # its last packet lay back furthest
 )
 """Why a connection, rather than another, made room for a new one."""
+
+GAP_REASONS = (
+    "limited",  # at a limit of pages or bytes; these four are counted as holes_limited and so on
+    "expired",  # by time
+    "acked",  # the other direction had acknowledged past it
+    "ended",  # its stream ended
+    "cut",  # no hole: the capture has cut the bytes off
+    "start",  # what lies before the first byte of a stream that starts without its SYN
+)
+"""Why bytes that were missing are no longer waited for, in the order of their counters."""
 
 COUNTERS = (
     "segments",
@@ -105,7 +116,8 @@ class AssemblerStats:
                 (option `syn_data`);
             "factory_error": the stream factory raised, or made no stream;
             "urgent": out of band (option `urgent`);
-            "paws": in a segment whose timestamp is older than one that came before (option `paws`).
+            "paws": in a segment whose timestamp is older than one that came before (option `paws`);
+            "stopped": for a stream that gets no more: it has returned STOP, or the option `depth` leaves it no more.
         conflicting: bytes among the "overlapping" ones that differ from the copy that stayed.
         rst_ignored: RST segments not at the expected sequence number (RFC 5961 3.2).
         fin_ignored: FIN segments out of place: below what was delivered, or contradicting an earlier one.

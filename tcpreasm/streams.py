@@ -14,13 +14,14 @@ import io
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ._log import Log
 from ._select import core
 from .errors import DataLost
 from .flow import ConnectionKey, Flow
 from .options import check_number
+from .stop import STOP
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -59,13 +60,17 @@ _CHUNK = 1 << 16  # bytes read at once where the reader leaves the size to us
 
 @runtime_checkable
 class Stream(Protocol):
-    """What a factory makes for each direction of each connection, and what the assembler serves, never from two threads at once."""
+    """What a factory makes for each direction of each connection, and what the assembler serves, never from two threads at once. Whatever
+    else a stream needs, its factory gives it."""
 
-    def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
-        """The next pieces, in order. The list belongs to the callee; its objects stay what they are for as long as they are held."""
+    def reassembled(self, reassemblies: list[core.Reassembly]) -> object:
+        """The next pieces, in order. The list belongs to the callee; its objects stay what they are for as long as they are held.
+
+        Returns `STOP` where the stream needs no more: what is held for it is dropped, and whatever comes later goes by, counted as
+        `dropped["stopped"]`. Anything else that is returned is ignored."""
 
     def reassembly_complete(self) -> None:
-        """Nothing more will come. Called exactly once, last."""
+        """Nothing more will come. Called exactly once, last: at the end of the connection, which a STOP is not."""
 
 
 @runtime_checkable
@@ -97,14 +102,15 @@ class ReaderStream(io.RawIOBase):
             a DataLost of as many bytes as were discarded there. A logged warning tells the first time. None waits for ever, 0 never.
         read_timeout: seconds for which a read waits for data before it raises TimeoutError. None: until there is data or the end.
         key: the ConnectionKey of the stream, for that warning and for whoever asks `key`. None: the warning names nobody.
+        context: whatever you like, for the attribute of that name.
 
     Threads: reading happens in a thread of its own, or in the assembler's thread when nothing more is to come, or while `ready` is true.
     Where the thread that fed the stream reads, and nothing is there, waiting would never end: RuntimeError. For the same reason the
     assembler does not wait for a reader in its own thread: what finds no room is discarded at once.
 
-    `close()`, from any thread at any moment, gives up the rest: a waiting assembler goes on, later bytes are discarded, a waiting read
-    raises ValueError as on any closed file. A reader that stops early should close (a `with` block does): then the assembler
-    never waits for it.
+    `close()`, from any thread at any moment, gives up the rest: a waiting assembler goes on, the next bytes that come are discarded, and
+    the stream stops with them (`STOP`), so that later ones do not come here at all; a waiting read raises ValueError as on any closed file.
+    A reader that stops early should close (a `with` block does): then the assembler never waits for it.
 
     Reading: `read(n)` gives up to n bytes, at least one unless the stream is at its end; `readline()` and iteration need no
     BufferedReader. With `loss_errors`, `readline()` gives the part of a line before a gap, and the next call raises; `read()` to the end
@@ -126,8 +132,10 @@ class ReaderStream(io.RawIOBase):
         timeout: float | None = DEFAULT_TIMEOUT,
         read_timeout: float | None = None,
         key: ConnectionKey | None = None,
+        context: Any = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self._lock = threading.Lock()
         self._readable = threading.Condition(self._lock)
         self._writable = threading.Condition(self._lock)
@@ -154,8 +162,8 @@ class ReaderStream(io.RawIOBase):
 
     # The assembler's side.
 
-    def reassembled(self, reassemblies: list[core.Reassembly]) -> None:
-        """Takes the next pieces. Waits up to `timeout` seconds where there is no room."""
+    def reassembled(self, reassemblies: list[core.Reassembly]) -> object:
+        """Takes the next pieces. Waits up to `timeout` seconds where there is no room. STOP once it is closed, else None."""
         with self._lock:
             self._feeder = threading.get_ident()
             self.counts.reassembled(reassemblies)
@@ -166,6 +174,7 @@ class ReaderStream(io.RawIOBase):
                 if data:
                     self._put(data)
             self._readable.notify_all()
+            return STOP if self.closed else None
 
     def reassembly_complete(self) -> None:
         """The end: reads give what is held, then b""."""

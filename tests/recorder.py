@@ -80,18 +80,22 @@ class RecordedStream:
         self.recorder = recorder
         self.key = key
         self.completed = 0
+        self.stopped = False
 
-    def reassembled(self, reassemblies: list[Any]) -> None:
+    def reassembled(self, reassemblies: list[Any]) -> object:
         recorder = self.recorder
         pieces = [(bytes(r), r.skip, r.start, r.end, r.seen_ns) for r in reassemblies]
         recorder.calls.append(("reassembled", self.key, pieces))
         recorder.expect(bool(pieces), f"{self.key}: an empty list")
         recorder.expect(not self.completed, f"{self.key}: reassembled after reassembly_complete")
+        recorder.expect(not self.stopped, f"{self.key}: reassembled after STOP")
         # No generator here: where memory runs out as one is made, CPython 3.12 and 3.13 drop its code object once too often.
         recorder.expect(True not in [end for _, _, _, end, _ in pieces[:-1]], f"{self.key}: a piece behind the end")
         if recorder.keep:
             recorder.kept.extend(reassemblies)
-        recorder.raise_planned("reassembled")
+        returned = recorder.raise_planned("reassembled")
+        self.stopped = repr(returned) == "tcpreasm.STOP"
+        return returned
 
     def reassembly_complete(self) -> None:
         self.recorder.calls.append(("complete", self.key))
@@ -109,7 +113,8 @@ class Recorder:
         stream: class of the streams, called with the recorder and the key.
 
     `plan` says what raises: plan["new"], plan["reassembled"] or plan["complete"] is an exception, raised once, at the next such call, after
-    that was logged; or a function, called at each such call.
+    that was logged; or a function, called at each such call: `reassembled` returns what it
+    does.
     """
 
     def __init__(self, keep: bool = False, stream: type[RecordedStream] = RecordedStream) -> None:
@@ -119,7 +124,7 @@ class Recorder:
         self.keep = keep
         self.kept: list[Any] = []
         self.wrong: list[str] = []
-        self.plan: dict[str, BaseException | Callable[[], None]] = {}
+        self.plan: dict[str, BaseException | Callable[[], object]] = {}
 
     def new(self, net_flow: Any, transport_flow: Any) -> RecordedStream:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
@@ -135,13 +140,12 @@ class Recorder:
             self.wrong.append(what)
         assert holds, what
 
-    def raise_planned(self, call: str) -> None:
+    def raise_planned(self, call: str) -> object:
         planned = self.plan.get(call)
         if isinstance(planned, BaseException):
             del self.plan[call]
             raise planned
-        if planned is not None:
-            planned()
+        return None if planned is None else planned()
 
     def take(self) -> list[Call]:
         """The calls since the last time."""

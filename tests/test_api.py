@@ -181,6 +181,11 @@ def _syn(tcpreasm: ModuleType) -> Any:
         ("open_on", "ack", ValueError),
         ("open_on", None, ValueError),
         ("on_evict", "print", TypeError),
+        ("on_gap", "print", TypeError),
+        ("depth", 0, ValueError),
+        ("depth", 2**30 + 1, ValueError),
+        ("depth", "1", TypeError),
+        ("depth", True, TypeError),
     ],
 )
 def test_options_name_what_is_wrong(tcpreasm: ModuleType, option: str, value: Any, error: type[Exception]) -> None:

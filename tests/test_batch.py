@@ -53,6 +53,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"start_wait_segments": None, "start_wait": None, "verify_checksums": True},
     {"overlap": "last", "urgent": "oob"},
     {"overlap": "linux", "paws": True, "syn_data": "acked"},
+    {"depth": 2500, "start_wait_segments": 2},
 ]
 
 

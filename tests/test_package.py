@@ -78,10 +78,11 @@ LEAVES = {
     "segment",
     "spans",
     "stats",
+    "stop",
     "verdict",
 }
 # One object in both cores, a class a room: each is made of the one before it, and knows none behind it.
-ROOMS = ("serving", "holding", "pairing", "delivering", "evicting", "engine", "settling", "flushing", "assembler")
+ROOMS = ("serving", "holding", "pairing", "stopping", "delivering", "evicting", "engine", "settling", "flushing", "assembler")
 
 
 class Import(NamedTuple):
@@ -320,7 +321,7 @@ POOL = {"acquire", "acquire_open", "close", "evict", "may_be_full", "release", "
 INTERNAL = {
     "Connection": {
         *("CLOSED", "FREE", "OPEN", "REMOVED", "cut_end", "early_end", "early_segments", "end_seen_ns", "far_next", "first_held"),
-        *("first_seq", "gathered", "gatherer", "is_ahead", "isn", "note_past_start", "past_start"),
+        *("first_seq", "gathered", "gatherer", "go_on_to", "is_ahead", "isn", "note_past_start", "past_start"),
         *(
             "lock",
             "owner",
@@ -329,6 +330,7 @@ INTERNAL = {
             "reassembly_complete",
             "side",
             "state",
+            "stopped",
             "stream",
             "successor",
             "syn_data",

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,13 +68,13 @@ class Keeper(Recorder):
 class KeptStream(RecordedStream):
     recorder: Keeper
 
-    def reassembled(self, reassemblies: list[Any]) -> None:
+    def reassembled(self, reassemblies: list[Any]) -> object:
         if self.recorder.keep:
             for i, piece in enumerate(reassemblies):
                 kept = (piece, memoryview(piece), memoryview(piece)[1:], piece.bytes)[(i + len(self.recorder.calls)) % 4]
                 self.recorder.copies.append((kept, bytes(kept)))
         self.recorder.calls.append(("numbers", self.key, [(piece.packet_number, piece.seq) for piece in reassemblies]))
-        super().reassembled(reassemblies)
+        return super().reassembled(reassemblies)
 
 
 class Side:
@@ -91,15 +92,16 @@ class Side:
         options.pop("pairs", None)
         first_number = options.pop("first_number", 0)
         if options.pop("tells", False):
-            options["on_conflict"] = self.tell
-        for overlap in options.pop("overlaps", ("first", "first")):
-            self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, **options)))
+            options["on_conflict"] = partial(self.tell, "conflict")
+            options["on_gap"] = partial(self.tell, "gap")
+        for overlap, depth in zip(options.pop("overlaps", ("first", "first")), options.pop("depths", (None, None))):
+            self.assemblers.append(package.Assembler(self.pool, package.AssemblerOptions(overlap=overlap, depth=depth, **options)))
             self.assemblers[-1]._number_from(first_number)
 
-    def tell(self, net_flow: Any, transport_flow: Any, *conflict: Any) -> None:
+    def tell(self, kind: str, net_flow: Any, transport_flow: Any, *what: Any) -> None:
         key = key_of((str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst))
-        self.recorder.calls.append(("conflict", key, *conflict))
-        self.recorder.raise_planned("conflict")
+        self.recorder.calls.append((kind, key, *what))
+        self.recorder.raise_planned(kind)
 
     def do(self, act: Callable[[Side], Any]) -> tuple[Any, ...]:
         """What came back or was raised, and what was called."""
@@ -154,12 +156,12 @@ def recorded_conversations(package: ModuleType, recorder: Keeper, ends: list[Any
                 self.origins[side] = package.BytesStream(provenance=True)
             return self.streams[side]
 
-        def reassembled(self, side: Any, pieces: list[Any]) -> None:
+        def reassembled(self, side: Any, pieces: list[Any]) -> object:
             recorder.expect(side.conversation is self.conversation and not self.ended.count(side), f"{side}: a call behind its end")
             stream = self.stream(side)
             self.origins[side].reassembled(pieces)
             recorder.calls.append(("acked", str(side.key), self.origins[side].provenance["acked"][-len(pieces) :].tolist()))
-            stream.reassembled(pieces)
+            return stream.reassembled(pieces)
 
         def side_complete(self, side: Any) -> None:
             self.ended.append(side)
@@ -205,6 +207,10 @@ class LockStep:
                 assert len(held) == len(new) > 0
                 assert all(a != b for a, b in zip(held, new))
                 assert wins in ("held", "new")
+                continue
+            if kind == "gap":
+                _, missing, why = rest
+                assert (missing == -1 and why == "start") or (missing > 0 and why in ("limited", "expired", "acked", "ended", "cut"))
                 continue
             is_open, begun = self.streams.get(key, (False, False))
             if kind == "new":
@@ -304,10 +310,11 @@ FLUSH = st.one_of(
 )
 RAISE = st.tuples(
     st.just("raise"),
-    st.sampled_from(["new", "reassembled", "reassembled", "complete", "conflict"]),
+    st.sampled_from(["new", "reassembled", "reassembled", "complete", "conflict", "gap"]),
     st.sampled_from([ValueError, KeyError, KeyboardInterrupt]),
 )
-ACTION = st.one_of(*[SEGMENT] * 12, FLUSH, FLUSH, RAISE)
+STOP = st.just(("stop",))
+ACTION = st.one_of(*[SEGMENT] * 12, FLUSH, FLUSH, RAISE, STOP)
 POLICY = st.sampled_from(["first", "last", "bsd", "linux", "windows", "solaris", "old-linux"])
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -327,6 +334,7 @@ OPTIONS = st.fixed_dictionaries(
         "open_on": st.just("data"),
         "overlaps": st.one_of(POLICY.map(lambda policy: (policy, policy)), st.tuples(POLICY, POLICY)),
         "tells": st.booleans(),
+        "depths": st.lists(st.sampled_from([None, 1, 3, 10, 2000, 5000, 1 << 30]), min_size=2, max_size=2),
         "urgent": st.sampled_from(["inline", "oob", "oob-linux"]),
         "paws": st.booleans(),
         "syn_data": st.sampled_from(["deliver", "acked"]),
@@ -363,6 +371,9 @@ def perform(step: LockStep, action: tuple[Any, ...]) -> None:
     elif kind == "raise":
         for side in step.sides:
             side.recorder.plan[rest[0]] = rest[1](rest[0])
+    elif kind == "stop":
+        for side in step.sides:
+            side.recorder.plan["reassembled"] = partial(stop_once, side)
     elif kind == "nest":
         call, inner = rest
 
@@ -380,6 +391,11 @@ def perform(step: LockStep, action: tuple[Any, ...]) -> None:
         inner_act = send(*inner, step.now) if inner[0] != "flush" else lambda side: side.assemblers[inner[1]].flush_ns(inner[2], True)
         for side in step.sides:
             side.recorder.plan[call] = plan(side)
+
+
+def stop_once(side: Side) -> object:
+    del side.recorder.plan["reassembled"]
+    return side.package.STOP
 
 
 def run(both: Both, actions: list[tuple[tuple[Any, ...], int]], isns: list[int], keep: bool, options: dict[str, Any], nested: bool) -> None:
@@ -422,7 +438,7 @@ CONVERSATION_OPTIONS = st.tuples(OPTIONS, st.sampled_from([None, 0, 0.5, 1.0, 10
 
 @examples(500)
 @given(
-    actions=st.lists(st.tuples(st.one_of(*[TALK] * 14, SEGMENT, FLUSH, FLUSH, CONVERSATION_RAISES), STEP), min_size=4, max_size=70),
+    actions=st.lists(st.tuples(st.one_of(*[TALK] * 14, SEGMENT, FLUSH, FLUSH, CONVERSATION_RAISES, STOP), STEP), min_size=4, max_size=70),
     isns=st.lists(st.sampled_from(ISNS), min_size=3, max_size=3),
     keep=st.booleans(),
     options=CONVERSATION_OPTIONS,

@@ -404,6 +404,7 @@ TIMES: list[dict[str, Any]] = [
     {"hole_timeout": 2.0, "max_buffered_bytes_per_connection": 3000},
     {"hole_timeout": None, "idle_timeout": 1.0, "start_wait_segments": None, "start_wait": 1.0},
     {"hole_timeout": 0.5, "idle_timeout": 3.0, "overlap": "solaris", "paws": True, "syn_data": "acked"},
+    {"hole_timeout": 0.5, "idle_timeout": 3.0, "depth": 9000},
 ]
 
 

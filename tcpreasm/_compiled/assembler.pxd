@@ -78,6 +78,7 @@ cdef class AssemblerBase(Flusher):
     cdef int _begin_batch(self, bint coalesce) except -1
     cdef void _keep_origin(self, origin_s *origin) noexcept
     cdef int _end_batch(self, object error) except -1
+    cdef int _give_all(self, object error) except -1
 
     # Many frames. *taken and *done: how many were, also where it raises.
     cdef int _walk_records(self, RecordReader records, Py_ssize_t limit, Py_ssize_t *taken) except -1 nogil

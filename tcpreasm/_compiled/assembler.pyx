@@ -147,9 +147,11 @@ cdef class AssemblerBase(Flusher):
         max_connections,
         opens_on_data,
         on_evict,
+        on_gap,
+        depth,
     ):
-        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none. verify_checksums: 2 for "auto"; tunnels: as
-        for decode_frame."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held, or a depth: none. verify_checksums: 2 for "auto";
+        tunnels: as for decode_frame."""
         self.cache = PageCache()
         self.limit_total = max_buffered_pages_total
         self.limit_connection = max_buffered_pages_per_connection
@@ -159,7 +161,7 @@ cdef class AssemblerBase(Flusher):
         self.urgent = urgent
         self.paws = paws
         self.syn_data_waits = syn_data
-        self.long_way = LONG_WAY if paws or syn_data else 0
+        self.long_way = LONG_WAY if paws or syn_data or depth else 0
         self.limit_bytes_total = max_buffered_bytes_total
         self.limit_bytes_connection = max_buffered_bytes_per_connection
         self.flags = (<uint32_t>tunnels << TUNNEL_BITS) | (0, VERIFY_CHECKSUMS, JUDGE_CHECKSUMS)[verify_checksums]
@@ -180,6 +182,8 @@ cdef class AssemblerBase(Flusher):
         self.opens_on_data = opens_on_data
         self.on_evict = on_evict
         self.tells_evictions = on_evict is not None
+        self.on_gap, self.tells_gaps = on_gap, on_gap is not None
+        self.depth = depth
         self.debug = _log.is_on()
         pool.lock()
         try:
@@ -401,13 +405,28 @@ cdef class AssemblerBase(Flusher):
         try:
             if error is not None:
                 join_late_error(self, error)
-            self._give_gathered(error)
+            self._give_all(error)
         finally:
             if self.origin != NULL:
                 let_go_of_origin(self.origin)
                 self.origin = NULL
             self.packet = None
             self.shared = self.busy = False
+        return 0
+
+    # What was put aside, and what that leads to: a stream that stops may be at its end. Raises the first exception.
+    cdef int _give_all(self, object error) except -1:
+        error = self._give_gathered(error)
+        if self.pairs:
+            self.pool_.lock()
+            try:
+                self._settle_with_gil()
+            finally:
+                self.pool_.unlock()
+            error = error or self.late_error
+            self.late_error, self.has_late_error = None, False
+        if error is not None:
+            raise error
         return 0
 
     def flush_ns(self, t_ns, close_all):
@@ -909,7 +928,7 @@ cdef class AssemblerBase(Flusher):
                 self._mark_acked(connection)
             if connection.state == OPEN and not connection.has & LISTED and waits(connection):
                 self.pool_.list_waiting(connection)
-            if self.pairs:
+            if self.pairs or self.gaps.used:
                 self._settle()
             if self.conflicts.used:
                 with gil:

@@ -34,6 +34,9 @@ cdef enum:
     HAS_TSVAL = 2                 # since.tsval means something
     HALF_OPEN = 4                 # nothing but SYNs has come, the first one before all else
 
+cdef extern from *:
+    const int64_t NO_MORE "INT64_MIN"  # in skip
+
 cdef enum:
     KEY_BYTES = 37                # src .. level, without a hole
 
@@ -114,7 +117,9 @@ cdef struct connection_s:
     int64_t last_seen_ns          # latest capture time of a segment
     # -- second line
     page_list_s pages             # what arrived early
-    int64_t skip                  # missing bytes that the next piece will report; -1 for an unknown number
+    # Missing bytes that the next piece will report; -1 for an unknown number. NO_MORE: its stream gets no more, nothing is held, waited for
+    # or told; as with the others, what is in order is to be looked at closely, which spares that a test of its own.
+    int64_t skip
     stream_u stream
     # -- third line: streams out of order, opening and closing
     successor_s *successor        # or NULL
@@ -145,6 +150,10 @@ cdef inline void begin_at(connection_s *connection, uint32_t seq) noexcept nogil
     connection.next_seq = connection.first_seq = connection.cut_end = seq
     connection.phase.after.far_next = connection.phase.after.gap_count = 0
 
+# Its stream has stopped, or has had all that its depth leaves it.
+cdef inline bint is_stopped(const connection_s *connection) noexcept nogil:
+    return connection.skip == NO_MORE
+
 # To be called whenever next_seq has moved over a multiple of 2**30.
 cdef inline void note_past_start(connection_s *connection) noexcept nogil:
     if not 0 <= difference(connection.first_seq, connection.next_seq) <= 1 << 30:
@@ -153,6 +162,15 @@ cdef inline void note_past_start(connection_s *connection) noexcept nogil:
 # The stream has reached its FIN or RST.
 cdef inline bint ended(connection_s *connection) noexcept nogil:
     return (connection.has & (HAS_END | HAS_START)) == (HAS_END | HAS_START) and connection.end_seq == connection.next_seq
+
+# For a stream that gets no more: what lies before seq is behind it, and so is what lies before the FIN.
+cdef inline void go_on_to(connection_s *connection, uint32_t seq) noexcept nogil:
+    if difference(connection.next_seq, seq) > 0:
+        connection.next_seq = seq
+    if connection.has & HAS_END:
+        connection.next_seq = connection.end_seq
+    connection.cut_end = connection.next_seq
+    note_past_start(connection)
 
 # seq has not been reached.
 cdef inline bint is_ahead(connection_s *connection, uint32_t seq) noexcept nogil:

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from .connection cimport connection_s
 from .holding cimport text_s
-from .pairing cimport Pairer
+from .stopping cimport Stopper
 
 
 cdef enum:
@@ -14,7 +14,7 @@ cdef enum:
     FORGOTTEN = 2                 # it is gone
 
 
-cdef class Deliverer(Pairer):
+cdef class Deliverer(Stopper):
     cdef bint debug
 
     cdef int _open_late(self, connection_s *connection, uint32_t at_stake, int64_t packet) except -1 nogil
@@ -25,7 +25,7 @@ cdef class Deliverer(Pairer):
     # In order: pieces go to `out`, next_seq goes on.
     cdef int _deliver(self, connection_s *connection, text_s *text, bint start) except -1 nogil
     cdef int _advance(self, connection_s *connection) except -1 nogil
-    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil
+    cdef int _jump(self, connection_s *connection, int64_t missing, int why) except -1 nogil
     cdef int _emit(
         self, connection_s *connection, const uint8_t *data, uint32_t size, int64_t seen_ns, int64_t offset, bint start, int64_t packet,
         uint32_t seq
@@ -43,3 +43,7 @@ cdef class Deliverer(Pairer):
     cdef int _close(self, connection_s *connection) except -1 nogil
     cdef int _finish_pieces(self, connection_s *connection) except -1 nogil
     cdef int _end_stream(self, connection_s *connection, int after) except -1 nogil
+
+    # A stream that gets no more.
+    cdef int _stop(self, connection_s *connection) except -1 nogil
+    cdef int _end_at_depth(self, connection_s *connection) except -1 nogil

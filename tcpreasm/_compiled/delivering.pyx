@@ -23,6 +23,7 @@ from .connection cimport (
     connection_s,
     ended,
     first_held,
+    is_stopped,
     key_object,
     key_s,
     net_flow_of,
@@ -42,6 +43,7 @@ from .holding cimport (
     FIRST,
     HOLES_ENDED,
     HOLES_LIMITED,
+    NOTHING,
     OUT_OF_BAND,
     RETRANSMITTED,
     STREAMS_CLOSED,
@@ -50,14 +52,12 @@ from .holding cimport (
     text_s,
 )
 from .pages cimport bytes_in_memory, came_of, give_back_page, lend_page, packet_of, page_end, page_s, pop_first
-from .pairing cimport Pairer
 from .reassembly cimport PIECE_END, PIECE_START, note_acked, piece_s
 from .sequence cimport difference
+from .stopping cimport GAP_CUT, GAP_START, Stopper
 
 from .._log import Log
 from ..errors import no_stream
-
-cdef const uint8_t *NOTHING = b""
 
 _log = Log("tcpreasm.assembly")
 
@@ -72,7 +72,7 @@ cdef int make_stream_by_name(Deliverer deliverer, connection_s *connection, uint
 cdef make_stream_f make_stream = <make_stream_f>make_stream_by_name
 
 
-cdef class Deliverer(Pairer):
+cdef class Deliverer(Stopper):
     """The streams of an assembler's connections."""
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -184,7 +184,9 @@ cdef class Deliverer(Pairer):
             if not connection.has & SERVED:
                 self._open_late(connection, 0, 0)
             connection.key.more &= ~SYN_TEXT_HELD
-        while True:
+        if self.depth:
+            self._keep_depth(connection)
+        while not self.depth or self._left(connection):
             page = connection.pages.first
             if page != NULL and difference(connection.next_seq, page.seq) <= 0:
                 self._emit_page(connection)
@@ -194,18 +196,25 @@ cdef class Deliverer(Pairer):
                 break
             if page != NULL:
                 cut = min(cut, <int64_t>difference(connection.next_seq, page.seq))
-            self._jump(connection, cut)
+            if self.depth:
+                cut = min(cut, self._left(connection))
+            self._jump(connection, cut, GAP_CUT)
+        if self.depth and not self._left(connection) and not ended(connection):
+            self._end_at_depth(connection)
         connection.cut_end = connection.next_seq
         return 0
 
     # next_seq goes on over bytes that are missing.
-    cdef void _jump(self, connection_s *connection, int64_t missing) noexcept nogil:
+    cdef int _jump(self, connection_s *connection, int64_t missing, int why) except -1 nogil:
+        if self.tells_gaps and missing and connection.skip >= 0:
+            self._note_gap(connection, connection.next_seq, missing, why)
         connection.next_seq += <uint32_t>missing
         if connection.skip >= 0:  # else they belong to an unknown number anyway
             connection.skip += missing
             self.counts[BYTES_SKIPPED] += missing
             if self.pairs:
                 side_of(connection).skipped += missing
+        return 0
 
     # The bytes of the text from position to end, without what is out of band.
     cdef int _emit_text(self, connection_s *connection, text_s *text, int64_t position, int64_t end, bint start) except -1 nogil:
@@ -284,11 +293,17 @@ cdef class Deliverer(Pairer):
     # Stop waiting for the lowest hole: over it, and on with what is contiguous then. It counts as a hole of that kind.
     cdef int _skip(self, connection_s *connection, int why) except -1 nogil:
         cdef uint32_t target = first_held(connection)
+        cdef int64_t missing
         if connection.has & HAS_START:
-            self.counts[why] += target != connection.next_seq
-            self._jump(connection, difference(connection.next_seq, target))
+            missing = difference(connection.next_seq, target)
+            if self.depth:
+                missing = min(missing, self._left(connection))
+            self._jump(connection, missing, why)
+            self.counts[why] += missing != 0
             connection.cut_end = connection.next_seq
         else:
+            if self.tells_gaps:
+                self._note_gap(connection, target, -1, GAP_START)
             begin_at(connection, target)
             connection.skip = -1
         self._advance(connection)
@@ -301,10 +316,11 @@ cdef class Deliverer(Pairer):
     cdef int _serve(self, connection_s *connection, int64_t packet) except -1 nogil:
         if not ended(connection):
             return self._hand_over(connection) if self.out_count else 0
-        if connection.skip or not self.out_count:
-            self._emit_empty(connection, connection.end_ns, False, packet)
-        if self.out_count:
-            self.out[self.out_count - 1].flags |= PIECE_END
+        if not is_stopped(connection):
+            if connection.skip or not self.out_count:
+                self._emit_empty(connection, connection.end_ns, False, packet)
+            if self.out_count:
+                self.out[self.out_count - 1].flags |= PIECE_END
         self._drop(&connection.pages, AFTER_END)
         if connection.successor != NULL:
             self._drop(&connection.successor.pages, UNCONFIRMED_SYN)  # its SYN is still remembered
@@ -327,10 +343,11 @@ cdef class Deliverer(Pairer):
         while waits(connection):
             self._skip(connection, HOLES_ENDED)
         at_end = ended(connection)
-        if connection.skip or (at_end and not self.out_count):
-            self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
-        if at_end and self.out_count:
-            self.out[self.out_count - 1].flags |= PIECE_END
+        if not is_stopped(connection):
+            if connection.skip or (at_end and not self.out_count):
+                self._emit_empty(connection, connection.end_ns if at_end else connection.last_seen_ns, False, 0)
+            if at_end and self.out_count:
+                self.out[self.out_count - 1].flags |= PIECE_END
         if at_end and self.pairs:
             side_of(connection).is_what |= SIDE_ENDED
         self._drop_successor(connection)
@@ -353,6 +370,22 @@ cdef class Deliverer(Pairer):
                 self.pairing.end_side(side_of(connection))
             if after == FORGOTTEN:
                 self.pool_.free_removed(connection)
+        return 0
+
+    # -- a stream that gets no more ---------------------------------------------------------------------------------
+
+    # Where only a hole was before the FIN, that is the end.
+    cdef int _stop(self, connection_s *connection) except -1 nogil:
+        if is_stopped(connection):
+            return 0
+        self._let_go(connection)
+        return self._serve(connection, 0) if ended(connection) else 0
+
+    # It has had all, but for being told of what is missing last.
+    cdef int _end_at_depth(self, connection_s *connection) except -1 nogil:
+        if connection.skip:
+            self._emit_empty(connection, connection.last_seen_ns, False, 0)
+        self._let_go(connection)
         return 0
 
 

@@ -42,6 +42,7 @@ cdef class Engine(Evicter):
 
     # Text and FIN.
     cdef int _text(self, connection_s *connection, uint8_t flags, text_s *text, bint start) except -1 nogil
+    cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil
     cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil
     cdef int _note_end(self, connection_s *connection, uint32_t end_seq, int64_t seen_ns) except -1 nogil
     cdef int _wait_for_start(self, connection_s *connection, text_s *text) except -1 nogil

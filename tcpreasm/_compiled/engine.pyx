@@ -26,6 +26,8 @@ from .connection cimport (
     begin_at,
     connection_s,
     first_held,
+    go_on_to,
+    is_stopped,
     key_object,
     successor_s,
     waits,
@@ -47,6 +49,7 @@ from .holding cimport (
     RETRANSMITTED,
     RST_IGNORED,
     RST_TEXT,
+    STOPPED,
     SYN_REMEMBERED,
     UNCONFIRMED_SYN,
     cut_pages,
@@ -338,21 +341,32 @@ cdef class Engine(Evicter):
         if not connection.has & HAS_START:
             return self._wait_for_start(connection, text)
         ahead = difference(connection.next_seq, text.seq)
-        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+        if self._is_out_of_window(connection, ahead, text):
             self.counts[OUT_OF_WINDOW] += text.size
             return 0
+        if self.depth and not is_stopped(connection) and not self._left(connection):
+            self._end_at_depth(connection)  # another assembler went on so far
+        if is_stopped(connection):
+            self.counts[STOPPED] += text.size
+            go_on_to(connection, text.seq + text.wire if text.wire else connection.next_seq)
+            return 0
+        if self.depth:
+            room = self._left(connection) - ahead
+            if text.wire > room:
+                # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.
+                keep = <uint32_t>max(0, min(room, <int64_t>text.size))
+                self.counts[STOPPED] += text.size - keep
+                text.size = keep
+                text.seq += <uint32_t>min(0, room)
+                text.wire -= <uint32_t>min(0, room)
         if connection.key.more & SYN_TEXT_HELD:
             if text.wire:
                 self.pool_.note_held(text.seen_ns)
                 self._hold_in(&connection.pages, text, False, self._origin_for(connection, text))
                 self._keep_limits(connection)
-            return 0
-        if ahead <= 0:
-            return self._deliver(connection, text, start)
-        if text.wire:
-            if ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text)):
-                self.counts[OUT_OF_WINDOW] += text.size
-                return 0
+        elif ahead <= 0:
+            self._deliver(connection, text, start)
+        elif text.wire:
             self.pool_.note_held(text.seen_ns)
             if (
                 text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size
@@ -366,6 +380,13 @@ cdef class Engine(Evicter):
                     _log.debug("%s: %d bytes ahead, held", key_object(&connection.key), ahead)
             self._keep_limits(connection)
         return 0
+
+    cdef bint _is_out_of_window(self, connection_s *connection, int64_t ahead, text_s *text) noexcept nogil:
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            return True
+        if ahead <= 0 or text.wire == 0 or connection.key.more & SYN_TEXT_HELD:
+            return False
+        return ahead + text.wire > SPAN_LIMIT or (ahead > self.max_gap and self._is_wild(connection, text))
 
     # Further ahead than max_gap, and the last one that was so lay somewhere else.
     cdef bint _is_wild(self, connection_s *connection, text_s *text) noexcept nogil:

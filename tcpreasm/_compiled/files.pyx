@@ -998,12 +998,12 @@ Names files in a folder as tcpflow does; a later stream of the same flows gets a
 
 
 cdef class FileStream(_GapStream):
-    """FileStream(net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False)\n--\n\n\
+    """FileStream(net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False, context=None)\n--\n\n\
 Writes a stream to a file as it comes. The file is made with the first byte, or with the first write where the pool writes behind: a
     stream without bytes leaves none.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the tcpreasm.streams.FlowPaths that names it after the
             flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
@@ -1015,8 +1015,8 @@ Writes a stream to a file as it comes. The file is made with the first byte, or 
     def __cinit__(self, *args, **keywords):
         self.calls_out = True     # the path
 
-    def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False):
-        ByteCountStream.__init__(self, net_flow, transport_flow)
+    def __init__(self, net_flow=None, transport_flow=None, *, path, pool, overwrite=False, fill_gaps=False, context=None):
+        ByteCountStream.__init__(self, net_flow, transport_flow, context=context)
         if not isinstance(pool, FilePool):
             raise TypeError(f"pool is a FilePool, not {type(pool).__name__}: {pool!r}")
         self.pool = pool
@@ -1103,10 +1103,11 @@ Writes a stream to a file as it comes. The file is made with the first byte, or 
         return finish_whole(self.file, size, self.file.pool.behind)
 
     def reassembled(self, reassemblies):
-        """Writes the next pieces. OSError where the system refuses."""
+        """Writes the next pieces. OSError where the system refuses. STOP where that is enough, else None."""
         cdef Pieces pieces = Pieces(reassemblies)
         with nogil:
             FileStream.take(self, pieces.array, pieces.count)
+        return self.whether_to_stop()
 
     def reassembly_complete(self):
         """Closes the file."""

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport qsort
 
 from .clock cimport ALWAYS_NS, NEVER_NS, observe
-from .connection cimport HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
+from .connection cimport CLOSED, HAS_START, LISTED, OPEN, connection_s, ended, is_ahead, oldest_held, waits, waits_until
 from .conversation cimport HAS_ACKED, beside, side_of, side_s
 from .holding cimport HOLES_ENDED, HOLES_EXPIRED
 from .pool cimport ENDLESS, hash_of, listed_s, prefetch, prefetch_slot
@@ -173,7 +173,7 @@ cdef class Flusher(Settler):
     ) except -1 nogil:
         cdef size_t i
         try:
-            if self.pool_.counts:
+            if self.pool_.counts and not self.tells_gaps:
                 for i in range(count):
                     if i + WALK_AHEAD < count:
                         prefetch(picked[i + WALK_AHEAD].connection)
@@ -204,7 +204,7 @@ cdef class Flusher(Settler):
                 self._walk_one(&picked[i], held_ns, idle_ns, start_ns, flushed, closed)
             except BaseException as raised:
                 error = error or raised
-            if self.pairs:
+            if self.pairs or self.gaps.used:
                 self._settle_with_gil()
                 error = error or self.late_error
                 self.late_error, self.has_late_error = None, False
@@ -217,7 +217,7 @@ cdef class Flusher(Settler):
         self, listed_s *picked, int64_t held_ns, int64_t idle_ns, int64_t start_ns, Py_ssize_t *flushed, Py_ssize_t *closed
     ) except -1 nogil:
         cdef connection_s *connection = picked.connection
-        cdef bint gave_out, idle
+        cdef bint gave_out, idle, was_over
         try:
             if not self._acquire_open(picked):
                 return 0
@@ -227,13 +227,15 @@ cdef class Flusher(Settler):
                 gave_out |= self._give_up_acked(connection, self.acked_before)
                 if gave_out:
                     self._mark_acked(connection)
-            idle = idle and not ended(connection)
+            was_over = ended(connection)
+            idle = idle and not was_over
             flushed[0] += gave_out or idle
-            closed[0] += idle or ended(connection)
+            closed[0] += idle or was_over
             if idle:
                 self._close(connection)
             elif gave_out:
                 self._serve(connection, 0)
+                closed[0] += connection.state == CLOSED and not was_over
         finally:
             if self.out_count:
                 self._drop_pieces()

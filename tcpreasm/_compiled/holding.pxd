@@ -40,6 +40,7 @@ cdef enum:
     FACTORY_ERROR
     OUT_OF_BAND
     PAWS
+    STOPPED
     EVICTED_CLOSED
     EVICTED_HALF_OPEN
     EVICTED_IDLE
@@ -77,6 +78,9 @@ cdef struct conflict_s:           # a run of bytes in which the segment at hand 
     uint32_t seq
     uint32_t size
     bint new_wins
+
+
+cdef const uint8_t *NOTHING       # where text would be
 
 
 cdef class Holder(Server):

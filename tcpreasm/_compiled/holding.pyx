@@ -6,7 +6,7 @@ what a segment means, and when what is held goes out. Called for what is out of 
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport SIZE_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp
 
@@ -51,7 +51,7 @@ from ..stats import COUNTERS, DROP_REASONS, EVICTION_REASONS
 cdef enum:
     MARKED_FROM = 512             # bytes of a page. A mark saves little on fewer, and to compare with one is a read of the file
 
-cdef size_t ENDLESS_BYTES = ~<size_t>0
+cdef const uint8_t *NOTHING = b""
 
 assert len(COUNTERS) + len(DROP_REASONS) + len(EVICTION_REASONS) == COUNTS
 
@@ -255,9 +255,9 @@ cdef class Holder(Server):
         cdef conflict_s run
         cdef conflict_s *last
         if not (
-            reserve(&self.conflicts, sizeof(run), ENDLESS_BYTES)
-            and reserve(&self.conflict_held, size, ENDLESS_BYTES)
-            and reserve(&self.conflict_new, size, ENDLESS_BYTES)
+            reserve(&self.conflicts, sizeof(run), SIZE_MAX)
+            and reserve(&self.conflict_held, size, SIZE_MAX)
+            and reserve(&self.conflict_new, size, SIZE_MAX)
         ):
             with gil:
                 raise MemoryError()

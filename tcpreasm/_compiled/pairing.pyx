@@ -15,7 +15,6 @@ from .conversation cimport (
     REFUSED,
     beside,
     beside_s,
-    conversation_s,
     note,
     note_fin,
     note_rst,

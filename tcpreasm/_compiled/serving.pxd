@@ -42,16 +42,18 @@ cdef class Server:
 
     # `out` goes to the stream of an open connection; or to one that its connection has let go of, and this is the last of it.
     cdef int _hand_over(self, connection_s *connection) except -1 nogil
+    # Its stream has returned STOP. The engine knows what that means.
+    cdef int _stop(self, connection_s *connection) except -1 nogil
     cdef int _finish_stream(self, connection_s *connection, const served_s *served, bint native) except -1 nogil
     cdef int _hand_to_python(self, connection_s *connection) except -1
     cdef int _finish_with_gil(self, connection_s *connection, const served_s *served, bint native) except -1
     cdef int _finish_native(self, const served_s *served) except -1
     cdef int _complete(self, const served_s *served, bint native) except -1
-    cdef int _call(self, const served_s *served, bint last) except -1
+    cdef int _call(self, const served_s *served, bint last) except -1  # 1: the stream returned STOP
 
     # coalesce
     cdef int _gather(self, connection_s *connection) except -1
-    cdef int _give_gathered(self, object error) except -1
+    cdef object _give_gathered(self, object error)
     # Nobody serves it now. False if it is no longer the one that was picked, no longer open, or served by this very thread.
     cdef bint _acquire_open(self, const listed_s *picked) except -1 nogil
 

@@ -13,6 +13,8 @@ from .pool cimport COMPLETE, GATHERED, PER_STREAM, REASSEMBLED, listed_s
 from .reassembly cimport Reassembly, empty, fill, piece_of, piece_s, settle_piece
 from .streams cimport NativeStream
 
+from ..stop import STOP
+
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
@@ -32,8 +34,12 @@ ctypedef int (*serve_f)(void *server, connection_s *connection) except -1 nogil
 ctypedef int (*finish_with_gil_f)(void *server, connection_s *connection, const served_s *served, bint native) except -1 nogil
 
 
+cdef object STOPS = STOP          # where C finds it without a look-up
+
+# 1: it needs no more.
 cdef int take_by_name(NativeStream stream, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
-    return stream.take(pieces, count)
+    stream.take(pieces, count)
+    return stream.stops
 
 
 cdef int finish_by_name(NativeStream stream) except -1 nogil:
@@ -132,7 +138,7 @@ cdef class Server:
     # `out` goes to the stream, which goes on.
     cdef int _hand_over(self, connection_s *connection) except -1 nogil:
         cdef served_s *served = &connection.stream.served
-        cdef bint alone, held
+        cdef bint alone, held, stops = False
         if (connection.has & SERVED) == NATIVE:
             alone = calls_out(served.stream)
             held = self.holds_gil
@@ -140,19 +146,20 @@ cdef class Server:
             if alone:
                 self.pool_.own(connection)
             try:
-                take(served.stream, self.out, self.out_count)
+                stops = take(served.stream, self.out, self.out_count)
             finally:
                 if alone:
                     self.pool_.disown_without_gil(connection)
                 self._drop_pieces()
                 if held and self.keeps_gil:
                     self._take_gil()
-            return 0
+            return self._stop(connection) if stops else 0
         self._take_gil()
         return hand_to_python(<void *>self, connection)
 
     cdef int _hand_to_python(self, connection_s *connection) except -1:
         cdef served_s *served = &connection.stream.served
+        cdef bint stops = False
         try:
             if self.coalesce:
                 return self._gather(connection)
@@ -160,14 +167,17 @@ cdef class Server:
             self.pool_.own(connection)
             try:
                 if self.out_count == 1 and self.out.page == NULL and not has_gathered(self, served):
-                    call_with_one(self, served)
+                    stops = call_with_one(self, served)
                 else:
-                    self._call(served, False)
+                    stops = self._call(served, False)
             finally:
                 self.pool_.disown(connection)
         finally:
             if self.out_count:
                 self._drop_pieces()  # those that no object could be made for
+        return self._stop(connection) if stops else 0
+
+    cdef int _stop(self, connection_s *connection) except -1 nogil:
         return 0
 
     # `out` goes to a stream that its connection has let go of, and it is told that this was all.
@@ -219,6 +229,7 @@ cdef class Server:
         cdef size_t at = <size_t>served.slot * PER_STREAM
         cdef list pieces = self._piece_objects()
         cdef list gathered = self.pool_.served[at + GATHERED]
+        cdef bint stops = False
         if gathered is not None:
             self.pool_.served[at + GATHERED] = None
             gathered.extend(pieces)
@@ -226,12 +237,12 @@ cdef class Server:
             gathered = None
         try:
             if pieces:
-                call_reassembled(self, served, pieces)
+                stops = call_reassembled(self, served, pieces)
         finally:
             settle(pieces)
             if last:
                 self._complete(served, False)
-        return 0
+        return stops
 
     # -- what is put aside ------------------------------------------------------------------------------------------
 
@@ -263,8 +274,8 @@ cdef class Server:
 
     # What was put aside goes out, but where somebody else has given it out meanwhile.
     #
-    # An exception of user code does not keep the other streams from being served; the first one, or `error`, is raised at the end.
-    cdef int _give_gathered(self, object error) except -1:
+    # An exception of user code does not keep the other streams from being served. Returns the first one: `error`, or one from here.
+    cdef object _give_gathered(self, object error):
         cdef connection_s *connection
         cdef size_t count = self.gathered_count, i
         cdef list gathered = self.gathered
@@ -284,9 +295,7 @@ cdef class Server:
                     self.pool_.unlock()
             except BaseException as raised:
                 error = error or raised
-        if error is not None:
-            raise error
-        return 0
+        return error
 
     # Nobody serves it now. False if it is no longer the one that was picked, no longer open, or served by this very thread.
     cdef bint _acquire_open(self, const listed_s *picked) except -1 nogil:
@@ -305,19 +314,20 @@ cdef inline bint has_gathered(Server self, const served_s *served) noexcept:
     return PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + GATHERED) != <PyObject *>None
 
 
+# 1: the stream returned STOP.
 cdef inline int call_reassembled(Server self, const served_s *served, list pieces) except -1:
     cdef PyObject *arguments[3]
     cdef size_t count = 1 + (served.stream != NULL)
     reassembled = <object>PyList_GET_ITEM(<PyObject *>self.pool_.served, <size_t>served.slot * PER_STREAM + REASSEMBLED)
     arguments[0], arguments[1], arguments[2] = NULL, <PyObject *>served.stream, <PyObject *>pieces
-    PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
-    return 0
+    return PyObject_Vectorcall(reassembled, arguments + 3 - count, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL) is STOPS
 
 
 # _call for a single piece that lies in the packet, which is what nearly every segment brings: the list and the piece of the last such
 # call serve again, unless somebody keeps one of them or the list was changed.
 cdef inline int call_with_one(Server self, const served_s *served) except -1:
     cdef Reassembly piece
+    cdef bint stops = False
     self.out_count = 0
     if self.single is None:
         self.single = [Reassembly.__new__(Reassembly)]
@@ -325,7 +335,7 @@ cdef inline int call_with_one(Server self, const served_s *served) except -1:
     piece = <Reassembly>PyList_GET_ITEM(<PyObject *>pieces, 0)
     try:
         fill(piece, self.out, None if self.fleeting else self.packet, self.shared)
-        call_reassembled(self, served, pieces)
+        stops = call_reassembled(self, served, pieces)
     finally:
         if (
             Py_REFCNT(<PyObject *>pieces) == 2
@@ -337,7 +347,7 @@ cdef inline int call_with_one(Server self, const served_s *served) except -1:
         else:
             self.single = piece = None  # neither counts as kept
             settle(pieces)
-    return 0
+    return stops
 
 
 # A piece that somebody keeps holds its own bytes from then on, not a page or a part of something bigger.

@@ -43,9 +43,9 @@ cdef class Settler(Engine):
         side.is_what &= ~HAS_ACKED
         return gives_up
 
-    # What the last segments led to for conversations.
+    # What the last segments led to for conversations, and what of them was given up.
     cdef int _settle(self) except -1 nogil:
-        if self.pairing.first_pending != NULL:
+        if self.gaps.used or (self.pairs and self.pairing.first_pending != NULL):
             self._take_gil()
             with gil:
                 self._settle_with_gil()
@@ -53,7 +53,7 @@ cdef class Settler(Engine):
 
     cdef int _settle_with_gil(self) except -1:
         cdef bint kept = self.keeps_gil
-        cdef conversation_s *conversation = self.pairing.next_pending()
+        cdef conversation_s *conversation = self.pairing.next_pending() if self.pairs else NULL
         cdef bint gives_up
         self.keeps_gil = True
         while conversation != NULL:
@@ -67,6 +67,8 @@ cdef class Settler(Engine):
                 self._tell_complete(conversation)
             let_go_of_conversation(conversation)
             conversation = self.pairing.next_pending()
+        if self.gaps.used:
+            self._tell_gaps()
         self.keeps_gil = kept
         return 0
 

@@ -475,7 +475,7 @@ cdef int give_out(AssemblerBase assembler) except -1:
     if assembler.gathered_count:
         assembler.holds_gil, assembler.keeps_gil, assembler.coalesce = True, True, False
         try:
-            assembler._give_gathered(None)
+            assembler._give_all(None)
         finally:
             assembler.holds_gil, assembler.keeps_gil, assembler.coalesce = False, False, coalesce
     return 0

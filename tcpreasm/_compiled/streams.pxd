@@ -73,6 +73,7 @@ cdef class NativeStream:          # what the engine serves without the GIL; a bo
     cdef bint calls_out           # take may run user code: the engine lets go of its lock before
     cdef bint ignores_bytes       # take looks at everything of a piece but its data, which may be NULL then
     cdef bint asks_origins        # take looks at the packet of a piece: else that may be 0
+    cdef bint stops               # it needs no more: looked at after each take
     # The next pieces, in order: at least one. They are good during the call only. Everything is taken in before it raises.
     cdef int take(self, const piece_s *pieces, Py_ssize_t count) except -1 nogil
     # Nothing more will come.
@@ -82,6 +83,7 @@ cdef class NativeStream:          # what the engine serves without the GIL; a bo
 cdef class ByteCountStream(NativeStream):
     cdef readonly object net_flow
     cdef readonly object transport_flow
+    cdef public object context    # the caller's
     cdef int64_t length_
     cdef int64_t skipped_
     cdef int64_t gap_count_
@@ -94,6 +96,7 @@ cdef class ByteCountStream(NativeStream):
     cdef lock_s lock              # of the memory that subclasses have
 
     cdef str name(self)           # for messages
+    cdef object whether_to_stop(self)  # what `reassembled` returns
 
 
 cdef class _GapStream(ByteCountStream):
@@ -107,6 +110,8 @@ cdef class BytesStream(_GapStream):
     cdef memory_s kept
     cdef memory_s rows            # of provenance_s, where asks_origins says so
     cdef size_t limit             # bytes that may be kept
+    cdef int64_t most             # bytes of the stream that are taken
+    cdef readonly object depth
     cdef int64_t dropped_
     cdef bint raises              # on_limit is "error"
     cdef readonly object max_bytes

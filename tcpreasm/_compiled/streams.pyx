@@ -13,7 +13,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ
-from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT64_MAX, UINT32_MAX, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport usleep
@@ -25,6 +25,7 @@ from ..flow import ConnectionKey
 from ..options import check_bool, check_number
 from ..provenance import not_there, rows_of
 from ..spans import array_of, copy_to, read_rows
+from ..stop import STOP
 
 __all__ = ["ByteCountStream", "BytesStream", "DigestStream", "SpanStream"]
 
@@ -209,20 +210,25 @@ cdef void count_piece(ByteCountStream stream, const piece_s *piece) noexcept nog
 
 
 cdef class ByteCountStream(NativeStream):
-    """ByteCountStream(net_flow=None, transport_flow=None)\n--\n\n\
+    """ByteCountStream(net_flow=None, transport_flow=None, *, context=None)\n--\n\n\
 Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCountStream)`. The base of the streams below.
 
     Args:
         net_flow: the addresses; `key` needs both.
         transport_flow: the ports.
+        context: whatever you like, for the attribute of that name.
+
+    Attributes:
+        context: as given; the stream does not look at it.
     """
 
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = True
 
-    def __init__(self, net_flow=None, transport_flow=None):
+    def __init__(self, net_flow=None, transport_flow=None, *, context=None):
         self.net_flow = net_flow
         self.transport_flow = transport_flow
+        self.context = context
 
     @property
     def first_seen_ns(self):
@@ -265,6 +271,19 @@ Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCou
         return self.complete_
 
     @property
+    def stopped(self):
+        """It gets no more: `stop` was called."""
+        return self.stops
+
+    def stop(self):
+        """Ends what comes here, from any thread. The next piece still does, since the assembler looks then; nothing behind it. A subclass
+        with a `reassembled` of its own returns what its base's returns."""
+        self.stops = True
+
+    cdef object whether_to_stop(self):
+        return STOP if self.stops else None
+
+    @property
     def key(self):
         """Who sends to whom. ValueError where the stream was made without flows."""
         if self.net_flow is None or self.transport_flow is None:
@@ -295,9 +314,10 @@ Counts a stream's bytes and keeps none. A factory by itself: `StreamPool(ByteCou
         return 0
 
     def reassembled(self, reassemblies):
-        """Counts the next pieces."""
+        """Counts the next pieces. STOP where that is enough, else None."""
         cdef Pieces pieces = Pieces(reassemblies)
         ByteCountStream.take(self, pieces.array, pieces.count)
+        return self.whether_to_stop()
 
     def reassembly_complete(self):
         """Marks the stream as complete."""
@@ -339,19 +359,28 @@ cdef class _GapStream(ByteCountStream):
 # ---- collecting
 
 cdef class BytesStream(_GapStream):
-    """BytesStream(net_flow=None, transport_flow=None, *, max_bytes=None, on_limit='error', provenance=False)\n--\n\n\
+    """BytesStream(net_flow=None, transport_flow=None, *, max_bytes=None, on_limit='error', provenance=False, \
+depth=None, context=None)\n--\n\n\
 Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         max_bytes: the most that is kept. None: no limit.
         on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
             that brought it (what fits is kept, and the stream goes on dropping).
         provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
+        depth: bytes of the stream that it takes, the missing ones among them counted; then it stops. What the last piece has beyond
+            is left out. None: all.
     """
 
-    def __init__(self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error", provenance=False):
-        ByteCountStream.__init__(self, net_flow, transport_flow)
+    def __init__(
+        self, net_flow=None, transport_flow=None, *, max_bytes=None, on_limit="error", provenance=False, depth=None, context=None
+    ):
+        ByteCountStream.__init__(self, net_flow, transport_flow, context=context)
+        if depth is not None:
+            check_number("depth", depth, "bytes")
+        self.depth = depth
+        self.most = INT64_MAX if depth is None else min(depth, INT64_MAX)
         if max_bytes is not None:
             check_number("max_bytes", max_bytes, "bytes")
         if on_limit not in ("drop", "error"):
@@ -404,13 +433,21 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
 
     cdef int take(self, const piece_s *pieces, Py_ssize_t count) except -1 nogil:
         cdef const piece_s *piece
+        cdef piece_s part
         cdef size_t size
         cdef Py_ssize_t number
+        cdef int64_t left
         cdef bint over = False
         cdef bint there = True
         lock(&self.lock)
         for number in range(count):
             piece = &pieces[number]
+            left = self.most - self.length_ - self.skipped_
+            if max(<int64_t>0, piece.skip) + piece.size > left:
+                if left <= 0:
+                    break
+                part = part_of(piece, left)
+                piece = &part
             there = count_gap(self, piece) and there
             size = piece.size
             if size > self.limit - self.kept.used:
@@ -425,6 +462,8 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
                     there = note_row(&self.rows, piece, self.length_ + self.skipped_ - piece.size, <int64_t>size) and there
             else:
                 there = False
+        if self.length_ + self.skipped_ >= self.most:
+            self.stops = True
         unlock(&self.lock)
         if not there:
             with gil:
@@ -443,13 +482,23 @@ Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A fa
         return 0
 
     def reassembled(self, reassemblies):
-        """Appends the next pieces. BufferError beyond `max_bytes`, if asked for."""
+        """Appends the next pieces. BufferError beyond `max_bytes`, if asked for. STOP where that is enough, else None."""
         cdef Pieces pieces = Pieces(reassemblies)
         BytesStream.take(self, pieces.array, pieces.count)
+        return self.whether_to_stop()
 
     def reassembly_complete(self):
         """Marks the stream as complete."""
         BytesStream.finish(self)
+
+
+# As much of a piece, with the gap before it, as takes so many bytes; the whole is more.
+cdef piece_s part_of(const piece_s *piece, int64_t size) noexcept nogil:
+    cdef piece_s part = piece[0]
+    part.skip = min(piece.skip, size)
+    part.size = <uint32_t>max(0, size - max(0, piece.skip))
+    part.flags = piece.flags & ~PIECE_END
+    return part
 
 
 # Where the first `length` bytes of a piece came from, which stand at that offset of the stream; the lock is held. False: no memory.
@@ -484,19 +533,19 @@ cdef bint find_row(const memory_s *rows, int64_t offset, provenance_s *found) no
 
 
 cdef class DigestStream(ByteCountStream):
-    """DigestStream(net_flow=None, transport_flow=None, *, algorithm='sha256')\n--\n\n\
+    """DigestStream(net_flow=None, transport_flow=None, *, algorithm='sha256', context=None)\n--\n\n\
 Computes a digest of a stream's bytes and keeps none; gaps are left out, and counted. A factory by itself.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         algorithm: any name that `hashlib.new` takes. ValueError for others.
     """
 
     def __cinit__(self, *args, **keywords):
         self.ignores_bytes = False
 
-    def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256"):
-        ByteCountStream.__init__(self, net_flow, transport_flow)
+    def __init__(self, net_flow=None, transport_flow=None, *, algorithm="sha256", context=None):
+        ByteCountStream.__init__(self, net_flow, transport_flow, context=context)
         import hashlib            # a while to load, and most programs do without
 
         self.hash = hashlib.new(algorithm)
@@ -582,9 +631,10 @@ Computes a digest of a stream's bytes and keeps none; gaps are left out, and cou
         return 0
 
     def reassembled(self, reassemblies):
-        """Takes the next pieces into the digest."""
+        """Takes the next pieces into the digest. STOP where that is enough, else None."""
         cdef Pieces pieces = Pieces(reassemblies)
         DigestStream.take(self, pieces.array, pieces.count)
+        return self.whether_to_stop()
 
     def reassembly_complete(self):
         """Marks the stream as complete."""
@@ -592,7 +642,7 @@ Computes a digest of a stream's bytes and keeps none; gaps are left out, and cou
 
 
 cdef class SpanStream(ByteCountStream):
-    """SpanStream(net_flow=None, transport_flow=None)\n--\n\n\
+    """SpanStream(net_flow=None, transport_flow=None, *, context=None)\n--\n\n\
 Notes where in the capture a stream's bytes lie, and keeps none of them: 32 bytes a piece. A factory by itself.
 
     The bytes are read when they are wanted, by `gather` or `write_to`, from the capture that was reassembled: a path, a seekable binary
@@ -652,9 +702,10 @@ Notes where in the capture a stream's bytes lie, and keeps none of them: 32 byte
         return 0
 
     def reassembled(self, reassemblies):
-        """Notes the next pieces."""
+        """Notes the next pieces. STOP where that is enough, else None."""
         cdef Pieces pieces = Pieces(reassemblies)
         SpanStream.take(self, pieces.array, pieces.count)
+        return self.whether_to_stop()
 
     def reassembly_complete(self):
         """Marks the stream as complete."""

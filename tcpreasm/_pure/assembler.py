@@ -72,9 +72,11 @@ class AssemblerBase(Flusher):
         max_connections: int,
         opens_on_data: bool,
         on_evict: Callable[[Flow, Flow, str], object] | None,
+        on_gap: Callable[[Flow, Flow, int, int, str], object] | None,
+        depth: int,
     ) -> None:
-        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held: none. verify_checksums: 2 for "auto"; tunnels: as
-        for decode_frame."""
+        """Numbers only; -1 stands for: never, no limit; 0 for a limit of what is held, or a depth: none. verify_checksums: 2 for "auto";
+        tunnels: as for decode_frame."""
         self._pool = pool
         self._pairing = pool if isinstance(pool, ConversationPoolBase) else None
         self._at_hand = None
@@ -108,6 +110,9 @@ class AssemblerBase(Flusher):
         self._limit_connections = max_connections
         self._opens_on_data = opens_on_data
         self._on_evict = on_evict
+        self._on_gap = on_gap
+        self._gaps = []
+        self._depth = depth
         self._counts = dict.fromkeys((*COUNTERS, *DROP_REASONS, *("evicted_" + reason for reason in EVICTION_REASONS)), 0)
         self._verdicts = [0] * len(Verdict)
         self._out = []
@@ -436,6 +441,8 @@ class AssemblerBase(Flusher):
                 self._keep_error(raised)
             self._gathers = False
             self._give_gathered()
+            self._settle()
+            self._raise_late()
             return taken, self._verdicts[Verdict.SEGMENT] - segments_before
         finally:
             self._busy.release()

@@ -75,6 +75,7 @@ class Connection:
         "side",
         "skip",
         "state",
+        "stopped",
         "stream",
         "successor",
         "syn_data",
@@ -111,6 +112,7 @@ class Connection:
         self.successor: Successor | None = None
         self.syn_data = False  # what is held is the SYN's text, and nothing has shown yet that it was accepted
         self.tsval: int | None = None  # timestamp of what came in order last, where timestamps are looked at
+        self.stopped = False  # its stream gets no more: nothing is held, waited for or told
         self.stream: Any = None
         self.reassembled: Any = None  # the stream's methods, looked up once
         self.reassembly_complete: Any = None
@@ -139,6 +141,16 @@ class Connection:
             return first.seq
         assert self.end_seq is not None
         return self.end_seq
+
+    def go_on_to(self, seq: int) -> None:
+        """For a stream that gets no more: what lies before that is behind it, and so is what lies before the FIN."""
+        assert self.next_seq is not None
+        if difference(self.next_seq, seq) > 0:
+            self.next_seq = seq
+        if self.end_seq is not None:
+            self.next_seq = self.end_seq
+        self.cut_end = self.next_seq
+        self.note_past_start()
 
     def note_past_start(self) -> None:
         """To be called whenever next_seq has moved over a multiple of 2**30."""

@@ -13,14 +13,14 @@ from .._log import Log
 from ..errors import no_stream
 from .connection import Connection
 from .holding import FIRST
-from .pairing import Pairer
 from .reassembly import Reassembly
 from .sequence import add, difference
+from .stopping import Stopper
 
 _log = Log("tcpreasm.assembly")
 
 
-class Deliverer(Pairer):
+class Deliverer(Stopper):
     """The streams of an assembler's connections."""
 
     _debug: bool
@@ -113,7 +113,9 @@ class Deliverer(Pairer):
             if connection.stream is None:
                 self._open_late(connection, 0, 0)
             connection.syn_data = False
-        while True:
+        if self._depth:
+            self._keep_depth(connection)
+        while not self._depth or self._left(connection):
             page = connection.pages.first
             if page is not None and difference(connection.next_seq, page.seq) <= 0:
                 self._emit_page(connection)
@@ -123,14 +125,21 @@ class Deliverer(Pairer):
                 break
             if page is not None:
                 cut = min(cut, difference(connection.next_seq, page.seq))
-            self._jump(connection, cut)
+            if self._depth:
+                cut = min(cut, self._left(connection))
+            self._jump(connection, cut, "cut")
+        if self._depth and not self._left(connection) and not connection.ended():
+            self._end_at_depth(connection)
         connection.cut_end = connection.next_seq
 
-    def _jump(self, connection: Connection, missing: int) -> None:
+    def _jump(self, connection: Connection, missing: int, why: str) -> None:
         """next_seq goes on over bytes that are missing."""
         assert connection.next_seq is not None
-        connection.next_seq = add(connection.next_seq, missing)
+        before = connection.next_seq
+        connection.next_seq = add(before, missing)
         if connection.skip >= 0:  # else they belong to an unknown number anyway
+            if missing and self._on_gap is not None:
+                self._gaps.append((connection._key, before, missing, why))
             connection.skip += missing
             self._counts["bytes_skipped"] += missing
             if connection.side is not None:
@@ -203,9 +212,14 @@ class Deliverer(Pairer):
         if connection.next_seq is None:
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
+            if self._on_gap is not None:
+                self._gaps.append((connection._key, target, -1, "start"))
         else:
-            self._counts[why] += target != connection.next_seq
-            self._jump(connection, difference(connection.next_seq, target))
+            missing = difference(connection.next_seq, target)
+            if self._depth:
+                missing = min(missing, self._left(connection))
+            self._counts[why] += missing != 0
+            self._jump(connection, missing, why.removeprefix("holes_"))
             connection.cut_end = connection.next_seq
         self._advance(connection)
         connection.note_past_start()
@@ -217,10 +231,11 @@ class Deliverer(Pairer):
         reassembled, complete = connection.reassembled, None
         if connection.ended():
             complete = connection.reassembly_complete
-            if connection.skip or not self._out:
-                self._emit_empty(connection, connection.end_seen_ns, packet, False)
-            if self._out:
-                self._out[-1].end = True
+            if not connection.stopped:
+                if connection.skip or not self._out:
+                    self._emit_empty(connection, connection.end_seen_ns, packet, False)
+                if self._out:
+                    self._out[-1].end = True
             self._drop(connection.pages, "after_end")
             if connection.successor is not None:
                 self._drop(connection.successor.pages, "unconfirmed_syn")  # its SYN is still remembered
@@ -260,11 +275,28 @@ class Deliverer(Pairer):
         while connection.waits():
             self._skip(connection, "holes_ended")
         ended = connection.ended()
-        if connection.skip or (ended and not self._out):
-            self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)
-        if ended and self._out:
-            self._out[-1].end = True
+        if not connection.stopped:
+            if connection.skip or (ended and not self._out):
+                self._emit_empty(connection, connection.end_seen_ns if ended else connection.last_seen_ns, 0, False)
+            if ended and self._out:
+                self._out[-1].end = True
         if ended and connection.side is not None:
             connection.side.ended = True
         self._drop_successor(connection)
         self._counts["streams_closed"] += connection.stream is not None
+
+    # -- a stream that gets no more ---------------------------------------------------------------------------------
+
+    def _stop(self, connection: Connection) -> None:
+        """Its stream has returned STOP. Where only a hole was before the FIN, that is the end."""
+        self._out = []
+        if not connection.stopped:
+            self._let_go(connection)
+            if connection.ended():
+                self._serve(connection, 0)
+
+    def _end_at_depth(self, connection: Connection) -> None:
+        """It has had all, but for being told of what is missing last."""
+        if connection.skip:
+            self._emit_empty(connection, connection.last_seen_ns, 0, False)
+        self._let_go(connection)

@@ -271,27 +271,44 @@ class Engine(Evicter):
                 self._counts["after_end"] += len(payload) - keep
                 payload = payload[:keep]
                 wire = max(0, room)
-        missing = wire - len(payload)
         if connection.next_seq is None:
-            self._wait_for_start(connection, seq, payload, missing, seen_ns)
+            self._wait_for_start(connection, seq, payload, wire - len(payload), seen_ns)
             return
         ahead = difference(connection.next_seq, seq)
-        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+        if self._is_out_of_window(connection, ahead, seq, wire):
             self._counts["out_of_window"] += len(payload)
-        elif connection.syn_data:
+            return
+        if self._depth and not connection.stopped and not self._left(connection):
+            self._end_at_depth(connection)  # another assembler went on so far
+        if connection.stopped:
+            self._counts["stopped"] += len(payload)
+            connection.go_on_to(add(seq, wire) if wire else connection.next_seq)
+            return
+        if self._depth and wire > (room := self._left(connection) - ahead):
+            # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.
+            keep = max(0, min(room, len(payload)))
+            self._counts["stopped"] += len(payload) - keep
+            payload = payload[:keep]
+            seq, wire = add(seq, min(0, room)), wire - min(0, room)
+        missing = wire - len(payload)
+        if connection.syn_data:
             if wire:
                 self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
                 self._keep_limits(connection)
         elif ahead <= 0:
             self._deliver(connection, seq, payload, missing, seen_ns, start)
         elif wire:
-            if ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire)):
-                self._counts["out_of_window"] += len(payload)
-                return
             self._hold_in(connection.pages, seq, payload, missing, seen_ns, False)
             if self._debug:
                 _log.debug("%s: %d bytes ahead, held", connection.key, ahead)
             self._keep_limits(connection)
+
+    def _is_out_of_window(self, connection: Connection, ahead: int, seq: int, wire: int) -> bool:
+        if ahead == -1 - SPAN_LIMIT:  # neither ahead nor behind
+            return True
+        if ahead <= 0 or not wire or connection.syn_data:
+            return False
+        return ahead + wire > SPAN_LIMIT or (ahead > self._max_gap and self._is_wild(connection, seq, wire))
 
     def _is_wild(self, connection: Connection, seq: int, wire: int) -> bool:
         """Further ahead than max_gap, and the last one that was so lay somewhere else."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 from ..flow import Flow
 from ..options import DEFAULT_MAX_OPEN_FILES, check_number
@@ -268,7 +269,7 @@ class FileStream(_GapStream):
     stream without bytes leaves none.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the tcpreasm.streams.FlowPaths that names it after the
             flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
@@ -288,8 +289,9 @@ class FileStream(_GapStream):
         pool: FilePool,
         overwrite: bool = False,
         fill_gaps: bool = False,
+        context: Any = None,
     ) -> None:
-        super().__init__(net_flow, transport_flow)
+        super().__init__(net_flow, transport_flow, context=context)
         if not isinstance(pool, FilePool):
             raise TypeError(f"pool is a FilePool, not {type(pool).__name__}: {pool!r}")
         self._pool = pool
@@ -319,8 +321,8 @@ class FileStream(_GapStream):
         """As given."""
         return self._fill_gaps
 
-    def reassembled(self, reassemblies: list[Reassembly]) -> None:
-        """Writes the next pieces. OSError where the system refuses."""
+    def reassembled(self, reassemblies: list[Reassembly]) -> object:
+        """Writes the next pieces. OSError where the system refuses. STOP where that is enough, else None."""
         pieces = list(reassemblies)
         for piece in pieces:
             self._count(piece)
@@ -349,6 +351,7 @@ class FileStream(_GapStream):
             self._position += len(data)
         if failure is not None:
             raise failure
+        return self._whether_to_stop()
 
     def reassembly_complete(self) -> None:
         """Closes the file."""

@@ -64,13 +64,15 @@ class Flusher(Settler):
                 gave_out |= self._give_up_acked(connection, acked_ns)
                 if gave_out:
                     self._mark_acked(connection)
-                idle = idle and not connection.ended()
+                was_over = connection.ended()
+                idle = idle and not was_over
                 flushed += gave_out or idle
-                closed += idle or connection.ended()
+                closed += idle or was_over
                 if idle:
                     self._close(connection)
                 elif gave_out:
                     self._serve(connection, 0)
+                    closed += connection.closed and not was_over
             self._settle()
         self._raise_late()
         return flushed, closed

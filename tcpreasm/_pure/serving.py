@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..stop import STOP
 from .connection import Connection, RawKey
 from .pool import StreamPoolBase
 from .reassembly import Reassembly
@@ -23,6 +24,10 @@ class Server:
     _gathered: list[tuple[Connection, RawKey, list[Reassembly]]]  # what it has put aside, in the order of the first pieces
     _late_error: BaseException | None  # what user code raised while there was still something to be done, to be raised after that
 
+    def _stop(self, connection: Connection) -> None:
+        """Its stream has returned STOP. The engine knows what that means."""
+        raise NotImplementedError
+
     def _call(self, connection: Connection, reassembled: Any, complete: Any, pieces: list[Reassembly]) -> None:
         """The stream gets these pieces, behind those that were put aside for it before; or they are put aside too, unless it ends."""
         if complete is None:
@@ -34,12 +39,15 @@ class Server:
         if connection.gathered is not None:
             pieces = connection.gathered + pieces
             connection.gathered = connection.gatherer = None
+        returned = None
         try:
             if pieces:
-                reassembled(pieces)
+                returned = reassembled(pieces)
         finally:
             if complete is not None:
                 complete()
+        if returned is STOP and complete is None:
+            self._stop(connection)
 
     def _gather(self, connection: Connection, pieces: list[Reassembly]) -> None:
         """Put aside with the connection, where everybody who serves the stream finds them, and noted to be given out by this one."""
@@ -54,15 +62,15 @@ class Server:
     def _give_gathered(self) -> None:
         """What was put aside goes out, but where somebody else has given it out meanwhile.
 
-        An exception of user code does not keep the other streams from being served; the first one is raised at the end.
+        An exception of user code does not keep the other streams from being served: it is kept.
         """
         gathered, self._gathered = self._gathered, []
         for connection, key, pieces in gathered:
             with self._serving(connection, key) as is_open:
                 if is_open and connection.gathered is pieces:
                     connection.gathered = connection.gatherer = None
-                    connection.reassembled(pieces)
-        self._raise_late()
+                    if connection.reassembled(pieces) is STOP:
+                        self._stop(connection)
 
     @contextmanager
     def _serving(self, connection: Connection, key: RawKey) -> Iterator[bool]:

@@ -26,7 +26,7 @@ class Settler(Engine):
         return gives_up
 
     def _settle(self) -> None:
-        """What the last segments led to for conversations. What user code raises there is kept."""
+        """What the last segments led to for conversations, and what of them was given up. What user code raises there is kept."""
         while self._pairing is not None and (conversation := self._pairing.next_pending()) is not None:
             gives_up, conversation.gives_up = conversation.gives_up, False
             if gives_up:
@@ -39,6 +39,8 @@ class Settler(Engine):
                     self._pairing.tell_complete(conversation)
                 except BaseException as raised:
                     self._keep_error(raised)
+        if self._gaps:
+            self._tell_gaps()
 
     def _serve_sides(self, conversation: ConversationState, closes: bool) -> None:
         """Each side that is open: close it, or give up what was acknowledged. One that this very thread serves is left as it is."""

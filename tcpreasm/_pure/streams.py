@@ -17,6 +17,7 @@ from ..flow import ConnectionKey, Flow
 from ..options import check_bool, check_number
 from ..provenance import not_there, rows_of
 from ..spans import BinaryWriter, SpanSource, array_of, copy_to, read_rows
+from ..stop import STOP
 from .reassembly import Reassembly
 from .sequence import difference
 
@@ -37,14 +38,19 @@ class ByteCountStream:
     Args:
         net_flow: the addresses; `key` needs both.
         transport_flow: the ports.
+        context: whatever you like, for the attribute of that name.
+
+    Attributes:
+        context: as given; the stream does not look at it.
     """
 
     __slots__ = (
         "_complete", "_ended", "_first_seen_ns", "_gap_count", "_last_seen_ns", "_length", "_net_flow", "_skipped", "_started",
-        "_transport_flow",
+        "_stopped", "_transport_flow", "context",
     )  # fmt: skip
 
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None) -> None:
+    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, context: Any = None) -> None:
+        self.context = context
         self._net_flow = net_flow
         self._transport_flow = transport_flow
         self._first_seen_ns: int | None = None
@@ -55,6 +61,7 @@ class ByteCountStream:
         self._started = False
         self._ended = False
         self._complete = False
+        self._stopped = False
 
     @property
     def net_flow(self) -> Flow | None:
@@ -107,6 +114,16 @@ class ByteCountStream:
         return self._complete
 
     @property
+    def stopped(self) -> bool:
+        """It gets no more: `stop` was called."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """Ends what comes here, from any thread. The next piece still does, since the assembler looks then; nothing behind it. A subclass
+        with a `reassembled` of its own returns what its base's returns."""
+        self._stopped = True
+
+    @property
     def key(self) -> ConnectionKey:
         """Who sends to whom. ValueError where the stream was made without flows."""
         if self._net_flow is None or self._transport_flow is None:
@@ -123,10 +140,14 @@ class ByteCountStream:
         """`last_seen_ns` in seconds."""
         return None if self._last_seen_ns is None else self._last_seen_ns / 1e9
 
-    def reassembled(self, reassemblies: list[Reassembly]) -> None:
-        """Counts the next pieces."""
+    def reassembled(self, reassemblies: list[Reassembly]) -> object:
+        """Counts the next pieces. STOP where that is enough, else None."""
         for piece in reassemblies:
             self._count(piece)
+        return self._whether_to_stop()
+
+    def _whether_to_stop(self) -> object:
+        return STOP if self._stopped else None
 
     def reassembly_complete(self) -> None:
         """Marks the stream as complete."""
@@ -153,8 +174,8 @@ class _GapStream(ByteCountStream):
 
     __slots__ = ("_gaps",)
 
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None) -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, context: Any = None) -> None:
+        super().__init__(net_flow, transport_flow, context=context)
         self._gaps: list[tuple[int, int]] = []
 
     @property
@@ -172,14 +193,16 @@ class BytesStream(_GapStream):
     """Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         max_bytes: the most that is kept. None: no limit.
         on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
             that brought it (what fits is kept, and the stream goes on dropping).
         provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
+        depth: bytes of the stream that it takes, the missing ones among them counted; then it stops. What the last piece has beyond
+            is left out. None: all.
     """
 
-    __slots__ = ("_data", "_dropped", "_max_bytes", "_on_limit", "_rows")
+    __slots__ = ("_data", "_depth", "_dropped", "_max_bytes", "_on_limit", "_rows")
 
     def __init__(
         self,
@@ -189,8 +212,13 @@ class BytesStream(_GapStream):
         max_bytes: int | None = None,
         on_limit: str = "error",
         provenance: bool = False,
+        depth: int | None = None,
+        context: Any = None,
     ) -> None:
-        super().__init__(net_flow, transport_flow)
+        super().__init__(net_flow, transport_flow, context=context)
+        if depth is not None:
+            check_number("depth", depth, "bytes")
+        self._depth = depth
         if max_bytes is not None:
             check_number("max_bytes", max_bytes, "bytes")
         if on_limit not in ("drop", "error"):
@@ -242,10 +270,21 @@ class BytesStream(_GapStream):
         """As given."""
         return self._on_limit
 
-    def reassembled(self, reassemblies: list[Reassembly]) -> None:
-        """Appends the next pieces. BufferError beyond `max_bytes`, if asked for."""
+    @property
+    def depth(self) -> int | None:
+        """As given."""
+        return self._depth
+
+    def reassembled(self, reassemblies: list[Reassembly]) -> object:
+        """Appends the next pieces. BufferError beyond `max_bytes`, if asked for. STOP where that is enough, else None."""
         over = False
         for piece in reassemblies:
+            if self._depth is not None:
+                left = self._depth - self._length - self._skipped
+                if max(0, piece.skip) + len(piece) > left:
+                    if left <= 0:
+                        break
+                    piece = _part_of(piece, left)
             self._count(piece)
             data = piece.bytes
             if self._max_bytes is not None and len(self._data) + len(data) > self._max_bytes:
@@ -259,25 +298,37 @@ class BytesStream(_GapStream):
                 acked = -1 if peer_ack is None else max(0, offset + difference(piece.seq, peer_ack))
                 self._rows.append((offset, len(data), piece.seen_ns, piece.packet_number, piece.seq, acked))
             self._data += data
+        if self._depth is not None and self._length + self._skipped >= self._depth:
+            self._stopped = True
         if over and self._on_limit == "error":
             raise BufferError(f"the stream {self._name()} is longer than the {self._max_bytes} bytes that may be kept")
+        return self._whether_to_stop()
 
     def _name(self) -> str:
         return "" if self._net_flow is None or self._transport_flow is None else str(self.key)
+
+
+def _part_of(piece: Reassembly, size: int) -> Reassembly:
+    """As much of a piece, with the gap before it, as takes so many bytes; the whole is more."""
+    packet, seq = getattr(piece, "packet_number", 0), getattr(piece, "seq", 0)  # anything like a Reassembly will do
+    data = piece.bytes[: max(0, size - max(0, piece.skip))]
+    return Reassembly(data, min(piece.skip, size), piece.start, False, piece.seen_ns, -1, packet, seq)
 
 
 class DigestStream(ByteCountStream):
     """Computes a digest of a stream's bytes and keeps none; gaps are left out, and counted. A factory by itself.
 
     Args:
-        net_flow, transport_flow: as for ByteCountStream.
+        net_flow, transport_flow, context: as for ByteCountStream.
         algorithm: any name that `hashlib.new` takes. ValueError for others.
     """
 
     __slots__ = ("_algorithm", "_hash")
 
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, algorithm: str = "sha256") -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(
+        self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, algorithm: str = "sha256", context: Any = None
+    ) -> None:
+        super().__init__(net_flow, transport_flow, context=context)
         import hashlib  # a while to load, and most programs do without
 
         self._hash: Any = hashlib.new(algorithm)
@@ -298,11 +349,12 @@ class DigestStream(ByteCountStream):
         made: str = self._hash.hexdigest() if length is None else self._hash.hexdigest(length)
         return made
 
-    def reassembled(self, reassemblies: list[Reassembly]) -> None:
-        """Takes the next pieces into the digest."""
+    def reassembled(self, reassemblies: list[Reassembly]) -> object:
+        """Takes the next pieces into the digest. STOP where that is enough, else None."""
         for piece in reassemblies:
             self._count(piece)
             self._hash.update(piece.bytes)
+        return self._whether_to_stop()
 
 
 class SpanStream(ByteCountStream):
@@ -316,8 +368,8 @@ class SpanStream(ByteCountStream):
 
     __slots__ = ("_rows",)
 
-    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None) -> None:
-        super().__init__(net_flow, transport_flow)
+    def __init__(self, net_flow: Flow | None = None, transport_flow: Flow | None = None, *, context: Any = None) -> None:
+        super().__init__(net_flow, transport_flow, context=context)
         self._rows = array("q")
 
     @property
@@ -335,9 +387,10 @@ class SpanStream(ByteCountStream):
         """Writes the same to a binary file, without holding it all, and gives the number of bytes."""
         return copy_to(file, memoryview(self._rows.tobytes()).cast("q"), source)
 
-    def reassembled(self, reassemblies: list[Reassembly]) -> None:
-        """Notes the next pieces."""
+    def reassembled(self, reassemblies: list[Reassembly]) -> object:
+        """Notes the next pieces. STOP where that is enough, else None."""
         for piece in reassemblies:
             self._count(piece)
             if len(piece) or piece.skip:
                 self._rows.extend((piece.offset, len(piece), piece.skip, piece.seen_ns))
+        return self._whether_to_stop()

@@ -58,7 +58,7 @@ def add_captures(parser: argparse.ArgumentParser, nargs: str | int = "+") -> Non
     group = parser.add_argument_group("reassembly", "Options of the assembler, as the documentation of AssemblerOptions tells them.")
     for flag, (option, text, keywords) in _SWITCHES.items():
         default = getattr(DEFAULT_ASSEMBLER_OPTIONS, option)
-        if not isinstance(default, bool):
+        if default is not None and not isinstance(default, bool):
             text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
         group.add_argument(flag, dest=option, default=argparse.SUPPRESS, help=text, **keywords)
 
@@ -107,6 +107,7 @@ _SWITCHES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"metavar": "NAME,...", "type": _tunnels},
     ),
     "--no-defragment": ("defragment", "leave fragmented IP datagrams out", {"action": "store_false"}),
+    "--depth": ("depth", "bytes of each stream that are looked at, missing ones among them counted", _WHOLE | {"metavar": "BYTES"}),
     "--max-gap": ("max_gap", "bytes that a segment may lie ahead of its stream", _WHOLE),
     "--max-connections": ("max_connections", "connections (directions) at a time, 0 for no limit", _WHOLE),
     "--max-buffered-bytes": ("max_buffered_bytes_total", "memory for what waits for missing bytes", _WHOLE),

@@ -102,19 +102,19 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"max_buffered_pages_total": 3, "start_wait_segments": 2},
     {"max_buffered_pages_total": 0, "max_buffered_pages_per_connection": 0, "max_gap": None},
     {"start_wait_segments": None, "start_wait": None, "max_gap": 100},
-    {"start_wait_segments": 1, "hole_timeout": 1.0, "idle_timeout": 3.0, "closed_timeout": 0.0},
+    {"start_wait_segments": 1, "hole_timeout": 1.0, "idle_timeout": 3.0, "closed_timeout": 0.0, "on_gap": True},
     {"hole_timeout": None, "idle_timeout": None, "closed_timeout": 5.0, "start_wait": 0.0},
     {"verify_checksums": True, "max_gap": 1 << 20},
     {"overlap": "last", "max_buffered_bytes_per_connection": 4000, "on_conflict": True},
     {"overlap": "bsd", "urgent": "oob", "max_connections": 2, "on_evict": True},
     {"overlap": "linux", "urgent": "oob-linux", "syn_data": "acked", "on_conflict": True},
-    {"overlap": "solaris", "open_on": "data", "paws": True, "max_buffered_bytes_total": 10_000},
+    {"overlap": "solaris", "open_on": "data", "paws": True, "max_buffered_bytes_total": 10_000, "depth": 4000},
     {"overlap": "old-linux", "syn_data": "acked", "open_on": "data", "closed_timeout": 1.0, "on_conflict": True, "on_evict": True},
     {"verify_checksums": "auto", "max_fragmented_datagrams": 1, "fragment_timeout": 1.0, "max_connections": 1},
-    {"defragment": False, "decapsulate": False, "paws": True, "urgent": "oob"},
+    {"defragment": False, "decapsulate": False, "paws": True, "urgent": "oob", "depth": 30, "on_gap": True},
     {"max_fragment_bytes": 3000, "urgent": "oob", "syn_data": "acked", "on_conflict": True, "max_buffered_pages_total": 5},
 )
-HOOKS = ("on_conflict", "on_evict")  # True: note what is told
+HOOKS = ("on_conflict", "on_evict", "on_gap")  # True: note what is told
 MAPPINGS = ("dropped", "fragments_dropped", "connections_evicted")
 NAMES = tuple(one.name for one in fields(BOTH[0].AssemblerStats) if one.name not in ("pages_allocated", "verdicts", *MAPPINGS))
 FLAGS = (16, 16, 16, 16, 24, 2, 18, 17, 1, 4, 20, 0, 48, 3, 6, 25)
