@@ -108,7 +108,7 @@ class ConversationPool(core.ConversationPoolBase):
             raise TypeError("a ConversationPool has a factory, or streams=, and not both")
         if streams is None and not callable(getattr(factory, "new", factory)):
             raise TypeError(f"a conversation factory has a method new(conversation) or is callable, not {factory!r}")
-        stream_of: Any = getattr(streams, "new", streams)
+        stream_of: Any = streams if isinstance(streams, type) else getattr(streams, "new", streams)
         if factory is None and not callable(stream_of):
             raise TypeError(f"streams is a callable of a Side, or has a method new(side), not {streams!r}")
         if streams is None:
