@@ -181,7 +181,8 @@ cdef Conversation open_to_callers(conversation_s *conversation, bint is_handled)
 
 @cython.freelist(64)
 cdef class Conversation:
-    """Both directions of one TCP connection. Made by the pool when the first of its streams is due.
+    """Conversation()\n--\n\n\
+Both directions of one TCP connection. Made by the pool when the first of its streams is due.
 
     Attributes:
         handler: what the factory made. None in a pool with `streams`.
@@ -334,7 +335,8 @@ cdef class Conversation:
 @cython.freelist(64)
 @cython.no_gc_clear
 cdef class Side:
-    """One direction of a conversation: what one of the two sends. Made by the pool.
+    """Side()\n--\n\n\
+One direction of a conversation: what one of the two sends. Made by the pool.
 
     Attributes:
         conversation: the Conversation that it is a side of.

@@ -269,13 +269,14 @@ class FileStream(_GapStream):
     stream without bytes leaves none.
 
     Args:
-        net_flow, transport_flow, context: as for ByteCountStream.
+        net_flow, transport_flow: as for ByteCountStream.
         path: the file's path, or a callable that gives it when it is needed, or the tcpreasm.streams.FlowPaths that names it after the
             flows.
         pool: the FilePool that bounds the number of open files; many streams share one, and its owner closes it.
         overwrite: replace a file that exists. Else FileExistsError, through the assembler.
         fill_gaps: leave holes, which read as zeros, where bytes are missing, so that offsets are the stream's. Else what is there is
             joined.
+        context: as for ByteCountStream.
     """
 
     __slots__ = ("_fill_gaps", "_make_path", "_overwrite", "_path", "_pool", "_position")

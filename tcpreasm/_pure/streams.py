@@ -193,13 +193,14 @@ class BytesStream(_GapStream):
     """Collects a stream's bytes in memory; gaps are joined, and listed in `gaps`. A factory by itself.
 
     Args:
-        net_flow, transport_flow, context: as for ByteCountStream.
+        net_flow, transport_flow: as for ByteCountStream.
         max_bytes: the most that is kept. None: no limit.
         on_limit: what becomes of the rest: "drop" counts it in `dropped`, "error" raises BufferError, through the assembler, in the call
             that brought it (what fits is kept, and the stream goes on dropping).
         provenance: note what packet brought each byte that is kept, in 48 bytes a piece: `provenance`, `origin_of`.
         depth: bytes of the stream that it takes, the missing ones among them counted; then it stops. What the last piece has beyond
             is left out. None: all.
+        context: as for ByteCountStream.
     """
 
     __slots__ = ("_data", "_depth", "_dropped", "_max_bytes", "_on_limit", "_rows")
@@ -319,8 +320,9 @@ class DigestStream(ByteCountStream):
     """Computes a digest of a stream's bytes and keeps none; gaps are left out, and counted. A factory by itself.
 
     Args:
-        net_flow, transport_flow, context: as for ByteCountStream.
+        net_flow, transport_flow: as for ByteCountStream.
         algorithm: any name that `hashlib.new` takes. ValueError for others.
+        context: as for ByteCountStream.
     """
 
     __slots__ = ("_algorithm", "_hash")
