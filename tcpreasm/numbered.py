@@ -66,7 +66,7 @@ class Numbered:
         conversation = self.conversation
         first = conversation.first_seen_ns, *(stream.first_seen_ns for stream in self.streams)
         last = conversation.last_seen_ns, *(stream.last_seen_ns for stream in self.streams)
-        return min(filter(None, first), default=None), max(filter(None, last), default=None)
+        return min((ns for ns in first if ns is not None), default=None), max((ns for ns in last if ns is not None), default=None)
 
     @property
     def started(self) -> bool:

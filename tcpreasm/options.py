@@ -169,8 +169,8 @@ class AssemblerOptions:
             of the first missing byte, missing their number; the piece behind them tells the same as `skip`, or the sum of several that
             lie side by side. why: "limited", "expired", "acked" or "ended", for a hole that counts as `holes_limited` and so on;
             "cut" for what the capture cut off of packets; "start", with missing -1, where a stream starts without its SYN, and seq is
-            its first byte's. Called after the stream was, in the thread that takes the segment in or flushes. What it raises comes as
-            what a stream raises, and leaves the other gaps of that segment untold. None (default): not called.
+            its first byte's. Called after the stream was (with `coalesce`, before), in the thread that takes the segment in or flushes.
+            What it raises comes as what a stream raises, and leaves the other gaps of that segment untold. None (default): not called.
         depth: bytes of each stream that are delivered, 1 to 2**30: its first ones, the missing ones among them counted, and a byte out
             of band too. The last piece is cut there; then the stream gets no more, as if it had returned `STOP`. What lies behind is
             not held either. None (default): all.

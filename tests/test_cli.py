@@ -518,6 +518,8 @@ def test_flows_json(run: Run, capture: Callable[..., Path]) -> None:
     (flow,) = run("flows", "--json", capture(Talk().say(0, b"abc"))).json
     assert flow["s2c"] is None
     assert (flow["guessed"], flow["handshake_time_ns"], flow["closed_by"], flow["closed_how"]) == (True, None, None, None)
+    (flow,) = run("flows", "--json", capture(Talk(start_ns=0).open())).json  # 0 is a time as any other
+    assert (flow["first_seen"], flow["first_seen_ns"], flow["last_seen_ns"]) == ("1970-01-01T00:00:00.000000000Z", 0, 1_000_000)
 
 
 @pytest.fixture

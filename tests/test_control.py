@@ -574,6 +574,16 @@ def test_depth_of_a_stream_that_starts_without_its_syn(tcpreasm: ModuleType) -> 
     assert rig.segment(1009, rst=True) == [complete()]
 
 
+@pytest.mark.parametrize("beyond", [1, 5000])
+def test_text_behind_the_fin_does_not_wait_at_the_depth(tcpreasm: ModuleType, beyond: int) -> None:
+    """The FIN lies at the very depth, behind a hole, and what is behind it leaves nothing that could wait."""
+    rig = opened(tcpreasm, depth=4)
+    assert rig.segment(1004, fin=True) == []
+    assert rig.segment(1004 + beyond, bytes(3000)) == []
+    assert (rig.assembler.stats.pages_used, rig.dropped["after_end"]) == (0, 3000)
+    assert rig.flush_all() == (1, [got(piece(skip=4, end=True)), complete()])
+
+
 def test_the_segment_that_reaches_beyond_the_depth_moves_the_stream_on(tcpreasm: ModuleType) -> None:
     """Its end is where a RST is exact."""
     rig = opened(tcpreasm, depth=4)

@@ -824,6 +824,45 @@ def test_nobody_else_makes_them(tcpreasm: ModuleType) -> None:
                     getattr(cls.__new__(cls), name)
 
 
+def test_a_side_that_no_pool_made_has_no_handler(tcpreasm: ModuleType) -> None:
+    """The class that sides have in a pool with handlers can be had, too."""
+    kinds: list[type] = []
+
+    class Keeper(Least):
+        def reassembled(self, side: Any, pieces: list[Any]) -> None:
+            kinds.append(type(side))
+
+    with tcpreasm.Assembler(tcpreasm.ConversationPool(Keeper)) as assembler:
+        Talk(tcpreasm, assembler).say(CLIENT, b"text")
+    for name in ("reassembled", "reassembly_complete"):
+        with pytest.raises((ValueError, AttributeError)):
+            getattr(kinds[0].__new__(kinds[0]), name)
+
+
+def test_who_is_told_that_a_side_is_gone_may_ask_for_it(tcpreasm: ModuleType) -> None:
+    """From the callback of a weak reference, while the old object still dies: the conversation gives another one."""
+    done: list[Any] = []
+
+    class Last(Least):
+        def __init__(self, conversation: Any) -> None:
+            super().__init__(conversation)
+            self.conversation = conversation
+
+        def conversation_complete(self) -> None:
+            done.append(self.conversation)
+
+    with tcpreasm.Assembler(tcpreasm.ConversationPool(Last)) as assembler:
+        Talk(tcpreasm, assembler).say(CLIENT, b"text")
+    got: list[Any] = []
+    for _ in range(3):
+        side = done[0].client
+        gone = weakref.ref(side, lambda ref: got.append(done[0].client))
+        del side
+        assert gone() is None
+        assert got[-1] is done[0].client
+        assert got.pop().delivered == 4
+
+
 def test_no_object_for_what_is_not_opened(tcpreasm: ModuleType) -> None:
     """A flood of SYNs under open_on="data": no call of the factory, and nothing left of it."""
     talks = Talks(tcpreasm, open_on="data", max_connections=100)
@@ -1034,6 +1073,10 @@ def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
     text = r"the factory gave 7 for 10.0.0.1:1234->10.0.0.2:80: a handler has reassembled\(\) and conversation_complete\(\)"
     with pytest.raises(TypeError, match=text):
         Talk(tcpreasm, assembler).say(CLIENT, syn=True)
+    for name in ("ByteCountStream", "BytesStream", "DigestStream", "SpanStream"):
+        assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(getattr(tcpreasm, name)))
+        with pytest.raises(TypeError, match=r"a handler has reassembled\(\) and conversation_complete\(\)"):
+            Talk(tcpreasm, assembler).say(CLIENT, syn=True)
     assembler = tcpreasm.Assembler(tcpreasm.ConversationPool(streams=lambda side: 7))
     with pytest.raises(TypeError, match="a stream has reassembled"):
         Talk(tcpreasm, assembler).say(CLIENT, syn=True)

@@ -145,6 +145,7 @@ cdef class Conversation:
 
     cdef conversation_s *_of(self) except NULL
     cdef Side side_at(self, int index)
+    cdef bint _has_side(self, int index) noexcept
 
 cdef Conversation open_to_callers(conversation_s *conversation, bint is_handled)
 

@@ -19,6 +19,7 @@ cdef enum:
 
 cdef extern from "Python.h":
     object PyMethod_New(object function, object instance)
+    Py_ssize_t Py_REFCNT(PyObject *object) noexcept
 
 cdef extern from *:
     """
@@ -211,9 +212,9 @@ Both directions of one TCP connection. Made by the pool when the first of its st
     cdef Side side_at(self, int index):
         cdef Side made
         self._of()
-        if self.sides_[index] == NULL:
+        if not self._has_side(index):
             made = HandledSide.__new__(HandledSide) if self.is_handled else Side.__new__(Side)
-            if self.sides_[index] == NULL:  # the garbage collector may have let others in
+            if not self._has_side(index):  # the garbage collector may have let others in
                 made.conversation, made.index = self, index
                 self.sides_[index] = <PyObject *>made
                 if self.conversation_.object == <PyObject *>self:
@@ -222,6 +223,10 @@ Both directions of one TCP connection. Made by the pool when the first of its st
                     else:
                         self.kept_0 = made
         return <Side>self.sides_[index]
+
+    # One that dies is still noted while its weak references are told; it cannot be had any more.
+    cdef bint _has_side(self, int index) noexcept:
+        return self.sides_[index] != NULL and Py_REFCNT(self.sides_[index]) != 0
 
     @property
     def sides(self):
@@ -348,7 +353,7 @@ One direction of a conversation: what one of the two sends. Made by the pool.
         raise TypeError("a Side is made by its pool")
 
     def __dealloc__(self):
-        if self.conversation is not None:
+        if self.conversation is not None and self.conversation.sides_[self.index] == <PyObject *>self:
             self.conversation.sides_[self.index] = NULL
 
     def __repr__(self):
@@ -452,10 +457,12 @@ cdef class HandledSide(Side):
 
     @property
     def reassembled(self):
+        self._of()
         return PyMethod_New(self.conversation.handler.reassembled, self)
 
     @property
     def reassembly_complete(self):
+        self._of()
         return PyMethod_New(getattr(self.conversation.handler, "side_complete", nothing), self)
 
 

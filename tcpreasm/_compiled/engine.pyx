@@ -350,7 +350,7 @@ cdef class Engine(Evicter):
             self.counts[STOPPED] += text.size
             go_on_to(connection, text.seq + text.wire if text.wire else connection.next_seq)
             return 0
-        if self.depth:
+        if self.depth and text.wire:  # else what is left of it may lie behind the FIN
             room = self._left(connection) - ahead
             if text.wire > room:
                 # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.

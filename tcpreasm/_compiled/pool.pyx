@@ -759,7 +759,7 @@ cdef class ConversationPoolBase(StreamPoolBase):
         StreamPoolBase.__init__(self, factory)
         if called_with != "conversation":
             self.new = factory
-            self.counts = False   # a tally has no room for what tells its side
+        self.counts = False       # a tally has no room for what tells its side
         self.called_with = called_with
         self.done = done
 

@@ -284,7 +284,7 @@ class Engine(Evicter):
             self._counts["stopped"] += len(payload)
             connection.go_on_to(add(seq, wire) if wire else connection.next_seq)
             return
-        if self._depth and wire > (room := self._left(connection) - ahead):
+        if self._depth and wire and wire > (room := self._left(connection) - ahead):  # else what is left may lie behind the FIN
             # Of what lies behind it, only where it ends is known from here on, as of what the capture cut off.
             keep = max(0, min(room, len(payload)))
             self._counts["stopped"] += len(payload) - keep
