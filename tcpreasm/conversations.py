@@ -48,7 +48,9 @@ class ConversationHandler(Protocol):
     """What a factory makes for each conversation. Each side's calls come from one thread at a time, and so do those of both, unless several
     assemblers in several threads share the pool.
 
-    A method `side_complete(side)` is called too, where there is one: the stream of that side is over.
+    A method `side_complete(side)` is called too, where there is one: the stream of that side is over. So are methods `on_gap(side, seq,
+    missing, why)`, `on_conflict(side, seq, held, new, wins)` and `on_evict(side, why)`, as those of a Stream: behind `side_complete` and
+    `conversation_complete` where these have been called by then.
     """
 
     def reassembled(self, side: Side, reassemblies: list[core.Reassembly]) -> object:
@@ -57,7 +59,7 @@ class ConversationHandler(Protocol):
         other side goes on."""
 
     def conversation_complete(self) -> None:
-        """Nothing more will come. Called exactly once, last."""
+        """Nothing more will come. Called exactly once, last, but for what there is to tell of gaps and conflicts."""
 
 
 class ConversationFactory(Protocol):

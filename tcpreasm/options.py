@@ -99,9 +99,9 @@ class AssemblerOptions:
             wire; where it reaches over the FIN, the FIN.
         on_conflict: called where a segment brings other bytes than those held: on_conflict(net_flow, transport_flow, seq, held, new,
             wins), once for each run of differing bytes, seq being the sequence number of the first one, held and new the two copies,
-            wins "held" or "new". Called after the segment's stream was, in the thread that takes the segment in; what it returns is
-            ignored, and an exception passes through as a stream's does. What was delivered is not kept, and so not compared. None
-            (default): nobody is told, differences are counted only.
+            wins "held" or "new". Called after the segment's stream was (its own method `on_conflict` too, see Stream), in the thread that
+            takes the segment in; what it returns is ignored, and an exception passes through as a stream's does. What was delivered is not
+            kept, and so not compared. None (default): differences are counted, and told to streams with that method only.
         urgent: what becomes of urgent data (RFC 9293 3.8.5). "inline" (the default): it is part of the stream, as RFC 6093 3 asks for.
             "oob": the byte before the one that the urgent pointer of a segment with URG points to (RFC 6093 2.1) is out of band: it
             takes up its sequence number, is not delivered and is no gap. "oob-linux": likewise, and a pointer of 0 means the byte at
@@ -163,14 +163,15 @@ class AssemblerOptions:
             piece, the start, comes then, with the SYN's capture time. Text of a SYN that is held (`syn_data="acked"`), or only remembered,
             opens none before it goes out, and is dropped where its connection makes room for another.
         on_evict: called with the net flow, the transport flow and the reason ("closed", "half_open" or "idle") when a connection has
-            made room for a new one, after its stream's reassembly_complete. What it raises comes as what a stream raises. None
-            (default): not called.
+            made room for a new one, after its stream's reassembly_complete (and method `on_evict`, see Stream). What it raises comes as
+            what a stream raises. None (default): not called.
         on_gap: called where missing bytes are given up: on_gap(net_flow, transport_flow, seq, missing, why). seq is the sequence number
             of the first missing byte, missing their number; the piece behind them tells the same as `skip`, or the sum of several that
             lie side by side. why: "limited", "expired", "acked" or "ended", for a hole that counts as `holes_limited` and so on;
             "cut" for what the capture cut off of packets; "start", with missing -1, where a stream starts without its SYN, and seq is
-            its first byte's. Called after the stream was (with `coalesce`, before), in the thread that takes the segment in or flushes.
-            What it raises comes as what a stream raises, and leaves the other gaps of that segment untold. None (default): not called.
+            its first byte's. Called after the stream was (with `coalesce`, before; its own method `on_gap` too, see Stream), in the
+            thread that takes the segment in or flushes. What it raises comes as what a stream raises, and leaves the other gaps of that
+            segment untold. None (default): not called.
         depth: bytes of each stream that are delivered, 1 to 2**30: its first ones, the missing ones among them counted, and a byte out
             of band too. The last piece is cut there; then the stream gets no more, as if it had returned `STOP`. What lies behind is
             not held either. None (default): all.

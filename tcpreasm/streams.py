@@ -61,7 +61,14 @@ _CHUNK = 1 << 16  # bytes read at once where the reader leaves the size to us
 @runtime_checkable
 class Stream(Protocol):
     """What a factory makes for each direction of each connection, and what the assembler serves, never from two threads at once. Whatever
-    else a stream needs, its factory gives it."""
+    else a stream needs, its factory gives it.
+
+    Its class may have methods that are told of this stream what the functions of the same names in AssemblerOptions are told of all, with
+    the same arguments but the two flows: `on_gap(seq, missing, why)`, `on_conflict(seq, held, new, wins)`, `on_evict(why)`. Each is called
+    right before that function, where there is one. What it raises comes as from there, and leaves that function untold of the same, and
+    what is left to tell of that segment's gaps, or conflicts. All are called once the stream was served: behind `reassembly_complete`
+    where it is over then. Where threads share a pool, another one may serve the stream meanwhile. A pool asks each class once.
+    """
 
     def reassembled(self, reassemblies: list[core.Reassembly]) -> object:
         """The next pieces, in order. The list belongs to the callee; its objects stay what they are for as long as they are held.
@@ -70,7 +77,8 @@ class Stream(Protocol):
         `dropped["stopped"]`. Anything else that is returned is ignored."""
 
     def reassembly_complete(self) -> None:
-        """Nothing more will come. Called exactly once, last: at the end of the connection, which a STOP is not."""
+        """Nothing more will come. Called exactly once, last but for what there is to tell of gaps, conflicts and eviction: at the end of
+        the connection, which a STOP is not."""
 
 
 @runtime_checkable

@@ -104,6 +104,30 @@ class RecordedStream:
         self.recorder.raise_planned("complete")
 
 
+class Hooks:
+    """What a stream with all hooks has beside a RecordedStream's methods: writes down what it is told, as ("gap of", key, ...)."""
+
+    recorder: Recorder
+    key: str
+
+    def on_gap(self, seq: int, missing: int, why: str) -> None:
+        self._tell("gap of", seq, missing, why)
+
+    def on_conflict(self, seq: int, held: bytes, new: bytes, wins: str) -> None:
+        self._tell("conflict of", seq, held, new, wins)
+
+    def on_evict(self, why: str) -> None:
+        self._tell("eviction of", why)
+
+    def _tell(self, kind: str, *what: Any) -> None:
+        self.recorder.calls.append((kind, self.key, *what))
+        self.recorder.raise_planned(kind)
+
+
+class HookedStream(Hooks, RecordedStream):
+    """A stream with all hooks."""
+
+
 class Recorder:
     """A stream factory that logs every call in `calls`: ("new", key), ("reassembled", key, [(bytes, skip, start, end, seen_ns), ...]),
     ("complete", key).

@@ -1,4 +1,4 @@
-"""A stream under control: STOP, the option `depth`, on_gap, context. Both cores, by bytes, calls and counters.
+"""A stream under control: STOP, the option `depth`, on_gap, hooks of a stream, context. Both cores, by bytes, calls and counters.
 
 A Rig checks after every call that each captured byte is accounted for, and a RecordedStream that nothing comes behind a STOP.
 """
@@ -15,7 +15,28 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from recorder import ACK, BACK, ENDS, FIN, NS, SYN, Call, Recorder, Rig, complete, frame, got, new, number, pcap, piece, segment
+from recorder import (
+    ACK,
+    BACK,
+    ENDS,
+    FIN,
+    NS,
+    SYN,
+    Call,
+    Ends,
+    HookedStream,
+    Recorder,
+    Rig,
+    complete,
+    frame,
+    got,
+    key_of,
+    new,
+    number,
+    pcap,
+    piece,
+    segment,
+)
 from test_batch import KINDS, traffic
 from test_conversations import CLIENT, SERVER, Handler, Talk
 from test_promises import opened
@@ -881,6 +902,295 @@ def test_on_gap_may_use_another_assembler(tcpreasm: ModuleType) -> None:
     one.send(segment(tcpreasm, 1010, b"a"))
     assert told == [10]
     assert recorder.take()[2:] == [got(piece(b"a", skip=10)), got(piece(b"from the hook"))]
+
+
+# -- hooks of a stream ------------------------------------------------------------------------------------------------------
+
+
+class HookedRig(Rig):
+    """Over streams with all hooks, and hooks of the pool beside them, all of which write down what they are told, in one list."""
+
+    def __init__(self, package: ModuleType, **options: Any) -> None:
+        recorder = Recorder(stream=HookedStream)
+
+        def pool_wide(kind: str) -> Callable[..., None]:
+            return lambda net_flow, transport_flow, *what: recorder.calls.append((kind, key_of(ends_of(net_flow, transport_flow)), *what))
+
+        hooks = {f"on_{kind}": pool_wide(kind) for kind in ("gap", "conflict", "evict")}
+        super().__init__(package, recorder, **hooks, **options)
+
+    def told(
+        self, seq: int, payload: bytes = b"", *, at: float = 0, ends: Ends = ENDS, wire: int | None = None, **flags: Any
+    ) -> list[Call]:
+        """As `segment`, whose calls have none of the hooks among them."""
+        self.send(segment(self.package, seq, payload, ends=ends, wire=wire, **flags), at=at, ends=ends)
+        return self.taken()
+
+
+def ends_of(net_flow: Any, transport_flow: Any) -> Ends:
+    return str(net_flow.src), transport_flow.src, str(net_flow.dst), transport_flow.dst
+
+
+def both(kind: str, *what: Any, ends: Ends = ENDS) -> list[Call]:
+    """The stream is told, then whoever asked for the whole pool."""
+    name = {"evict": "eviction"}.get(kind, kind)
+    return [(f"{name} of", key_of(ends), *what), (kind, key_of(ends), *what)]
+
+
+def test_a_stream_is_told_of_its_gaps(tcpreasm: ModuleType) -> None:
+    rig = HookedRig(tcpreasm, max_buffered_pages_per_connection=2)
+    assert rig.told(1010, b"a", ends=BACK) == [new(BACK)]
+    assert rig.told(999, syn=True) == [new(), got(piece(start=True))]
+    assert rig.told(1010, b"a") == []
+    assert rig.told(1020, b"b") == [got(piece(b"a", skip=10)), *both("gap", 1000, 10, "limited")]
+    assert rig.flush() == ((2, 0), [
+        got(piece(b"a", skip=-1), ends=BACK), *both("gap", 1010, -1, "start", ends=BACK),
+        got(piece(b"b", skip=9)), *both("gap", 1011, 9, "expired"),
+    ])  # fmt: skip
+    assert rig.told(1021, b"c", wire=5) == [got(piece(b"c")), *both("gap", 1022, 4, "cut")]
+
+
+def test_a_stream_that_is_over_is_told_too(tcpreasm: ModuleType) -> None:
+    """By the segment that ends it, by a flush, and by one that begins the connection anew: the old stream, not the new one."""
+    rig = HookedRig(tcpreasm)
+    assert rig.told(999, syn=True) == [new(), got(piece(start=True))]
+    old = rig.recorder.streams[0]
+    assert rig.told(1000, b"a", wire=5, fin=True) == [got(piece(b"a"), piece(skip=4, end=True)), complete(), *both("gap", 1001, 4, "cut")]
+    assert rig.told(8999, syn=True, at=1) == [new(), got(piece(start=True, at=1))]
+    assert rig.told(9010, b"x", at=1) == []
+    assert rig.told(70_000, syn=True, at=2) == []
+    old.key, rig.recorder.streams[1].key = "the first", "the second"
+    assert rig.told(70_001, b"y", at=3) == [
+        ("reassembled", "the second", [piece(b"x", skip=10, at=1)]),
+        ("complete", "the second"),
+        *(new(), got(piece(start=True, at=2), piece(b"y", at=3))),
+        *(("gap of", "the second", 9000, 10, "ended"), ("gap", key_of(), 9000, 10, "ended")),
+    ]
+    assert rig.told(70_012, b"z", at=3) == []
+    closed, calls = rig.flush_all()
+    assert (closed, calls) == (1, [got(piece(b"z", skip=10, at=3)), complete(), *both("gap", 70_002, 10, "ended")])
+
+
+def test_a_stream_is_told_of_its_conflicts(tcpreasm: ModuleType) -> None:
+    """Of what a segment finds that ends the stream, too."""
+    rig = HookedRig(tcpreasm)
+    rig.told(999, syn=True)
+    assert rig.told(1001, b"abc") == []
+    assert rig.told(1001, b"aXc") == both("conflict", 1002, b"b", b"X", "held")
+    assert rig.told(1004, fin=True) == []
+    assert rig.told(1000, b".AbC") == [
+        got(piece(b"."), piece(b"abc", end=True)), complete(),
+        *both("conflict", 1001, b"a", b"A", "held"), *both("conflict", 1003, b"c", b"C", "held"),
+    ]  # fmt: skip
+
+
+def test_a_stream_is_told_that_it_made_room(tcpreasm: ModuleType) -> None:
+    rig = HookedRig(tcpreasm, max_connections=1)
+    rig.told(999, syn=True)
+    rig.told(1000, b"a", at=1)
+    ends = number(1)
+    one, two = new(ends), got(piece(start=True, at=2), ends=ends)
+    assert rig.told(999, syn=True, at=2, ends=ends) == [complete(), *both("evict", "idle"), one, two]
+    assert rig.told(999, syn=True, at=3) == [complete(ends), *both("evict", "half_open", ends=ends), new(), got(piece(start=True, at=3))]
+    assert rig.told(1000, fin=True, at=4) == [got(piece(end=True, at=4)), complete()]
+    # There is no stream any more that could be told.
+    assert rig.told(999, syn=True, at=5, ends=ends) == [("evict", key_of(), "closed"), one, got(piece(start=True, at=5), ends=ends)]
+
+
+def test_what_a_hook_of_a_stream_raises_is_treated_as_the_pools(tcpreasm: ModuleType) -> None:
+    """It comes through, and leaves the others untold."""
+    rig = HookedRig(tcpreasm, max_connections=1)
+    rig.told(999, syn=True)
+    rig.recorder.plan["gap of"] = KeyError("gap")
+    with pytest.raises(KeyError, match="gap"):
+        rig.told(1000, b"a", wire=5)
+    assert rig.taken() == [got(piece(b"a")), both("gap", 1001, 4, "cut")[0]]
+    rig.told(1007, b"abc")
+    rig.recorder.plan["conflict of"] = KeyError("conflict")
+    with pytest.raises(KeyError, match="conflict"):
+        rig.told(1007, b"AbC")
+    assert rig.taken() == both("conflict", 1007, b"a", b"A", "held")[:1]
+    rig.recorder.plan["eviction of"] = KeyError("eviction")
+    ends = number(1)
+    with pytest.raises(KeyError, match="eviction"):
+        rig.told(999, syn=True, at=2, ends=ends)
+    assert rig.taken() == [
+        got(piece(b"abc", skip=6)), complete(), both("evict", "idle")[0],
+        new(ends), got(piece(start=True, at=2), ends=ends), *both("gap", 1005, 2, "ended"),
+    ]  # fmt: skip
+    assert rig.told(1000, b"goes on", at=3, ends=ends) == [got(piece(b"goes on", at=3), ends=ends)]
+
+
+def test_only_streams_whose_class_has_a_method_are_told(tcpreasm: ModuleType) -> None:
+    """Also where another class of the same pool has one, and more classes than anybody remembers."""
+    told: list[Any] = []
+
+    class Silent:
+        on_gap = None
+        on_conflict = property(lambda self: told.append("asked"))
+
+        def __init__(self) -> None:
+            self.on_evict = told.append
+
+        def reassembled(self, pieces: list[Any]) -> None:
+            pass
+
+        def reassembly_complete(self) -> None:
+            pass
+
+    def on_gap(self: Any, seq: int, missing: int, why: str) -> None:
+        told.append((type(self).__name__, seq, missing, why))
+
+    def new_stream(net_flow: Any, transport_flow: Any) -> Any:
+        index = transport_flow.src - 1024
+        return Silent() if index % 2 else type(f"Hooked{index}", (Silent,), {"on_gap": on_gap})()
+
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(new_stream))
+    for index in range(200):
+        ends = number(index)
+        for tcp in (segment(tcpreasm, 1000, b"a", ends=ends, wire=3, syn=True), segment(tcpreasm, 1010 + index, b"b", ends=ends)):
+            assembler.assemble(tcpreasm.Flow(ends[0], ends[2]), tcp, timestamp_ns=index)
+        for payload in (b"abc", b"xyz"):
+            assembler.assemble(tcpreasm.Flow(ends[0], ends[2]), segment(tcpreasm, 2000, payload, ends=ends), timestamp_ns=index)
+    assert told == [(f"Hooked{index}", 1002, 2, "cut") for index in range(0, 200, 2)]
+    del told[:]
+    assembler.close()
+    assert told == [(f"Hooked{i}", *hole) for i in range(0, 200, 2) for hole in ((1004, 6 + i, "ended"), (1011 + i, 989 - i, "ended"))]
+
+
+@pytest.mark.parametrize("name", ["ByteCountStream", "BytesStream", "DigestStream", "SpanStream"])
+def test_a_subclass_of_a_ready_made_stream_may_have_hooks(tcpreasm: ModuleType, name: str) -> None:
+    told: list[Any] = []
+
+    class Mine(getattr(tcpreasm, name)):  # type: ignore[misc]
+        def on_gap(self, seq: int, missing: int, why: str) -> None:
+            told.append((self.length, self.complete, seq, missing, why))
+
+        def on_conflict(self, seq: int, held: bytes, new: bytes, wins: str) -> None:
+            told.append((self.length, seq, held, new, wins))
+
+        def on_evict(self, why: str) -> None:
+            told.append((self.length, self.complete, why))
+
+    streams: list[Any] = []
+
+    def factory(net_flow: Any, transport_flow: Any) -> Any:
+        streams.append(Mine(net_flow, transport_flow))
+        return streams[-1]
+
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(factory), tcpreasm.AssemblerOptions(max_connections=1))
+    for at, data in enumerate(
+        (frame(999, b"", SYN), frame(1004, b"held"), frame(1004, b"hold"), frame(1000, b"a"), frame(999, b"", SYN, ends=BACK))
+    ):
+        assembler.assemble_frame(data, timestamp_ns=at)
+    assert told == [(0, 1005, b"e", b"o", "held"), (5, True, "idle"), (5, True, 1001, 3, "ended")]
+    assert [(stream.length, stream.skipped, stream.complete) for stream in streams] == [(5, 3, True), (0, 0, False)]
+
+
+def test_a_handler_is_told_with_the_side(tcpreasm: ModuleType) -> None:
+    log: list[Any] = []
+
+    class Hooked(Handler):
+        def on_gap(self, side: Any, seq: int, missing: int, why: str) -> None:
+            assert side.conversation.handler is self
+            self.log.append((side.role, "gap", seq, missing, why))
+
+        def on_conflict(self, side: Any, seq: int, held: bytes, new: bytes, wins: str) -> None:
+            self.log.append((side.role, "conflict", seq, held, new, wins))
+
+        def on_evict(self, side: Any, why: str) -> None:
+            self.log.append((side.role, "evict", why))
+
+    pool = tcpreasm.ConversationPool(lambda conversation: Hooked(log, conversation))
+    talk = Talk(tcpreasm, tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(acked_hole_timeout=0, max_connections=2)))
+    talk.shake()
+    talk.miss(CLIENT, 7)
+    talk.say(CLIENT, b"x")
+    talk.send(CLIENT, 1008, b"X", ack=5001)
+    del log[:3]
+    talk.say(SERVER)
+    assert log == [(CLIENT, "conflict", 1008, b"x", b"X", "held"), (CLIENT, b"x", 7), (CLIENT, "gap", 1001, 7, "acked")]
+    del log[:]
+    talk.miss(SERVER, 3)
+    talk.say(SERVER, b"y", at=1)
+    other = Talk(tcpreasm, talk.assembler, ends=number(1))
+    other.say(CLIENT, syn=True, at=2)
+    assert log[:2] == [(CLIENT, "complete"), (CLIENT, "evict", "idle")]
+    talk.assembler.close()
+    assert (SERVER, "gap", 5001, 3, "ended") in log
+
+
+def test_streams_of_sides_have_hooks_of_their_own(tcpreasm: ModuleType) -> None:
+    recorder = Recorder(stream=HookedStream)
+    pool = tcpreasm.ConversationPool(streams=lambda side: recorder.new(side.net_flow, side.transport_flow))
+    talk = Talk(tcpreasm, tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions()))
+    talk.shake()
+    talk.miss(SERVER, 3)
+    talk.say(SERVER, b"y")
+    recorder.take()
+    talk.say(CLIENT, rst=True)
+    back = got(piece(b"y", skip=3), ends=BACK)
+    assert recorder.take() == [got(piece(end=True)), complete(), back, complete(BACK), ("gap of", key_of(BACK), 5001, 3, "ended")]
+
+
+def test_hooks_of_streams_in_several_threads(tcpreasm: ModuleType) -> None:
+    told: list[int] = []
+
+    class Mine(tcpreasm.BytesStream):  # type: ignore[misc,name-defined]
+        def on_gap(self, seq: int, missing: int, why: str) -> None:
+            told.append(missing)
+
+    frames = [frame(999 + 20 * at, bytes(10) if at else b"", ACK if at else SYN, ends=number(i)) for at in range(50) for i in range(40)]
+    assembler = tcpreasm.Assembler(tcpreasm.StreamPool(Mine))
+    assembler.assemble_capture(pcap((at, one) for at, one in enumerate(frames)), threads=2)
+    assert sum(told) == assembler.stats.bytes_skipped > 0
+    assert len(told) == assembler.stats.holes_ended == 40 * 49
+
+
+def test_a_hook_may_use_another_assembler_and_a_stream_that_was_told_may_die_with_it(tcpreasm: ModuleType) -> None:
+    """Nothing is locked, neither while it is called nor when nobody but the call keeps the stream."""
+    log: list[Any] = []
+
+    class Mine:
+        def reassembled(self, pieces: list[Any]) -> None:
+            log.append(b"".join(map(bytes, pieces)))
+
+        def reassembly_complete(self) -> None:
+            pass
+
+        def on_gap(self, seq: int, missing: int, why: str) -> None:
+            log.append(missing)
+            if missing == 4:
+                other.assemble(tcpreasm.Flow(ENDS[0], ENDS[2]), segment(tcpreasm, 1005, b"from the hook"), timestamp_ns=0)
+
+        def on_conflict(self, *what: Any) -> None:
+            log.append(what)
+
+        def on_evict(self, why: str) -> None:
+            log.append(why)
+
+        def __del__(self) -> None:
+            log.append([str(key) for key in pool.keys()])  # noqa: SIM118
+
+    pool = tcpreasm.StreamPool(lambda net_flow, transport_flow: Mine())
+    one, other = (tcpreasm.Assembler(pool, tcpreasm.AssemblerOptions(max_connections=1)) for _ in range(2))
+
+    def feed_one(seq: int, payload: bytes = b"", ends: Ends = ENDS, **options: Any) -> list[Any]:
+        one.assemble(tcpreasm.Flow(ends[0], ends[2]), segment(tcpreasm, seq, payload, ends=ends, **options), timestamp_ns=0)
+        calls = log[:]
+        log.clear()
+        return calls
+
+    # Each stream dies once it was told, and finds the pool as it is then.
+    assert feed_one(999, syn=True, ends=BACK) == [b""]
+    assert feed_one(999, syn=True) == ["half_open", [], b""]
+    assert feed_one(1000, b"a", wire=5) == [b"a", 4, b"from the hook"]
+    assert feed_one(1020, b"b") == []
+    assert feed_one(999, syn=True, ends=BACK) == [b"b", "idle", b"", 2, [key_of(BACK)]]
+    assert feed_one(1000, b"a", wire=4, fin=True, ends=BACK) == [b"a", 3, []]
+    assert feed_one(999, syn=True) == [b""]
+    assert feed_one(1001, b"b", fin=True) == []
+    assert feed_one(1000, b"aB") == [b"ab", (1001, b"b", b"B", "held"), []]
 
 
 # -- context ----------------------------------------------------------------------------------------------------------------

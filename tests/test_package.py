@@ -72,6 +72,7 @@ LEAVES = {
     "errors",
     "flow",
     "frame",
+    "hooks",
     "options",
     "packets",
     "provenance",

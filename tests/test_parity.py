@@ -26,7 +26,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorder import ACK, NS, URG, Ends, RecordedStream, Recorder, frame, in_a_tunnel, key_of, segment, timestamps
+from recorder import ACK, NS, URG, Ends, Hooks, RecordedStream, Recorder, frame, in_a_tunnel, key_of, segment, timestamps
 
 EXAMPLES = int(os.environ.get("TCPREASM_EXAMPLES", "1"))
 START_NS = 1_700_000_000 * NS
@@ -50,13 +50,14 @@ def examples(count: int) -> settings:
 class Keeper(Recorder):
     """Keeps pieces, lists of pieces and views of pieces, as users do, each with a copy of what it was."""
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, keep: bool, hooked: bool) -> None:
         super().__init__(keep=keep)
+        self.hooked = hooked
         self.copies: list[tuple[Any, bytes]] = []
 
     def new(self, net_flow: Any, transport_flow: Any) -> RecordedStream:
         made = super().new(net_flow, transport_flow)
-        self.streams[-1] = KeptStream(self, made.key)
+        self.streams[-1] = (HookedKeptStream if self.hooked else KeptStream)(self, made.key)
         return self.streams[-1]
 
     def check(self) -> None:
@@ -77,19 +78,24 @@ class KeptStream(RecordedStream):
         return super().reassembled(reassemblies)
 
 
+class HookedKeptStream(Hooks, KeptStream):
+    """The same, with all hooks."""
+
+
 class Side:
     """One core with two Assemblers on one pool. Option `pairs`: a ConversationPool."""
 
     def __init__(self, package: ModuleType, isns: list[int], keep: bool, options: dict[str, Any]) -> None:
         self.package = package
         self.isns = isns
-        self.recorder = Keeper(keep)
+        self.recorder = Keeper(keep, options.get("hooked", False))
         self.ends: list[Any] = []  # sides of conversations
         pairs = options.get("pairs", False)
         self.pool = recorded_conversations(package, self.recorder, self.ends) if pairs else package.StreamPool(self.recorder)
         self.assemblers = []
         options = dict(options)
         options.pop("pairs", None)
+        options.pop("hooked", None)
         first_number = options.pop("first_number", 0)
         if options.pop("tells", False):
             options["on_conflict"] = partial(self.tell, "conflict")
@@ -173,7 +179,17 @@ def recorded_conversations(package: ModuleType, recorder: Keeper, ends: list[Any
             recorder.calls.append(("over", str(self.conversation.key), self.conversation.state, len(self.streams)))
             recorder.raise_planned("over")
 
-    return package.ConversationPool(Handler)
+    class HookedHandler(Handler):
+        def on_gap(self, side: Any, *what: Any) -> None:
+            self.stream(side).on_gap(*what)
+
+        def on_conflict(self, side: Any, *what: Any) -> None:
+            self.stream(side).on_conflict(*what)
+
+        def on_evict(self, side: Any, *what: Any) -> None:
+            self.stream(side).on_evict(*what)
+
+    return package.ConversationPool(HookedHandler if recorder.hooked else Handler)
 
 
 class LockStep:
@@ -200,7 +216,7 @@ class LockStep:
         for side in self.sides:
             assert not side.recorder.wrong
         for kind, key, *rest in calls:
-            if kind in ("acked", "numbers", "over"):
+            if kind in ("acked", "numbers", "over", "gap of", "conflict of", "eviction of"):
                 continue
             if kind == "conflict":
                 _, held, new, wins = rest
@@ -310,7 +326,7 @@ FLUSH = st.one_of(
 )
 RAISE = st.tuples(
     st.just("raise"),
-    st.sampled_from(["new", "reassembled", "reassembled", "complete", "conflict", "gap"]),
+    st.sampled_from(["new", "reassembled", "reassembled", "complete", "conflict", "gap", "conflict of", "gap of", "eviction of"]),
     st.sampled_from([ValueError, KeyError, KeyboardInterrupt]),
 )
 STOP = st.just(("stop",))
@@ -334,6 +350,7 @@ OPTIONS = st.fixed_dictionaries(
         "open_on": st.just("data"),
         "overlaps": st.one_of(POLICY.map(lambda policy: (policy, policy)), st.tuples(POLICY, POLICY)),
         "tells": st.booleans(),
+        "hooked": st.booleans(),
         "depths": st.lists(st.sampled_from([None, 1, 3, 10, 2000, 5000, 1 << 30]), min_size=2, max_size=2),
         "urgent": st.sampled_from(["inline", "oob", "oob-linux"]),
         "paws": st.booleans(),

@@ -920,6 +920,7 @@ cdef class AssemblerBase(Flusher):
             return self._raise_late()
         try:
             self._look_closer(<uint8_t>flags, text)
+            self.at_work_on = connection
             self._take_in(connection, <uint8_t>flags, text)
         finally:
             if self.out_count:

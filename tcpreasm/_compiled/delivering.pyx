@@ -96,6 +96,7 @@ cdef class Deliverer(Stopper):
     cdef int _make_stream(self, connection_s *connection, uint32_t at_stake) except -1:
         cdef bint made = False
         cdef key_s key
+        cdef int hooks
         stream = None
         self.pool_.own(connection)
         try:
@@ -106,6 +107,7 @@ cdef class Deliverer(Stopper):
                     stream = self.pool_.new(net_flow_of(&connection.key), transport_flow_of(&connection.key))
                 made = True
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
+                hooks = self.pool_.hooks_of(stream)
             finally:
                 self.pool_.disown(connection)
         except BaseException as error:
@@ -120,6 +122,7 @@ cdef class Deliverer(Stopper):
             if made and isinstance(error, AttributeError):
                 raise no_stream(stream, key_object(&key)) from error
             raise
+        self.pool_.hooks |= hooks
         self.pool_.set_stream(connection, stream, reassembled, complete)
         return 0
 
@@ -206,7 +209,7 @@ cdef class Deliverer(Stopper):
 
     # next_seq goes on over bytes that are missing.
     cdef int _jump(self, connection_s *connection, int64_t missing, int why) except -1 nogil:
-        if self.tells_gaps and missing and connection.skip >= 0:
+        if missing and connection.skip >= 0:
             self._note_gap(connection, connection.next_seq, missing, why)
         connection.next_seq += <uint32_t>missing
         if connection.skip >= 0:  # else they belong to an unknown number anyway
@@ -302,8 +305,7 @@ cdef class Deliverer(Stopper):
             self.counts[why] += missing != 0
             connection.cut_end = connection.next_seq
         else:
-            if self.tells_gaps:
-                self._note_gap(connection, target, -1, GAP_START)
+            self._note_gap(connection, target, -1, GAP_START)
             begin_at(connection, target)
             connection.skip = -1
         self._advance(connection)

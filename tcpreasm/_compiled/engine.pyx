@@ -370,7 +370,7 @@ cdef class Engine(Evicter):
             self.pool_.note_held(text.seen_ns)
             if (
                 text.size >= FLAT_FROM and connection.pages.index != NULL and text.wire == text.size
-                and self.overlap == FIRST and not text.has_apart and not self.tells_conflicts  # whose runs come in order
+                and self.overlap == FIRST and not text.has_apart and not self._tells_conflicts()  # whose runs come in order
             ):
                 self._hold_over_many(&connection.pages, text, self._origin_for(connection, text))
             else:

@@ -11,6 +11,7 @@ cdef class Evicter(Deliverer):
     cdef uint64_t limit_connections  # open ones and those remembered; the highest number: none
     cdef object on_evict          # or None
     cdef bint tells_evictions     # it is not None
+    cdef object evicted           # the stream of the one that has made room, where one is asked for, until that is told
     cdef bint opens_on_data       # a stream is made for text or a FIN only, not for a SYN
     cdef clock_s clock_before     # of the packet at hand
 

@@ -9,7 +9,7 @@ from .clock cimport ALWAYS_NS
 from .connection cimport CLOSED, COUNTED, OPEN, SERVED, connection_s, key_object, key_s, net_flow_of, owner_of, transport_flow_of
 from .delivering cimport Deliverer
 from .holding cimport EVICTED_CLOSED, EVICTED_HALF_OPEN, EVICTED_IDLE
-from .pool cimport ENDLESS, find
+from .pool cimport ENDLESS, ON_EVICT, find
 
 from .._log import Log
 from ..stats import EVICTION_REASONS
@@ -80,7 +80,7 @@ cdef class Evicter(Deliverer):
                 user_code = (connection.has & SERVED) not in (0, COUNTED)
                 self._evict(connection)
             self.counts[reason] += 1
-            if self.tells_evictions or self.debug:
+            if self.tells_evictions or self.debug or (user_code and self.pool_.hooks & ON_EVICT):
                 user_code = True
                 self._take_gil()
                 with gil:
@@ -96,10 +96,13 @@ cdef class Evicter(Deliverer):
         self._take_gil()
         try:
             with gil:
+                if self.pool_.hooks & ON_EVICT:
+                    self.evicted = self.pool_.stream_of(connection)
                 try:
                     self._close(connection)
                 except BaseException as raised:
                     if connection.state == OPEN:  # no memory
+                        self.evicted = None
                         self.pool_.is_seen_kept = False
                         raise
                     self._keep_error(raised)
@@ -112,12 +115,17 @@ cdef class Evicter(Deliverer):
         why = EVICTION_REASONS[reason - EVICTED_CLOSED]
         if self.debug:
             _log.debug("%s: evicted, %s", key_object(key), why)
-        if self.tells_evictions:
-            self.pool_.unlock()
-            try:
+        stream, self.evicted = self.evicted, None
+        self.pool_.unlock()
+        try:
+            hook = self.pool_.hook_of(stream, ON_EVICT)
+            if hook is not None:
+                hook(why)
+            if self.tells_evictions:
                 self.on_evict(net_flow_of(key), transport_flow_of(key), why)
-            except BaseException as raised:
-                self._keep_error(raised)
-            finally:
-                self.pool_.lock()
+        except BaseException as raised:
+            self._keep_error(raised)
+        finally:
+            stream = hook = None  # without the lock: what dies with it may be user code
+            self.pool_.lock()
         return 0

@@ -99,7 +99,9 @@ cdef class Holder(Server):
     cdef object on_conflict
     cdef memory_s conflicts       # found in the segment at hand, for on_conflict: conflict_s,
     cdef memory_s conflict_held   # and of all of them, one behind the other, the bytes that were held,
-    cdef memory_s conflict_new    # and those that came
+    cdef memory_s conflict_new    # and those that came,
+    cdef object conflict_stream   # and the stream of what is held, where one is asked for
+    cdef connection_s *at_work_on  # the connection that the segment at hand, or the last one, belongs to
     cdef origin_s *origin         # of the capture at hand, where what waits may lie there; or NULL
     cdef clock_s clock
     cdef uint64_t counts[COUNTS]
@@ -120,6 +122,7 @@ cdef class Holder(Server):
     cdef int _compare(self, page_s *page, uint32_t offset, text_s *text, int64_t position, int64_t end, bint unsure) except -1 nogil
     cdef int _count_conflicts(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil
     cdef int _note_conflict(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil
+    cdef bint _tells_conflicts(self) noexcept nogil
     cdef int _tell_conflicts(self, const key_s *key) except -1
 
     # Whose bytes stay, under other policies than "first".

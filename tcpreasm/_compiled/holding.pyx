@@ -42,6 +42,7 @@ from .pages cimport (
     take_mark,
     take_page_for,
 )
+from .pool cimport ON_CONFLICT
 from .sequence cimport difference
 from .serving cimport Server
 from .streams cimport NativeStream, append, reserve
@@ -237,7 +238,7 @@ cdef class Holder(Server):
         for at in range(size):
             count += held[at] != new[at]
         self.counts[CONFLICTING] += count
-        if not self.tells_conflicts:
+        if not self._tells_conflicts():
             return 0
         at = 0
         while count:
@@ -249,6 +250,9 @@ cdef class Holder(Server):
             count -= at - begin
             self._note_conflict(seq + begin, held + begin, new + begin, at - begin, new_wins)
         return 0
+
+    cdef bint _tells_conflicts(self) noexcept nogil:
+        return self.tells_conflicts or self.pool_.hooks & ON_CONFLICT
 
     # A run of differing bytes. Where pages meet, it goes on from the last one.
     cdef int _note_conflict(self, uint32_t seq, const uint8_t *held, const uint8_t *new, uint32_t size, bint new_wins) except -1 nogil:
@@ -270,9 +274,12 @@ cdef class Holder(Server):
                 return 0
         run.seq, run.size, run.new_wins = seq, size, new_wins
         append(&self.conflicts, &run, sizeof(run))
+        if self.pool_.hooks & ON_CONFLICT:
+            with gil:
+                self.conflict_stream = self.pool_.stream_of(self.at_work_on)
         return 0
 
-    # To whoever asked for them, without the lock. An exception leaves the others untold.
+    # To whoever asked for them, without the lock, each to the stream first. An exception leaves the others untold.
     cdef int _tell_conflicts(self, const key_s *key) except -1:
         cdef const conflict_s *run = <const conflict_s *>self.conflicts.data
         cdef const char *held = <const char *>self.conflict_held.data
@@ -289,11 +296,17 @@ cdef class Holder(Server):
         finally:
             self.conflicts.used = self.conflict_held.used = self.conflict_new.used = 0
         net_flow, transport_flow = net_flow_of(key), transport_flow_of(key)
+        stream, self.conflict_stream = self.conflict_stream, None
         self.pool_.unlock()
         try:
+            hook = self.pool_.hook_of(stream, ON_CONFLICT)
             for seq, held_bytes, new_bytes, wins in conflicts:
-                self.on_conflict(net_flow, transport_flow, seq, held_bytes, new_bytes, wins)
+                if hook is not None:
+                    hook(seq, held_bytes, new_bytes, wins)
+                if self.tells_conflicts:
+                    self.on_conflict(net_flow, transport_flow, seq, held_bytes, new_bytes, wins)
         finally:
+            stream = hook = None  # without the lock: what dies with it may be user code
             self.pool_.lock()
         return 0
 

@@ -53,6 +53,12 @@ cdef enum:
     PER_STREAM = 4
 
 
+cdef enum:                        # what streams may have methods for: hooks.HOOKS, in their order
+    ON_GAP = 1
+    ON_CONFLICT = 2
+    ON_EVICT = 4
+
+
 cdef enum:
     SLABS = 21                    # each twice as large as the one before: 2**31 connections in all
     FIRST_SLAB = 1024             # connections
@@ -173,6 +179,9 @@ cdef inline connection_s *find(const table_s *table, const key_s *key, uint32_t 
 cdef class StreamPoolBase:
     cdef readonly object factory
     cdef object new               # factory.new, or the factory itself
+    cdef object classes           # HooksOfClasses of the streams
+    cdef object hookless          # the class of the last stream that had none, or None
+    cdef uint8_t hooks            # ON_GAP ... ON_EVICT: streams with such methods were opened
     cdef bint counts              # the factory is ByteCountStream itself: streams are COUNTED
     cdef pthread_mutex_t mutex
     cdef unsigned long holder     # identity of the thread that holds it; 0: none
@@ -231,6 +240,13 @@ cdef class StreamPoolBase:
     # objects.
     cdef int set_stream(self, connection_s *connection, object stream, object reassembled, object complete) except -1
     cdef int free_slot(self, uint32_t slot) except -1
+    # The stream of a connection, or None: with the GIL. It may outlive the connection, and dies without the lock.
+    cdef object stream_of(self, const connection_s *connection)
+    # Without the lock. What a stream is to be told of, ON_GAP ... ON_EVICT; and what is called for that, None: nothing, or it is None.
+    cdef int hooks_of(self, object stream) except -1
+    cdef object hook_of(self, object stream, int which)
+    # Whose class has the methods.
+    cdef object _hooked(self, object stream)
     # It waits for something: to be looked at when time passes.
     cdef int list_waiting(self, connection_s *connection) except -1 nogil
     # It holds something new, seen at that time.

@@ -45,6 +45,7 @@ from .conversation cimport (
     beside,
     is_over,
     Conversation,
+    Side,
     conversation_s,
     keep_conversation,
     key_of,
@@ -61,6 +62,7 @@ from .streams cimport NativeStream, serves_natively
 
 from .._log import Log
 from ..errors import no_handler
+from ..hooks import HOOKS, HooksOfClasses
 from .streams import ByteCountStream
 
 __all__ = ["ConversationPoolBase", "StreamPoolBase"]
@@ -69,6 +71,7 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
     unsigned long PyThread_get_thread_ident() noexcept nogil
     bint PyMethod_Check(object o)
+    object PyMethod_New(object function, object instance)
     PyObject *PyMethod_GET_FUNCTION(object method)
     PyObject *PyMethod_GET_SELF(object method)
     ctypedef struct PyListObject:
@@ -135,6 +138,9 @@ cdef extern from *:
     void free_big "tcpreasm_free_big"(void *memory, size_t size) noexcept nogil
 
 cdef tuple NO_STREAM = (None,) * PER_STREAM
+cdef tuple HOOK_NAMES = HOOKS
+
+assert HOOKS == ("on_gap", "on_conflict", "on_evict") and ON_EVICT == 1 << len(HOOKS) - 1
 
 _memory_log = Log("tcpreasm.memory")
 
@@ -147,6 +153,7 @@ cdef class StreamPoolBase:
         self.table.secret0 = int.from_bytes(os.urandom(8), "little")
         self.table.secret1 = int.from_bytes(os.urandom(8), "little") | 1
         self.served = []
+        self.classes = HooksOfClasses()
         self.condition = threading.Condition()
         self.seen_bound = self.late_ns = UNKNOWN_BOUND
         self.listed_high = -UNKNOWN_BOUND
@@ -423,6 +430,34 @@ cdef class StreamPoolBase:
         connection.stream.served.stream = <void *>stream if native or own_methods else NULL
         connection.has |= NATIVE if native else PYTHON
         return 0
+
+    cdef object stream_of(self, const connection_s *connection):
+        if (connection.has & SERVED) not in (NATIVE, PYTHON):
+            return None
+        return self.served[<size_t>connection.stream.served.slot * PER_STREAM + STREAM]
+
+    cdef object _hooked(self, object stream):
+        return stream
+
+    cdef int hooks_of(self, object stream) except -1:
+        cdef int hooks
+        cls = type(self._hooked(stream))
+        if cls is self.hookless:
+            return 0
+        hooks = self.classes.of(cls)
+        if hooks == 0:
+            self.hookless = cls
+        return hooks
+
+    cdef object hook_of(self, object stream, int which):
+        cdef int at = 0
+        if stream is None or not self.hooks_of(stream) & which:
+            return None
+        while which != 1 << at:
+            at += 1
+        hooked = self._hooked(stream)
+        bound = getattr(hooked, HOOK_NAMES[at])
+        return bound if hooked is stream else PyMethod_New(bound, stream)
 
     # With room for it among the free ones.
     cdef uint32_t _new_slot(self) except? 0:
@@ -782,6 +817,9 @@ cdef class ConversationPoolBase(StreamPoolBase):
         else:
             conversation.stream_0 = made
         return made
+
+    cdef object _hooked(self, object stream):
+        return (<Side>stream).conversation.handler if self.called_with == "conversation" else stream
 
     cdef Conversation _object_of(self, conversation_s *conversation):
         cdef Conversation made

@@ -22,13 +22,15 @@ cdef struct given_up_s:           # missing bytes that are no longer waited for
     uint32_t seq                  # of the first one
     int why                       # HOLES_LIMITED ... GAP_START
     int64_t missing               # -1: nobody knows
+    Py_ssize_t stream             # its place in gap_streams; -1: it has none, or nobody asks for it
 
 
 cdef class Stopper(Pairer):
     cdef int64_t depth            # bytes of each stream that it gets; 0: all
     cdef bint tells_gaps
     cdef object on_gap
-    cdef memory_s gaps            # of given_up_s, since the last call of _settle, for on_gap
+    cdef memory_s gaps            # of given_up_s, since the last call of _settle, for on_gap,
+    cdef list gap_streams         # and their streams, or None
 
     cdef void _let_go(self, connection_s *connection) noexcept nogil
     cdef int64_t _left(self, const connection_s *connection) noexcept nogil

@@ -1,4 +1,5 @@
-"""`Stopper`: what a stream gets no more of, because it has stopped or has had all that its depth leaves it; and gaps, for `on_gap`.
+"""`Stopper`: what a stream gets no more of, because it has stopped or has had all that its depth leaves it; and gaps, for the
+`on_gap` of streams and of the options.
 
 Called where one of these is so; a connection that is stopped is followed by its sequence numbers, and that is all.
 """
@@ -12,6 +13,7 @@ from .conversation cimport side_of
 from .holding cimport BYTES_SKIPPED, HOLES_LIMITED, NOTHING, STOPPED, cut_pages, text_s
 from .pages cimport page_end, page_s
 from .pairing cimport Pairer
+from .pool cimport ON_GAP
 from .sequence cimport difference
 from .streams cimport append, reserve
 
@@ -64,6 +66,17 @@ cdef class Stopper(Pairer):
 
     cdef int _note_gap(self, const connection_s *connection, uint32_t seq, int64_t missing, int why) except -1 nogil:
         cdef given_up_s gap
+        if not self.tells_gaps and not self.pool_.hooks & ON_GAP:
+            return 0
+        gap.stream = -1
+        if self.pool_.hooks & ON_GAP:
+            with gil:
+                stream = self.pool_.stream_of(connection)
+                if stream is not None:
+                    if self.gap_streams is None:
+                        self.gap_streams = []
+                    gap.stream = len(self.gap_streams)
+                    self.gap_streams.append(stream)
         if not reserve(&self.gaps, sizeof(gap), SIZE_MAX):
             with gil:
                 raise MemoryError()
@@ -71,24 +84,31 @@ cdef class Stopper(Pairer):
         append(&self.gaps, &gap, sizeof(gap))
         return 0
 
-    # To whoever asked for them, without the lock. An exception leaves the others untold.
+    # To whoever asked for them, without the lock, each to its stream first. An exception leaves the others untold.
     cdef int _tell_gaps(self) except -1:
         cdef given_up_s *gap = <given_up_s *>self.gaps.data
         cdef given_up_s *behind = <given_up_s *>(self.gaps.data + self.gaps.used)
-        cdef list gaps = []
+        cdef list gaps = [], streams = self.gap_streams
+        self.gap_streams = None
         try:
             while gap != behind:
                 why = GAP_REASONS[gap.why - HOLES_LIMITED]
-                gaps.append((net_flow_of(&gap.key), transport_flow_of(&gap.key), gap.seq, gap.missing, why))
+                stream = None if gap.stream < 0 else streams[gap.stream]
+                gaps.append((stream, net_flow_of(&gap.key), transport_flow_of(&gap.key), gap.seq, gap.missing, why))
                 gap += 1
         finally:
             self.gaps.used = 0
         self.pool_.unlock()
         try:
-            for each in gaps:
-                self.on_gap(*each)
+            for stream, net_flow, transport_flow, seq, missing, why in gaps:
+                hook = self.pool_.hook_of(stream, ON_GAP)
+                if hook is not None:
+                    hook(seq, missing, why)
+                if self.tells_gaps:
+                    self.on_gap(net_flow, transport_flow, seq, missing, why)
         except BaseException as raised:
             self._keep_error(raised)
         finally:
+            gaps = streams = stream = hook = None  # without the lock: what dies with it may be user code
             self.pool_.lock()
         return 0

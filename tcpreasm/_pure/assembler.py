@@ -89,6 +89,7 @@ class AssemblerBase(Flusher):
         self._overlap = overlap
         self._on_conflict = on_conflict
         self._conflicts = []
+        self._conflict_stream = None
         self._urgent = urgent
         self._paws = paws
         self._syn_data_waits = syn_data == SYN_DATA_ACKED
@@ -552,6 +553,7 @@ class AssemblerBase(Flusher):
             self._raise_late()
             return
         try:
+            self._at_work_on = connection
             try:
                 self._take_in(connection, seq, flags, payload, wire, seen_ns)
             finally:

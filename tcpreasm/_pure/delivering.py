@@ -40,6 +40,7 @@ class Deliverer(Stopper):
                 reassembled, complete = stream.reassembled, stream.reassembly_complete
             except AttributeError as error:
                 raise no_stream(stream, connection.key) from error
+            self._pool._note_hooks(stream)
         except BaseException:
             self._counts["factory_error"] += at_stake
             self._drop(connection.pages, "factory_error")
@@ -138,8 +139,8 @@ class Deliverer(Stopper):
         before = connection.next_seq
         connection.next_seq = add(before, missing)
         if connection.skip >= 0:  # else they belong to an unknown number anyway
-            if missing and self._on_gap is not None:
-                self._gaps.append((connection._key, before, missing, why))
+            if missing:
+                self._note_gap(connection, before, missing, why)
             connection.skip += missing
             self._counts["bytes_skipped"] += missing
             if connection.side is not None:
@@ -212,8 +213,7 @@ class Deliverer(Stopper):
         if connection.next_seq is None:
             connection.next_seq = connection.first_seq = connection.cut_end = target
             connection.skip = -1
-            if self._on_gap is not None:
-                self._gaps.append((connection._key, target, -1, "start"))
+            self._note_gap(connection, target, -1, "start")
         else:
             missing = difference(connection.next_seq, target)
             if self._depth:

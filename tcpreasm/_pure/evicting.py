@@ -11,6 +11,7 @@ from .._log import Log
 from ..flow import Flow
 from .connection import RawKey, key_object
 from .delivering import Deliverer
+from .pool import ON_EVICT
 
 _log = Log("tcpreasm.assembly")
 
@@ -26,6 +27,7 @@ class Evicter(Deliverer):
         hand is taken in."""
         while self._limit_connections and (evicted := self._pool.evict(key, self._limit_connections, self._forget_before())):
             old_key, connection, reason = evicted
+            stream = None if connection is None else connection.stream
             self._counts["evicted_" + reason] += 1
             try:
                 if connection is not None:
@@ -40,6 +42,9 @@ class Evicter(Deliverer):
             if self._debug:
                 _log.debug("%s: evicted, %s", key_object(old_key), reason)
             try:
+                hook = self._pool._hook(stream, ON_EVICT)
+                if hook is not None:
+                    hook(reason)
                 if self._on_evict is not None:
                     self._on_evict(*key_object(old_key), reason)
             except BaseException as raised:

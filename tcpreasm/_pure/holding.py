@@ -11,6 +11,7 @@ from typing import Any
 from .clock import NEVER_NS, Clock
 from .connection import Connection, RawKey, key_object
 from .pages import PAGE_BYTES, Page, PageCache, PageList
+from .pool import ON_CONFLICT
 from .sequence import add, difference
 from .serving import Server
 
@@ -31,7 +32,9 @@ class Holder(Server):
     _closed_timeout_ns: int
     _overlap: int
     _on_conflict: Any
-    _conflicts: list[tuple[int, bytearray, bytearray, str]]  # found in the segment at hand, for on_conflict
+    _conflicts: list[tuple[int, bytearray, bytearray, str]]  # found in the segment at hand, for on_conflict,
+    _conflict_stream: Any  # and in the stream of what is held, where there is one
+    _at_work_on: Connection  # that the segment at hand, or the last one, belongs to
     _counts: dict[str, int]
     _clock: Clock
     _out_of_band: int | None  # sequence number of the byte that the segment at hand has out of band
@@ -184,7 +187,7 @@ class Holder(Server):
             if differs and begin < 0:
                 begin = at
             elif not differs and begin >= 0:
-                if self._on_conflict is not None:
+                if self._on_conflict is not None or self._pool._hooks & ON_CONFLICT:
                     self._note_conflict(add(seq, begin), held[begin:at], new[begin:at], "new" if new_wins else "held")
                 begin = -1
 
@@ -197,13 +200,19 @@ class Holder(Server):
                 new_before += new
                 return
         self._conflicts.append((seq, bytearray(held), bytearray(new), wins))
+        self._conflict_stream = self._at_work_on.stream
 
     def _tell_conflicts(self, key: RawKey) -> None:
-        """To whoever asked for them. An exception leaves the others untold."""
+        """To whoever asked for them, each to the stream first. An exception leaves the others untold."""
         conflicts, self._conflicts = self._conflicts, []
+        stream, self._conflict_stream = self._conflict_stream, None
         net_flow, transport_flow = key_object(key)
+        hook = self._pool._hook(stream, ON_CONFLICT)
         for seq, held, new, wins in conflicts:
-            self._on_conflict(net_flow, transport_flow, seq, bytes(held), bytes(new), wins)
+            if hook is not None:
+                hook(seq, bytes(held), bytes(new), wins)
+            if self._on_conflict is not None:
+                self._on_conflict(net_flow, transport_flow, seq, bytes(held), bytes(new), wins)
 
     # -- whose bytes stay ---------------------------------------------------------------------------------------------
 

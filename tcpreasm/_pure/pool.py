@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 from weakref import ref
 
 from .._log import Log
 from ..errors import no_handler
 from ..flow import ConnectionKey
+from ..hooks import HOOKS, HooksOfClasses
 from .clock import ALWAYS_NS
 from .connection import Connection, RawKey, key_object
 from .conversation import Conversation, ConversationState, SideState
@@ -22,6 +24,7 @@ from .conversation import Conversation, ConversationState, SideState
 __all__ = ["ConversationPoolBase", "StreamPoolBase"]
 
 INITIAL_CONNECTIONS = 1024
+ON_GAP, ON_CONFLICT, ON_EVICT = (1 << at for at in range(len(HOOKS)))
 
 _memory_log = Log("tcpreasm.memory")
 
@@ -43,12 +46,35 @@ class StreamPoolBase:
         self._free: list[Connection] = []
         self._next_grow = INITIAL_CONNECTIONS
         self._requests = 0
+        self._classes = HooksOfClasses()
+        self._hooks = 0  # ON_GAP ... ON_EVICT: streams with such methods were opened
         self._log = _memory_log.is_on()
         self._grow()
 
     def _make(self, connection: Connection) -> Any:
         """The factory's stream for it."""
         return self._new(*connection.key)
+
+    def _note_hooks(self, stream: Any) -> None:
+        """From now on it is told what its class has methods for."""
+        hooks = self._classes.of(type(self._hooked(stream)))
+        if hooks & ~self._hooks:
+            with self._lock:
+                self._hooks |= hooks
+
+    def _hook(self, stream: Any, which: int) -> Callable[..., object] | None:
+        """What is called to tell a stream of that; None: nothing, or there is no stream."""
+        if stream is None or not self._classes.of(type(self._hooked(stream))) & which:
+            return None
+        return self._bound_hook(stream, HOOKS[which.bit_length() - 1])
+
+    def _hooked(self, stream: Any) -> Any:
+        """Whose class has them."""
+        return stream
+
+    def _bound_hook(self, stream: Any, name: str) -> Callable[..., object]:
+        bound: Callable[..., object] = getattr(stream, name)
+        return bound
 
     def __len__(self) -> int:
         """Open connections."""
@@ -270,6 +296,13 @@ class ConversationPoolBase(StreamPoolBase):
         made = self._new(*connection.key) if self._called_with == "flows" else self._new(conversation._side(index))
         conversation._streams[index] = made
         return made
+
+    def _hooked(self, stream: Any) -> Any:
+        return stream.conversation.handler if self._called_with == "conversation" else stream
+
+    def _bound_hook(self, stream: Any, name: str) -> Callable[..., object]:
+        bound = super()._bound_hook(self._hooked(stream), name)
+        return MethodType(bound, stream) if self._called_with == "conversation" else bound
 
     def _make_handler(self, conversation: Conversation, lock: threading.RLock) -> None:
         with lock:

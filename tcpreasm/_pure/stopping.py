@@ -1,4 +1,5 @@
-"""`Stopper`: what a stream gets no more of, because it has stopped or has had all that its depth leaves it; and gaps, for `on_gap`.
+"""`Stopper`: what a stream gets no more of, because it has stopped or has had all that its depth leaves it; and gaps, for the
+`on_gap` of streams and of the options.
 
 Called where one of these is so; a connection that is stopped is followed by its sequence numbers, and that is all.
 """
@@ -9,6 +10,7 @@ from typing import Any
 
 from .connection import Connection, RawKey, key_object
 from .pairing import Pairer
+from .pool import ON_GAP
 from .sequence import add, difference
 
 
@@ -17,7 +19,7 @@ class Stopper(Pairer):
 
     _depth: int  # bytes of each stream that it gets; 0: all
     _on_gap: Any
-    _gaps: list[tuple[RawKey, int, int, str]]  # given up since the last call of _settle, for on_gap
+    _gaps: list[tuple[RawKey, Any, int, int, str]]  # given up since the last call of _settle, for on_gap, with the stream
 
     def _let_go(self, connection: Connection) -> None:
         """From now on its segments are followed, and that is all. What is missing, and no piece has told, counts as if it had not been
@@ -52,11 +54,19 @@ class Stopper(Pairer):
                 self._cut_pages(connection, end_seq, "stopped")
                 self._hold_in(pages, end_seq, b"", missing, seen_ns, False)
 
+    def _note_gap(self, connection: Connection, seq: int, missing: int, why: str) -> None:
+        if self._on_gap is not None or self._pool._hooks & ON_GAP:
+            self._gaps.append((connection._key, connection.stream, seq, missing, why))
+
     def _tell_gaps(self) -> None:
-        """To whoever asked for them. An exception leaves the others untold, and is kept."""
+        """To whoever asked for them, each to its stream first. An exception leaves the others untold, and is kept."""
         gaps, self._gaps = self._gaps, []
         try:
-            for key, seq, missing, why in gaps:
-                self._on_gap(*key_object(key), seq, missing, why)
+            for key, stream, seq, missing, why in gaps:
+                hook = self._pool._hook(stream, ON_GAP)
+                if hook is not None:
+                    hook(seq, missing, why)
+                if self._on_gap is not None:
+                    self._on_gap(*key_object(key), seq, missing, why)
         except BaseException as raised:
             self._keep_error(raised)
