@@ -17,9 +17,12 @@ from ._select import core
 from .api import Assembler, CaptureSource
 from .follow import one_by_one, steps_of, unfrozen
 from .options import AssemblerOptions, check_bool
+from .provenance import origin_of, rows_of
 from .streams import ByteCountStream, BytesStream, DigestStream, SpanStream, Stream
 
 if TYPE_CHECKING:
+    import numpy
+
     from .flow import ConnectionKey
     from .provenance import ProvenanceArray
 
@@ -107,7 +110,7 @@ class ConversationPool(core.ConversationPoolBase):
         streams: SideStreams | Callable[[Side], Stream] | type[ByteCountStream] | None = None,
     ) -> None:
         if (factory is None) == (streams is None):
-            raise TypeError("a ConversationPool has a factory, or streams=, and not both")
+            raise TypeError(f"a ConversationPool has a factory or streams=, not {'neither' if factory is None else 'both'}")
         if streams is None and not callable(getattr(factory, "new", factory)):
             raise TypeError(f"a conversation factory has a method new(conversation) or is callable, not {factory!r}")
         stream_of: Any = streams if isinstance(streams, type) else getattr(streams, "new", streams)
@@ -142,6 +145,7 @@ class FinishedSide:
         data: the bytes that were captured, in order, gaps joined.
         gaps: (offset, length) of each hole. Offsets count the stream's bytes, the missing ones among them.
         started, ended, packets, bytes, delivered, skipped, acked, first_seen_ns, last_seen_ns: as in `Side`.
+        gap_count: holes.
         missing: bytes in all gaps together.
         provenance: where each byte came from, as `BytesStream.provenance`; None where `conversations` was not asked for it.
     """
@@ -161,9 +165,20 @@ class FinishedSide:
     provenance: ProvenanceArray | None = field(default=None, repr=False, compare=False)
 
     @property
+    def gap_count(self) -> int:
+        """Holes in it."""
+        return len(self.gaps)
+
+    @property
     def missing(self) -> int:
         """Bytes in all gaps together."""
         return sum(length for _, length in self.gaps)
+
+    def origin_of(self, offset: int) -> numpy.void:
+        """The row of `provenance` that brought the byte at that offset, as `BytesStream.origin_of`."""
+        if self.provenance is None:
+            raise ValueError("these conversations were listed without provenance=True")
+        return origin_of(self.provenance, offset)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,19 +242,19 @@ def conversations(
     """
     check_bool("provenance", provenance)
     done: deque[Conversation] = deque()
-    return one_by_one(steps_of(Assembler(_Followed(done, provenance), options), source, partial(_finished, done)))
+    return one_by_one(steps_of(Assembler(_Followed(done, provenance), options), source, partial(_finished, done, provenance)))
 
 
 _UnfrozenConversation = unfrozen(FinishedConversation)
 _UnfrozenSide = unfrozen(FinishedSide)
 
 
-def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
+def _finished(done: deque[Conversation], provenance: bool) -> Iterator[FinishedConversation]:
     while done:
         conversation = done.popleft()
         finished = _UnfrozenConversation()
-        finished.client = _finished_side(conversation.client)
-        finished.server = _finished_side(conversation.server)
+        finished.client = _finished_side(conversation.client, provenance)
+        finished.server = _finished_side(conversation.server, provenance)
         finished.guessed = conversation.guessed
         finished.handshake = conversation.handshake
         finished.syn_ns = conversation.syn_ns
@@ -256,11 +271,14 @@ def _finished(done: deque[Conversation]) -> Iterator[FinishedConversation]:
         yield finished
 
 
-def _finished_side(side: Side) -> Any:
+def _finished_side(side: Side, provenance: bool) -> Any:
     stream = side.stream
     finished = _UnfrozenSide()
     finished.key = side.key
-    finished.data, finished.gaps, finished.provenance = (b"", (), None) if stream is None else (stream.data, stream.gaps, stream.provenance)
+    if stream is None:
+        finished.data, finished.gaps, finished.provenance = b"", (), rows_of(b"") if provenance else None
+    else:
+        finished.data, finished.gaps, finished.provenance = stream.data, stream.gaps, stream.provenance
     finished.started = side.started
     finished.ended = side.ended
     finished.packets = side.packets

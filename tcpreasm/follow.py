@@ -50,6 +50,7 @@ class FinishedStream:
         ended: it was ended by FIN or RST. Else the capture ended, or the connection was silent for too long.
         first_seen_ns, last_seen_ns: capture time of the earliest and the latest packet that brought something, in nanoseconds since 1970.
         first_seen, last_seen: the same in seconds.
+        gap_count: holes.
         missing: bytes in all gaps together.
         provenance: where each byte came from, as `BytesStream.provenance`; None where `follow` was not asked for it.
     """
@@ -72,6 +73,11 @@ class FinishedStream:
     def last_seen(self) -> float:
         """`last_seen_ns` in seconds."""
         return self.last_seen_ns / 1e9
+
+    @property
+    def gap_count(self) -> int:
+        """Holes in it."""
+        return len(self.gaps)
 
     @property
     def missing(self) -> int:

@@ -78,7 +78,7 @@ def test_the_number_is_that_of_flows(run: Run, capture: Capture) -> None:
     }
     beyond = run("follow", path, len(table) + 1)
     assert beyond[:2] == (2, "")
-    assert beyond.err == f"tcpreasm: there is no connection {len(table) + 1}: tcpreasm flows numbers {len(table)} of them\n"
+    assert beyond.err == f"tcpreasm: there is no conversation {len(table) + 1}: {len(table)} in all (tcpreasm flows lists them)\n"
 
 
 def test_the_same_endpoints_again_are_another_connection(run: Run) -> None:

@@ -1060,7 +1060,7 @@ def test_who_makes_the_streams_is_told_of_each_conversation_that_is_complete(tcp
 
 def test_what_is_no_handler_and_no_pool(tcpreasm: ModuleType) -> None:
     for arguments, text in (
-        ((), "a factory, or streams="),
+        ((), "a factory or streams=, not neither"),
         ((3,), r"new\(conversation\) or is callable, not 3"),
     ):
         with pytest.raises(TypeError, match=text):

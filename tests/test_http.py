@@ -195,6 +195,15 @@ def test_a_lost_request_puts_nothing_out_of_step(run: Run, capture: Capture, num
     assert told == {410 + each: (None if each == number else f"/{each}", False) for each in range(1, ROUNDS + 1)}
 
 
+def test_a_response_to_head_behind_a_lost_request(run: Run, capture: Capture) -> None:
+    """The requests wait for what is lost, so that none is known where the responses are read: what stands where the body would be tells."""
+    talk = Talk().open().say(0, asked("/1"), lost=True).say(1, answered(201, b"one"))
+    talk.say(0, asked("/2", "HEAD")).say(1, answered(202, b"x" * 1000)[:-1000])
+    talk.say(0, asked("/3")).say(1, answered(203, b"three")).close()
+    told = [(e["request"] and e["request"]["target"], e["status"], e["response"]["sha256"]) for e in exchanges(run, capture(talk))]
+    assert told == [(None, 201, sha256(b"one")), ("/2", 202, sha256(b"")), ("/3", 203, sha256(b"three"))]
+
+
 def test_a_capture_that_began_late(run: Run, capture: Capture) -> None:
     talk = Talk()
     talk.say(1, b"the rest of a response").say(0, asked("/1")).say(1, answered(201)).say(0, asked("/2")).say(1, answered(202)).close()

@@ -667,6 +667,20 @@ def test_acked_is_told_of_the_conversations_of_a_capture(tcpreasm: ModuleType) -
     (talk,) = tcpreasm.conversations(pcap(enumerate(framed(TALK))), provenance=True)
     assert [*zip(*(talk.client.provenance[name].tolist() for name in ("packet_number", "acked")), strict=True)] == CLIENT_ROWS
     assert [*zip(*(talk.server.provenance[name].tolist() for name in ("packet_number", "acked")), strict=True)] == SERVER_ROWS
+    for side in (talk.client, talk.server):
+        offsets = range(sum(side.provenance["length"].tolist()))
+        assert [side.origin_of(offset) for offset in offsets] == [row for row in side.provenance for _ in range(row["length"])]
+        with pytest.raises(IndexError, match=f"at offset {len(offsets)}"):
+            side.origin_of(len(offsets))
+
+
+def test_a_side_that_has_sent_nothing_has_no_rows(tcpreasm: ModuleType) -> None:
+    syn = pcap(enumerate(framed([(CLIENT, 999, b"", SYN, 0)])))
+    (talk,) = tcpreasm.conversations(syn, provenance=True)
+    assert (talk.server.data, talk.server.gap_count, len(talk.client.provenance), len(talk.server.provenance)) == (b"", 0, 0, 0)
+    (talk,) = tcpreasm.conversations(syn)
+    with pytest.raises(ValueError, match="listed without provenance=True"):
+        talk.client.origin_of(0)
 
 
 def test_acked_is_unknown_in_a_pool_that_does_not_pair(tcpreasm: ModuleType) -> None:

@@ -298,4 +298,4 @@ def run(arguments: argparse.Namespace) -> None:
     finally:
         found = order.finish()
     if not found:
-        raise CommandError(f"there is no connection {arguments.number}: tcpreasm flows numbers {numbering.count} of them")
+        raise CommandError(f"there is no conversation {arguments.number}: {numbering.count} in all (tcpreasm flows lists them)")

@@ -152,6 +152,7 @@ class MessageParser:
         self._message: Message | None = None
         self._remaining = 0  # bytes to the end of the body or chunk; of a chunk with its CRLF
         self._chunked = False
+        self._likely: Callable[[bytes, int], int] = self._seek  # the state behind _likely_body
         self.message_count = 0
         """Messages so far."""
         self.skipped = 0
@@ -169,6 +170,7 @@ class MessageParser:
         if self._listener.tunnel:
             return
         message = self._message
+        self._begin_likely_body()
         if message is not None and count > 0:
             if self._state == self._until_close:
                 self._advance(count)
@@ -184,6 +186,7 @@ class MessageParser:
 
     def finish(self) -> None:
         """The end of the stream."""
+        self._begin_likely_body()
         if self._message is not None:
             self._complete(self._state == self._until_close)
         self.skipped += len(self._pending)
@@ -255,6 +258,18 @@ class MessageParser:
         self._sought = 0
         self._begin(head)
         return len(data) - rest
+
+    def _likely_body(self, data: bytes, position: int) -> int:
+        """Behind the head of a response to nobody knows what. Another response there tells that it was to HEAD, and has no body."""
+        if _STATUS_LINE.match(data, position):
+            self._complete(True)
+            return position
+        self._begin_likely_body()
+        return self._state(data, position)
+
+    def _begin_likely_body(self) -> None:
+        if self._state == self._likely_body:
+            self._state = self._likely
 
     def _body(self, data: bytes, position: int) -> int:
         count = min(self._remaining, len(data) - position)
@@ -358,13 +373,16 @@ class MessageParser:
         self.message_count += 1
         if is_response:
             message.status, message.reason = parser.get_status_code(), head.reason
-            has_body = self._answer(message, self._listener.begun(message))
+            method = self._listener.begun(message)
+            has_body = self._answer(message, method)
         else:
             message.method, message.target = parser.get_method(), head.target
             self._listener.begun(message)
             has_body = message.method != b"CONNECT"
         if not is_cut:
             self._begin_body(head.headers, has_body, is_response)
+            if is_response and has_body and method is None and self._message is not None:
+                self._likely, self._state = self._state, self._likely_body
 
     def _answer(self, message: Message, method: bytes | None) -> bool:
         """Does the response to this method have a body (RFC 9112 6.3)? False too where it makes a tunnel of the connection."""
