@@ -9,6 +9,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ class Page:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            if not select.select([self._answers], [], [], SECONDS)[0]:
+                raise TimeoutError(f"the browser has said nothing for {SECONDS} seconds")
             part = self._answers.read(1 << 20)
             if not part:
                 raise EOFError("the browser has gone")
@@ -155,7 +158,9 @@ def a_page(folder: Path, width: int = 1300, height: int = 900) -> Iterator[Page]
     ]
     command = ["bash", "-c", f'exec "$@" 3<&{its_commands} 4>&{its_answers}', "bash", browser_path(), *options, "about:blank"]
     quiet = subprocess.DEVNULL
-    browser = subprocess.Popen(command, pass_fds=(its_commands, its_answers), stdin=quiet, stdout=quiet, stderr=quiet)
+    # Not with the sanitizers that the core may run with: chromium does not get up beside them.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    browser = subprocess.Popen(command, pass_fds=(its_commands, its_answers), stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
     os.close(its_commands)
     os.close(its_answers)
     page = None
@@ -163,7 +168,7 @@ def a_page(folder: Path, width: int = 1300, height: int = 900) -> Iterator[Page]
         page = Page(commands, answers)
         yield page
     finally:
-        browser.terminate()
+        browser.kill()
         browser.wait(SECONDS)
         os.close(commands)
         if page is not None:
